@@ -1,0 +1,29 @@
+"""Fused multi-objective training: Pareto weights at the cost of a single objective.
+
+Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
+`value_loss`, `kl_divergence`. Weights: `min_norm`, `pama_weights`, `duality_gap`.
+"""
+
+from pama_ops import _library
+from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advantages, whiten
+from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
+from pama_ops.weights import PAMAWeights, min_norm, pama_weights
+
+__version__ = "0.1.0"
+__all__ = [
+    "GAE",
+    "PAMAStep",
+    "PAMAWeights",
+    "PPOLoss",
+    "gae",
+    "group_normalize",
+    "kl_divergence",
+    "min_norm",
+    "pama_advantages",
+    "pama_weights",
+    "ppo_loss",
+    "value_loss",
+    "whiten",
+]
+
+_library.load()

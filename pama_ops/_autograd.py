@@ -1,0 +1,42 @@
+"""The refusal to differentiate what is a constant of the optimisation."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pama_ops import _schemas as ops
+
+Result = TypeVar("Result")
+
+
+class _Constant(torch.autograd.Function):
+    """The identity forwards; backwards, an error that names the function."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.name, ctx.inputs = name, len(inputs)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refused = ops.refuse_gradient(grad, ctx.name)
+        return None, None, *(refused for _ in range(ctx.inputs))
+
+
+def constant(name: str, result: Result, *inputs: Tensor | None) -> Result:
+    """`result` of the op `name`; `backward()` through it raises if an input required a gradient."""
+    if not torch.is_grad_enabled():
+        return result
+    traced = [x for x in inputs if x is not None and x.requires_grad]
+    if not traced:
+        return result
+    if isinstance(result, Tensor):
+        return _Constant.apply(name, result, *traced)
+    parts = (
+        _Constant.apply(name, x, *traced) if x is not None and x.is_floating_point() else x
+        for x in result  # type: ignore[attr-defined]
+    )
+    return type(result)(*parts)

@@ -1,0 +1,167 @@
+"""Checks of arguments: what one can see without reading a tensor's values, said once.
+
+Every function raises TypeError or ValueError naming the argument, what came and what is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Clip = float | tuple[float, float]
+
+
+def tensor(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    return x
+
+
+def floating(name: str, x: object) -> Tensor:
+    x = tensor(name, x)
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {x.dtype}")
+    return x
+
+
+def match(name: str, x: object, shape: Sequence[int], like: str, device: torch.device) -> Tensor:
+    """`x` is a floating-point tensor of this shape and device, which are those of `like`."""
+    x = floating(name, x)
+    if x.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape {list(shape)} that goes with {like}, got {list(x.shape)}"
+        )
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device} like {like}, got {x.device}")
+    return x
+
+
+def tokens(
+    name: str, x: object, mask: object, cu_seqlens: object, *, objectives: bool
+) -> tuple[Tensor, tuple[int, ...]]:
+    """A token array, [N, B, T] or [B, T] (ragged: without B). Returns it and [B] as a tuple."""
+    x = floating(name, x)
+    dims = (3 if objectives else 2) - (cu_seqlens is not None)
+    if x.dim() != dims:
+        layout = (["N"] if objectives else []) + (["B", "T"] if cu_seqlens is None else ["total"])
+        raise ValueError(
+            f"{name} must have the {dims} dimensions [{', '.join(layout)}]"
+            f"{' when cu_seqlens is given' if cu_seqlens is not None else ''}, got {list(x.shape)}"
+        )
+    if objectives and x.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one objective, got {list(x.shape)}")
+    if mask is not None:
+        token_mask(mask, x.shape[1:] if objectives else x.shape, name, x.device)
+    if cu_seqlens is None:
+        return x, (x.shape[-2],)
+    cu = tensor("cu_seqlens", cu_seqlens)
+    if cu.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu.dtype}")
+    if cu.dim() != 1 or cu.shape[0] == 0:
+        raise ValueError(
+            f"cu_seqlens must be 1-dimensional with B + 1 entries, got {list(cu.shape)}"
+        )
+    if cu.device != x.device:
+        raise ValueError(f"cu_seqlens must be on {x.device} like {name}, got {cu.device}")
+    return x, (cu.shape[0] - 1,)
+
+
+def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device) -> None:
+    mask = tensor("mask", x)
+    if mask.dtype.is_complex:
+        raise TypeError(f"mask must be bool, integer or float, got {mask.dtype}")
+    if mask.shape != shape:
+        raise ValueError(
+            f"mask must have the shape {list(shape)} that goes with {like}, got {list(mask.shape)}"
+        )
+    if mask.device != device:
+        raise ValueError(f"mask must be on {device} like {like}, got {mask.device}")
+
+
+def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
+    """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
+    if mask is not None and mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask must hold only 0 and 1, got other values")
+    if cu_seqlens is not None and not (
+        int(cu_seqlens[0]) == 0
+        and int(cu_seqlens[-1]) == total
+        and bool((cu_seqlens.diff() >= 0).all())
+    ):
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the {total} tokens, got {cu_seqlens.tolist()}"
+        )
+
+
+def number(name: str, x: object) -> float:
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(x).__name__}")
+    return x
+
+
+def positive(name: str, x: object) -> float:
+    value = number(name, x)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value
+
+
+def unit(name: str, x: object) -> float:
+    value = number(name, x)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+def clip(x: object) -> tuple[float, float]:
+    """`clip` as (low, high): the ratio is held within [1 - low, 1 + high]."""
+    if isinstance(x, (tuple, list)):
+        if len(x) != 2:
+            raise ValueError(f"clip must be a number or a pair (low, high), got {x!r}")
+        return positive("clip[0]", x[0]), positive("clip[1]", x[1])
+    return positive("clip", x), positive("clip", x)
+
+
+def choice(name: str, x: object, options: Sequence[str]) -> int:
+    if x not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {x!r}")
+    return options.index(x)
+
+
+def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tensor | None:
+    """A preference over n objectives as a tensor on `like`'s device."""
+    if x is None:
+        return None
+    if isinstance(x, Tensor):
+        return match("preference", x, (n,), "the objectives", like.device)
+    values = [number(f"preference[{i}]", v) for i, v in enumerate(x)]
+    if len(values) != n:
+        raise ValueError(f"preference must have the {n} entries of the objectives, got {values}")
+    if not all(0 <= v < math.inf for v in values) or not any(values):
+        raise ValueError(
+            f"preference must be nonnegative and finite with a positive sum, got {values}"
+        )
+    return torch.tensor(values, dtype=torch.float64, device=like.device)
+
+
+def preference_values(p: Tensor | None) -> None:
+    """The check of a preference tensor that a CPU kernel makes by itself; synchronises."""
+    if p is not None and not (bool((p >= 0).all()) and 0 < float(p.sum()) < math.inf):
+        raise ValueError(
+            f"preference must be nonnegative and finite with a positive sum, got {p.tolist()}"
+        )
+
+
+def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, float]:
+    """`normalizer` as the pair an op takes: a tensor or None, and a divisor or 0."""
+    if x is None:
+        return None, 0.0
+    if not isinstance(x, Tensor):
+        return None, float(positive("normalizer", x))
+    if x.dtype.is_complex or x.numel() != 1:
+        raise ValueError(f"normalizer must hold one real number, got {x.dtype} {list(x.shape)}")
+    if x.device != like.device:
+        raise ValueError(f"normalizer must be on {like.device} like the loss, got {x.device}")
+    return x, 0.0

@@ -1,0 +1,270 @@
+"""Every dispatcher op of the library: schema, plain-PyTorch default, fake kernel, autograd.
+
+The default (`reference.py`, rounded to the op's dtypes) serves any device without a compiled
+kernel; csrc/cpu and csrc/cuda override it once loaded. The public functions call the ops
+by the names they have here, after checking their arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pama_ops import reference
+
+NAMESPACE = "pama_ops"
+SCHEMAS: dict[str, str] = {}
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def result_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The widest floating dtype among the arguments, at least float32."""
+    for x in tensors:
+        if x is not None and x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define an op whose default rounds the float64 reference to the dtypes the fake declares."""
+
+    def rounded(*args: Any) -> Any:
+        with torch.no_grad():
+            results, declared = default(*args), fake(*args)
+        if isinstance(results, Tensor):
+            return results.to(declared.dtype).contiguous()
+        return tuple(r.to(d.dtype).contiguous() for r, d in zip(results, declared, strict=True))
+
+    SCHEMAS[name] = schema
+    _library.define(name + schema)
+    _library.impl(name, rounded, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+
+def _refuse_gradient(grad: Tensor, name: str) -> Tensor:
+    raise RuntimeError(
+        f"pama_ops.{name} is not differentiable: its result is a constant of the optimisation. "
+        "Detach its inputs, or use its result where no gradient flows."
+    )
+
+
+refuse_gradient = _define(
+    "refuse_gradient",
+    "(Tensor grad, str name) -> Tensor",
+    _refuse_gradient,
+    lambda grad, name: grad.new_empty(grad.shape),
+)
+
+# --- advantages ---------------------------------------------------------------------------------
+
+gae = _define(
+    "gae",
+    "(Tensor rewards, Tensor values, Tensor? mask, Tensor? last_values, Tensor? cu_seqlens,"
+    " float gamma, float lam) -> (Tensor advantages, Tensor returns)",
+    reference.gae,
+    lambda rewards, values, mask, last_values, cu_seqlens, gamma, lam: tuple(
+        rewards.new_empty(rewards.shape, dtype=result_dtype(rewards, values, last_values))
+        for _ in range(2)
+    ),
+)
+
+whiten_moments = _define(
+    "whiten_moments",
+    "(Tensor x, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
+    reference.whiten_moments,
+    lambda x, mask, cu_seqlens: x.new_empty((x.shape[0], 3), dtype=torch.float64),
+)
+
+whiten_apply = _define(
+    "whiten_apply",
+    "(Tensor x, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
+    reference.whiten_apply,
+    lambda x, mask, cu_seqlens, moments, eps: x.new_empty(x.shape, dtype=result_dtype(x)),
+)
+
+group_normalize = _define(
+    "group_normalize",
+    "(Tensor rewards, int group_size, float eps) -> Tensor",
+    reference.group_normalize,
+    lambda rewards, group_size, eps: rewards.new_empty(rewards.shape, dtype=result_dtype(rewards)),
+)
+
+pama_statistics = _define(
+    "pama_statistics",
+    "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? cu_seqlens, int reduction,"
+    " float low, float high, bool noon, bool ratio_weighted) -> Tensor",
+    reference.pama_statistics,
+    lambda advantages, mask, log_ratio, cu_seqlens, reduction, low, high, noon, ratio_weighted: (
+        advantages.new_empty(
+            (statistics_size(advantages.shape[0], reduction),), dtype=torch.float64
+        )
+    ),
+)
+
+
+def statistics_size(n: int, reduction: int) -> int:
+    if reduction == reference.GRAM:
+        return n + n * n
+    return 2 * n + 1 if reduction == reference.BATCH else n
+
+
+def _fake_pama_combine(
+    advantages: Tensor,
+    mask: Tensor | None,
+    log_ratio: Tensor | None,
+    preference: Tensor | None,
+    cu_seqlens: Tensor | None,
+    statistics: Tensor,
+    reduction: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, tokens = advantages.shape[0], advantages.shape[1:]
+    rows = advantages.shape[1] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    dtype = result_dtype(advantages, log_ratio)
+    batch = {reference.TOKEN: tuple(tokens), reference.SEQUENCE: (rows,)}.get(reduction, ())
+    optimum = (0,) if reduction == reference.GRAM else batch
+    return (
+        advantages.new_empty(tokens, dtype=dtype),
+        advantages.new_empty((n, *batch), dtype=dtype),
+        advantages.new_empty(optimum, dtype=dtype),
+        advantages.new_empty((n,), dtype=torch.bool),
+    )
+
+
+pama_combine = _define(
+    "pama_combine",
+    "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
+    " Tensor statistics, int reduction, float low, float high, bool noon, bool ratio_weighted)"
+    " -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
+    reference.pama_combine,
+    _fake_pama_combine,
+)
+
+# --- losses -------------------------------------------------------------------------------------
+
+kl_divergence = _define(
+    "kl_divergence",
+    "(Tensor logp, Tensor ref_logp, Tensor? mask, int estimator) -> Tensor",
+    reference.kl_divergence,
+    lambda logp, ref_logp, mask, estimator: logp.new_empty(
+        logp.shape, dtype=result_dtype(logp, ref_logp)
+    ),
+)
+
+kl_divergence_backward = _define(
+    "kl_divergence_backward",
+    "(Tensor grad, Tensor logp, Tensor ref_logp, Tensor? mask, int estimator) -> Tensor",
+    reference.kl_divergence_backward,
+    lambda grad, logp, ref_logp, mask, estimator: logp.new_empty(
+        logp.shape, dtype=result_dtype(logp, ref_logp)
+    ),
+)
+
+ppo_loss = _define(
+    "ppo_loss",
+    "(Tensor logp, Tensor old_logp, Tensor advantages, Tensor? mask, Tensor? ref_logp,"
+    " Tensor? normalizer, Tensor? cu_seqlens, float low, float high, int aggregate, float divisor,"
+    " float kl_coef, int estimator) -> (Tensor loss, Tensor statistics, Tensor row_weights)",
+    reference.ppo_loss,
+    lambda logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens, *_: (
+        logp.new_empty((), dtype=result_dtype(logp, old_logp, advantages, ref_logp)),
+        logp.new_empty((4,), dtype=result_dtype(logp, old_logp, advantages, ref_logp)),
+        logp.new_empty(
+            (logp.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1,),
+            dtype=torch.float64,
+        ),
+    ),
+)
+
+ppo_loss_backward = _define(
+    "ppo_loss_backward",
+    "(Tensor grad, Tensor row_weights, Tensor logp, Tensor old_logp, Tensor advantages,"
+    " Tensor? mask, Tensor? ref_logp, Tensor? cu_seqlens, float low, float high, float kl_coef,"
+    " int estimator) -> Tensor",
+    reference.ppo_loss_backward,
+    lambda grad, row_weights, logp, *_: logp.new_empty(logp.shape, dtype=result_dtype(logp)),
+)
+
+value_loss = _define(
+    "value_loss",
+    "(Tensor values, Tensor returns, Tensor? mask, Tensor? old_values, Tensor? normalizer,"
+    " Tensor? cu_seqlens, float clip, float divisor) -> (Tensor loss, Tensor scale)",
+    reference.value_loss,
+    lambda values, returns, mask, old_values, *_: (
+        values.new_empty((values.shape[0],), dtype=result_dtype(values, returns, old_values)),
+        values.new_empty((), dtype=torch.float64),
+    ),
+)
+
+value_loss_backward = _define(
+    "value_loss_backward",
+    "(Tensor grad, Tensor scale, Tensor values, Tensor returns, Tensor? mask, Tensor? old_values,"
+    " Tensor? cu_seqlens, float clip) -> Tensor",
+    reference.value_loss_backward,
+    lambda grad, scale, values, *_: values.new_empty(values.shape, dtype=result_dtype(values)),
+)
+
+# --- autograd -----------------------------------------------------------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save all of an op's arguments, and of its results those after the first."""
+    extra = output[1:] if isinstance(output, tuple) else ()
+    ctx.save_for_backward(*(x for x in (*inputs, *extra) if isinstance(x, Tensor)))
+    ctx.plan = [None if isinstance(x, Tensor) else (x,) for x in (*inputs, *extra)]
+    ctx.set_materialize_grads(False)
+
+
+def _kept(ctx: Any) -> list[Any]:
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if entry is None else entry[0] for entry in ctx.plan]
+
+
+def _kl_divergence_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
+    logp, ref_logp, mask, estimator = _kept(ctx)
+    slope = kl_divergence_backward(grad, logp, ref_logp, mask, estimator)
+    ours = slope.to(logp.dtype) if ctx.needs_input_grad[0] else None
+    theirs = slope.neg().to(ref_logp.dtype) if ctx.needs_input_grad[1] else None
+    return ours, theirs, None, None
+
+
+def _ppo_loss_backward(
+    ctx: Any, grad: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    constants = (None,) * 12
+    if grad is None or not ctx.needs_input_grad[0]:
+        return None, *constants
+    logp, old_logp, advantages, mask, ref_logp, _n, cu, low, high, _a, _d, coef, estimator = _kept(
+        ctx
+    )[:13]
+    row_weights = _kept(ctx)[14]
+    slope = ppo_loss_backward(
+        grad, row_weights, logp, old_logp, advantages, mask, ref_logp, cu, low, high, coef, estimator
+    )
+    return slope.to(logp.dtype), *constants
+
+
+def _value_loss_backward(
+    ctx: Any, grad: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    constants = (None,) * 7
+    if grad is None or not ctx.needs_input_grad[0]:
+        return None, *constants
+    values, returns, mask, old_values, _n, cu, clip, _d, scale = _kept(ctx)
+    slope = value_loss_backward(grad, scale, values, returns, mask, old_values, cu, clip)
+    return slope.to(values.dtype), *constants
+
+
+for _name, _backward in {
+    "kl_divergence": _kl_divergence_backward,
+    "ppo_loss": _ppo_loss_backward,
+    "value_loss": _value_loss_backward,
+}.items():
+    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_keep)

@@ -1,0 +1,287 @@
+"""Token space: from per-token rewards of N objectives to one advantage that a trainer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from pama_ops import _checks as check
+from pama_ops import _schemas as ops
+from pama_ops._autograd import constant
+
+REDUCTIONS = ("token", "sequence", "gram", "batch")
+
+
+class GAE(NamedTuple):
+    """Advantages and returns of `gae`, each shaped like its rewards."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class PAMAStep(NamedTuple):
+    """Result of `pama_advantages`.
+
+    Attributes:
+        advantages: Ā, shape [B, T] (ragged: [total]): what the trainer optimises.
+        weights: c, shape [N] for "gram" and "batch", [N, B] for "sequence", [N, B, T] for "token".
+        gram: float64 [N, N] for "gram", else None.
+        optimum: s* = Σ c_i a_i of Theorem 1, shape [B, T], [B] or []; None for "gram".
+        active: bool [N]: whether the objective has a nonzero I(A) anywhere in the batch.
+    """
+
+    advantages: Tensor
+    weights: Tensor
+    gram: Tensor | None
+    optimum: Tensor | None
+    active: Tensor
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    last_values: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    check_values: bool = False,
+) -> GAE:
+    """Generalised advantage estimates of N objectives at once, in one pass.
+
+    δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γ λ A_{t+1},  return R_t = A_t + V_t,
+
+    where t + 1 is the next position whose mask is 1: a masked position behaves as if it were cut
+    out of the sequence, wherever it stands, and nothing written there (NaN included) is read.
+    Recurrences run in float64 and are rounded once. Bits do not depend on the number of threads.
+
+    Args:
+        rewards: [N, B, T], any floating dtype and strides (a permuted [B, T, N] is not copied).
+        values: V, same shape; dtypes may differ.
+        mask: [B, T], bool, integer or float 0/1; 1 marks response tokens. None is all ones.
+        gamma: discount in [0, 1].
+        lam: λ in [0, 1].
+        last_values: [N, B], V after each sequence's last unmasked token. None is 0.
+        cu_seqlens: int32 or int64 [B + 1]: the arrays are ragged, [N, total] and [total], and
+            sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1].
+        check_values: check the values of `mask` and `cu_seqlens` on a GPU too (synchronises; on a
+            CPU they always are).
+
+    Returns:
+        `GAE(advantages, returns)`: each shaped like `rewards`, contiguous, in the widest dtype
+        given (at least float32), 0 at masked positions.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(N B T) time; on a GPU one launch, O(T / 128) steps.
+    Source: Schulman et al., arXiv 1506.02438, eq. 16.
+
+    >>> rewards = torch.tensor([[[0.0, 0.0, 1.0]]])
+    >>> gae(rewards, torch.zeros(1, 1, 3), gamma=1.0, lam=0.5).advantages
+    tensor([[[0.2500, 0.5000, 1.0000]]])
+    """
+    rewards, rows = check.tokens("rewards", rewards, mask, cu_seqlens, objectives=True)
+    check.match("values", values, rewards.shape, "rewards", rewards.device)
+    gamma, lam = check.unit("gamma", gamma), check.unit("lam", lam)
+    if last_values is not None:
+        shape = (rewards.shape[0], *rows)
+        check.match("last_values", last_values, shape, "rewards", rewards.device)
+    if check_values:
+        check.values(mask, cu_seqlens, rewards.shape[-1])
+    out = GAE(*ops.gae(rewards, values, mask, last_values, cu_seqlens, gamma, lam))
+    return constant("gae", out, rewards, values, last_values)
+
+
+def whiten(
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    eps: float = 1e-8,
+    group: ProcessGroup | None = None,
+    cu_seqlens: Tensor | None = None,
+    check_values: bool = False,
+) -> Tensor:
+    """Whiten each objective over its masked tokens (or sequences).
+
+    (x − μ_i) · (σ_i² + ε)^(−½) · m, with μ_i and the unbiased σ_i² over the positions where m = 1,
+    in float64 by merging the moments of each sequence (Chan's formula, no cancellation).
+
+    Args:
+        advantages: [N, B, T], or [N, B] to whiten sequence scores (mask then [B]).
+        mask: [B, T], bool, integer or float 0/1; None is all ones.
+        eps: ε > 0, added to the variance.
+        group: process group whose ranks hold disjoint tokens of one batch; 3N numbers travel.
+        cu_seqlens: ragged [N, total], see `gae`.
+        check_values: see `gae`.
+
+    Returns:
+        Same shape, contiguous, at least float32, 0 at masked positions. One token alone gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(N B T), two passes. Source: Chan, Golub & LeVeque 1983 (moments).
+
+    >>> whiten(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[1, 1, 0]]))
+    tensor([[[-0.7071,  0.7071,  0.0000]]])
+    """
+    x = check.floating("advantages", advantages)
+    by_sequence = x.dim() == 2 and cu_seqlens is None
+    if by_sequence:  # one row of B scores per objective
+        x = x.unsqueeze(1)
+        mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
+    check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
+    eps = check.positive("eps", eps)
+    if check_values:
+        check.values(mask, cu_seqlens, x.shape[-1])
+    moments = ops.whiten_moments(x, mask, cu_seqlens)[None]
+    if group is not None:
+        moments = _gather(moments, group)
+    out = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
+    return constant("whiten", out.squeeze(1) if by_sequence else out, advantages)
+
+
+def _gather(x: Tensor, group: ProcessGroup) -> Tensor:
+    """[1, ...] of each rank -> [ranks, ...], the same bits on every rank."""
+    size = torch.distributed.get_world_size(group)
+    out = x.new_empty((size, *x.shape[1:]))
+    torch.distributed.all_gather_into_tensor(out, x.contiguous(), group=group)
+    return out
+
+
+def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> Tensor:
+    """Advantages relative to the group of completions of one prompt (GRPO, GDPO).
+
+    (r − μ_g) / (σ_g + ε) with the unbiased σ_g, over each run of `group_size` entries of the last
+    dimension. NaN marks a reward that does not apply: it is left out and returned as 0.
+
+    Args:
+        rewards: [N, B] or [B], floating, any strides; B a multiple of `group_size`.
+        group_size: completions of one prompt, consecutive.
+        eps: ε >= 0, added to the deviation.
+
+    Returns:
+        Same shape, contiguous, at least float32. A group with one valid reward gives 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(N B). Source: Shao et al., arXiv 2402.03300, §4.1.2.
+
+    >>> group_normalize(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2)
+    tensor([[-0.7070,  0.7070,  0.0000,  0.0000]])
+    """
+    rewards = check.floating("rewards", rewards)
+    if rewards.dim() not in (1, 2):
+        raise ValueError(f"rewards must have the shape [N, B] or [B], got {list(rewards.shape)}")
+    if isinstance(group_size, bool) or not isinstance(group_size, int):
+        raise TypeError(f"group_size must be an integer, got {type(group_size).__name__}")
+    if group_size < 1 or rewards.shape[-1] % group_size:
+        raise ValueError(
+            f"group_size must be positive and divide rewards' B = {rewards.shape[-1]},"
+            f" got {group_size}"
+        )
+    if not check.number("eps", eps) >= 0:
+        raise ValueError(f"eps must not be negative, got {eps}")
+    out = ops.group_normalize(rewards, group_size, eps)
+    return constant("group_normalize", out, rewards)
+
+
+def pama_advantages(
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    log_ratio: Tensor | None = None,
+    *,
+    clip: check.Clip = 0.2,
+    reduction: str = "token",
+    preference: Tensor | Sequence[float] | None = None,
+    noon: bool = True,
+    ratio_weighted: bool = False,
+    group: ProcessGroup | None = None,
+    cu_seqlens: Tensor | None = None,
+    check_values: bool = False,
+) -> PAMAStep:
+    """Pareto-combine the advantages of N objectives into one, at a cost of O(N B T).
+
+    With Noon A⁺ = max(A, 0), the ratio u = exp(log_ratio), and the active part I(A)_t = A⁺_t where
+    u_t <= 1 + ε_high, else 0 (without Noon also 0 where A < 0 and u < 1 − ε_low), the weights c on
+    the simplex solve one of these, by `reduction`:
+
+    - "token": Theorem 1 on the N scalars I(A)_i,t of every token;
+    - "sequence": Theorem 1 on each sequence's means of I(A)_i;
+    - "gram": min cᵀ G c, G_ij = Σ_t m_t I(A)_i,t I(A)_j,t: the paper's bound itself (`min_norm`);
+    - "batch": Theorem 1 on the batch's means of I(A)_i.
+
+    The result is Ā_t = Σ_i c_i A⁺_i,t, which any PPO or GRPO loss takes in place of its own
+    advantage: with Noon the n clipped losses collapse into that one loss exactly. With
+    `noon=False`, Ā = Σ c_i A_i is a definition, not an identity. An objective whose I(A) is 0 over
+    the whole batch is already stationary: it gets weight 0 and is reported in `active`.
+    Ā and c are constants of the optimisation: no gradient flows through them.
+
+    Args:
+        advantages: [N, B, T], whitened per objective (see `whiten`), any strides.
+        mask: [B, T], bool, integer or float 0/1; None is all ones.
+        log_ratio: [B, T], log π − log π_old; None is 0, as before the first update.
+        clip: ε, or the pair (ε_low, ε_high).
+        reduction: one of "token", "sequence", "gram", "batch".
+        preference: N nonnegative numbers, uniform if None; 0 drops an objective.
+        noon: drop negative advantages, as the paper does.
+        ratio_weighted: multiply I(A)_t by u_t when choosing weights.
+        group: process group whose ranks hold disjoint sequences of one batch; only the statistics
+            (at most N + N² numbers) travel.
+        cu_seqlens: ragged [N, total], see `gae`.
+        check_values: see `gae`; also checks a `preference` tensor on a GPU.
+
+    Returns:
+        `PAMAStep(advantages, weights, gram, optimum, active)`; 0 at masked positions, and
+        everywhere if no objective is both active and preferred.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(N B T) and, for "gram", O(N² B T); on a GPU at most 4 launches.
+    Source: He & Maghsudi, arXiv 2508.07768, Theorem 1 and §4.
+
+    >>> advantages = torch.tensor([[[2.0, -1.0]], [[1.0, 3.0]]])
+    >>> pama_advantages(advantages).advantages
+    tensor([[1., 0.]])
+    """
+    advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+    n = advantages.shape[0]
+    if log_ratio is not None:
+        tokens = advantages.shape[1:]
+        check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
+    low, high = check.clip(clip)
+    kind = check.choice("reduction", reduction, REDUCTIONS)
+    p = check.preference(preference, n, advantages)
+    if check_values:
+        check.values(mask, cu_seqlens, advantages.shape[-1])
+        check.preference_values(p)
+    noon, ratio_weighted = bool(noon), bool(ratio_weighted)
+    statistics = ops.pama_statistics(
+        advantages, mask, log_ratio, cu_seqlens, kind, low, high, noon, ratio_weighted
+    )
+    if group is not None:
+        torch.distributed.all_reduce(statistics, group=group)
+    combined, weights, optimum, active = ops.pama_combine(
+        advantages, mask, log_ratio, p, cu_seqlens, statistics, kind, low, high, noon, ratio_weighted
+    )
+    by_gram = reduction == "gram"
+    step = PAMAStep(
+        combined,
+        weights,
+        statistics[n:].view(n, n) if by_gram else None,
+        None if by_gram else optimum,
+        active,
+    )
+    return constant("pama_advantages", step, advantages, log_ratio)

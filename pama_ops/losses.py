@@ -1,0 +1,210 @@
+"""Losses on tokens: the clipped policy loss, the value loss, and estimators of the KL divergence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pama_ops import _checks as check
+from pama_ops import _schemas as ops
+
+AGGREGATES = ("token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", "token-sum")
+ESTIMATORS = ("k1", "k2", "k3")
+
+
+class PPOLoss(NamedTuple):
+    """Result of `ppo_loss`; all but `loss` are detached means over the masked tokens.
+
+    Attributes:
+        loss: [] scalar, differentiable in `logp`.
+        clip_fraction: share of tokens where the clip holds the surrogate flat.
+        approx_kl: k3 estimate of KL(π_old ‖ π), never negative.
+        ratio_mean: mean of u.
+        kl: estimate of the KL divergence to `ref_logp` that the loss holds; 0 without one.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+    ratio_mean: Tensor
+    kl: Tensor
+
+
+def kl_divergence(
+    logp: Tensor,
+    ref_logp: Tensor,
+    mask: Tensor | None = None,
+    *,
+    estimator: str = "k3",
+    check_values: bool = False,
+) -> Tensor:
+    """Per-token estimate of KL(π ‖ π_ref) from samples of π.
+
+    With k = log π − log π_ref:  "k1": k;  "k2": ½ k²;  "k3": exp(−k) − 1 + k.
+
+    Args:
+        logp: log π of the sampled tokens, [B, T] or any 1- or 2-dimensional shape.
+        ref_logp: log π_ref, same shape.
+        mask: same shape, bool, integer or float 0/1; None is all ones.
+        estimator: "k1", "k2" or "k3".
+        check_values: check the values of `mask` on a GPU too (synchronises).
+
+    Returns:
+        Same shape, contiguous, at least float32, 0 at masked positions. Differentiable once in
+        `logp` and `ref_logp`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+
+    Complexity: one pass. Source: Schulman, "Approximating KL divergence", 2020.
+
+    >>> kl_divergence(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), estimator="k1")
+    tensor([[0.5000]])
+    """
+    logp = check.floating("logp", logp)
+    if logp.dim() not in (1, 2):
+        raise ValueError(f"logp must have 1 or 2 dimensions, got {list(logp.shape)}")
+    check.match("ref_logp", ref_logp, logp.shape, "logp", logp.device)
+    if mask is not None:
+        check.token_mask(mask, logp.shape, "logp", logp.device)
+        if check_values:
+            check.values(mask, None, logp.shape[-1])
+    return ops.kl_divergence(logp, ref_logp, mask, 1 + check.choice("estimator", estimator, ESTIMATORS))
+
+
+def ppo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    clip: check.Clip = 0.2,
+    aggregate: str = "token-mean",
+    normalizer: Tensor | float | None = None,
+    ref_logp: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: str = "k3",
+    cu_seqlens: Tensor | None = None,
+    check_values: bool = False,
+) -> PPOLoss:
+    """The clipped policy loss, its statistics in the same pass, its gradient in one more.
+
+    With u = exp(logp − old_logp), the loss is the aggregate over masked tokens of
+
+        −min(u A, clip(u, 1 − ε_low, 1 + ε_high) A) + β KL_t(logp, ref_logp)
+
+    where "token-mean" sums and divides by the masked tokens, "sequence-mean-token-mean" averages
+    each sequence, then the non-empty sequences, "sequence-mean-token-sum" sums each sequence and
+    averages those, and "token-sum" sums. `normalizer` replaces the (last) divisor, e.g. by the
+    token count over all ranks and micro-batches. `advantages`, `old_logp` and `ref_logp` are
+    constants: no gradient flows to them.
+
+    Args:
+        logp: log π of the sampled tokens, [B, T] (ragged [total]), any strides.
+        old_logp: log π_old, same shape.
+        advantages: A, same shape, e.g. `pama_advantages(...).advantages`.
+        mask: same shape, bool, integer or float 0/1; None is all ones.
+        clip: ε, or the pair (ε_low, ε_high).
+        aggregate: one of the four above.
+        normalizer: positive number, or a tensor of one element.
+        ref_logp: log π_ref, same shape; needed when kl_coef is not 0.
+        kl_coef: β.
+        kl_estimator: "k1", "k2" or "k3", see `kl_divergence`.
+        cu_seqlens: ragged arrays, see `gae`.
+        check_values: check the values of `mask` and `cu_seqlens` on a GPU too (synchronises).
+
+    Returns:
+        `PPOLoss`, scalars in the widest dtype given (at least float32). Sums run in float64. No
+        unmasked token gives 0. Differentiable once, in `logp`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+
+    Complexity: O(B T), one pass forwards and one backwards.
+    Source: Schulman et al., arXiv 1707.06347, eq. 7; aggregates: Yu et al., arXiv 2503.14476.
+
+    >>> zeros = torch.zeros(1, 2)
+    >>> ppo_loss(zeros, zeros, torch.tensor([[1.0, 3.0]])).loss
+    tensor(-2.)
+    """
+    logp, _ = check.tokens("logp", logp, mask, cu_seqlens, objectives=False)
+    for name, x in ("old_logp", old_logp), ("advantages", advantages), ("ref_logp", ref_logp):
+        if x is not None or name != "ref_logp":
+            check.match(name, x, logp.shape, "logp", logp.device)
+    low, high = check.clip(clip)
+    kind = check.choice("aggregate", aggregate, AGGREGATES)
+    estimator = 1 + check.choice("kl_estimator", kl_estimator, ESTIMATORS)
+    kl_coef = check.number("kl_coef", kl_coef)
+    if kl_coef != 0 and ref_logp is None:
+        raise ValueError(f"ref_logp must be given when kl_coef is not 0, got None and {kl_coef}")
+    norm, divisor = check.normalizer(normalizer, logp)
+    if check_values:
+        check.values(mask, cu_seqlens, logp.shape[-1])
+    loss, statistics, _ = ops.ppo_loss(
+        logp,
+        old_logp,
+        advantages,
+        mask,
+        ref_logp,
+        norm,
+        cu_seqlens,
+        low,
+        high,
+        kind,
+        divisor,
+        kl_coef,
+        estimator,
+    )
+    return PPOLoss(loss, *statistics.detach().unbind())
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor | None = None,
+    *,
+    old_values: Tensor | None = None,
+    clip: float = 0.2,
+    normalizer: Tensor | float | None = None,
+    cu_seqlens: Tensor | None = None,
+    check_values: bool = False,
+) -> Tensor:
+    """The squared error of N value heads, clipped around the old values if those are given.
+
+    L_i = 1/Z Σ_t m_t ½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²), Z the masked tokens.
+
+    Args:
+        values: V, [N, B, T] (ragged [N, total]), any strides.
+        returns: R, same shape, constants.
+        mask: [B, T], bool, integer or float 0/1; None is all ones.
+        old_values: V_old, same shape, constants; None is no clipping.
+        clip: ε > 0.
+        normalizer: positive number, or a tensor of one element, in place of Z.
+        cu_seqlens: ragged arrays, see `gae`.
+        check_values: see `gae`.
+
+    Returns:
+        Losses [N], at least float32, differentiable once in `values`; 0 without unmasked tokens.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+
+    Complexity: O(N B T), one pass forwards and one backwards.
+    Source: Schulman et al., arXiv 1707.06347; the clip is that of OpenAI's baselines.
+
+    >>> value_loss(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 1, 2))
+    tensor([2.5000])
+    """
+    values, _ = check.tokens("values", values, mask, cu_seqlens, objectives=True)
+    check.match("returns", returns, values.shape, "values", values.device)
+    if old_values is not None:
+        check.match("old_values", old_values, values.shape, "values", values.device)
+    clip = check.positive("clip", clip)
+    norm, divisor = check.normalizer(normalizer, values)
+    if check_values:
+        check.values(mask, cu_seqlens, values.shape[-1])
+    loss: Tensor = ops.value_loss(
+        values, returns, mask, old_values, norm, cu_seqlens, clip, divisor
+    )[0]
+    return loss

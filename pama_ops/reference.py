@@ -1,0 +1,439 @@
+"""The mathematics of the library in plain float64 PyTorch.
+
+Every kernel is tested against this page, and it is what runs where no kernel was compiled.
+It is written to be read, not to be fast. Arguments are those of the dispatcher ops in
+`_schemas.py`; results are float64 (integers and booleans excepted).
+
+Layouts: token arrays are [N, B, T] or [B, T]; with `cu_seqlens` [N, total] or [total].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TOKEN, SEQUENCE, GRAM, BATCH = range(4)
+TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_SUM, TOKEN_SUM = range(4)
+K1, K2, K3 = 1, 2, 3
+
+
+class _Tokens:
+    """Token arrays of one call as padded float64 [..., B, T], whichever layout they came in."""
+
+    def __init__(self, like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+        self._index: Tensor | None = None
+        if cu_seqlens is not None:
+            starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+            longest = int(lengths.max()) if lengths.numel() else 0
+            steps = torch.arange(longest, device=like.device)
+            self._total = like.shape[-1]
+            self._inside = steps < lengths[:, None]
+            self._index = torch.where(self._inside, starts[:, None] + steps, 0)
+        if mask is None:
+            mask = torch.ones(like.shape[-1 if cu_seqlens is not None else -2 :], device=like.device)
+        self.mask = self.pad(mask) != 0
+        self.count = self.mask.sum(-1)
+
+    def pad(self, x: Tensor) -> Tensor:
+        x = x.detach().to(torch.float64)
+        if self._index is None:
+            return x
+        if self._total == 0:
+            return x.new_zeros((*x.shape[:-1], *self._index.shape))
+        return torch.where(self._inside, x[..., self._index], 0.0)
+
+    def select(self, x: Tensor) -> Tensor:
+        """`x` padded, with whatever stands at masked positions replaced by 0."""
+        return torch.where(self.mask, self.pad(x), 0.0)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        if self._index is None:
+            return x
+        out = x.new_zeros((*x.shape[:-2], self._total))
+        out[..., self._index[self._inside]] = x[..., self._inside]
+        return out
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    last_values: Tensor | None,
+    cu_seqlens: Tensor | None,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    tokens = _Tokens(rewards, mask, cu_seqlens)
+    r, v = tokens.select(rewards), tokens.select(values)
+    advantages = torch.zeros_like(r)
+    advantage = r.new_zeros(r.shape[:-1])
+    value = advantage if last_values is None else last_values.detach().to(torch.float64)
+    for t in reversed(range(r.shape[-1])):
+        here = tokens.mask[:, t]
+        delta = r[..., t] + gamma * value - v[..., t]
+        advantage = torch.where(here, delta + gamma * lam * advantage, advantage)
+        value = torch.where(here, v[..., t], value)
+        advantages[..., t] = torch.where(here, advantage, 0.0)
+    returns = torch.where(tokens.mask, advantages + v, 0.0)
+    return tokens.unpad(advantages), tokens.unpad(returns)
+
+
+def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Count, mean and sum of squared deviations of each objective's masked tokens: [N, 3]."""
+    tokens = _Tokens(x, mask, cu_seqlens)
+    count = tokens.mask.sum().to(torch.float64)
+    mean = tokens.select(x).sum((-2, -1)) / count.clamp(min=1)
+    deviation = torch.where(tokens.mask, tokens.pad(x) - mean[:, None, None], 0.0)
+    return torch.stack([count.expand_as(mean), mean, (deviation**2).sum((-2, -1))], -1)
+
+
+def merge_moments(moments: Tensor) -> Tensor:
+    """Moments of the union of disjoint sets of tokens: [R, N, 3] -> [N, 3]."""
+    count, mean, squares = moments.unbind(-1)
+    total = count.sum(0)
+    union = torch.where(count > 0, count * mean, 0.0).sum(0) / total.clamp(min=1)
+    between = torch.where(count > 0, count * (mean - union) ** 2, 0.0).sum(0)
+    return torch.stack([total, union, squares.sum(0) + between], -1)
+
+
+def whiten_apply(
+    x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, moments: Tensor, eps: float
+) -> Tensor:
+    tokens = _Tokens(x, mask, cu_seqlens)
+    count, mean, squares = merge_moments(moments)[:, :, None, None].unbind(1)
+    scale = torch.rsqrt(squares / (count - 1).clamp(min=1) + eps)
+    return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) - mean) * scale, 0.0))
+
+
+def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
+    r = rewards.detach().to(torch.float64).unflatten(-1, (-1, group_size))
+    valid = ~r.isnan()
+    count = valid.sum(-1, keepdim=True)
+    mean = torch.where(valid, r, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(valid, r - mean, 0.0)
+    std = ((deviation**2).sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return torch.where(count > 1, deviation / (std + eps), 0.0).flatten(-2)
+
+
+def _kl(log_ratio: Tensor, estimator: int) -> Tensor:
+    if estimator == K1:
+        return log_ratio
+    if estimator == K2:
+        return 0.5 * log_ratio**2
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def _kl_slope(log_ratio: Tensor, estimator: int) -> Tensor:
+    if estimator == K1:
+        return torch.ones_like(log_ratio)
+    return log_ratio if estimator == K2 else -torch.expm1(-log_ratio)
+
+
+def kl_divergence(logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int) -> Tensor:
+    kl = _kl(logp.detach().double() - ref_logp.detach().double(), estimator)
+    return kl if mask is None else torch.where(mask != 0, kl, 0.0)
+
+
+def kl_divergence_backward(
+    grad: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int
+) -> Tensor:
+    slope = grad.double() * _kl_slope(logp.double() - ref_logp.double(), estimator)
+    return slope if mask is None else torch.where(mask != 0, slope, 0.0)
+
+
+def _ppo_tokens(
+    tokens: _Tokens, logp: Tensor, old_logp: Tensor, advantages: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
+    log_ratio = tokens.select(logp) - tokens.select(old_logp)
+    ratio, a = log_ratio.exp(), tokens.select(advantages)
+    plain, clipped = ratio * a, ratio.clamp(1 - low, 1 + high) * a
+    flat = clipped < plain
+    return log_ratio, torch.where(flat, clipped, plain), flat, plain
+
+
+def _row_weights(tokens: _Tokens, aggregate: int, normalizer: Tensor | None, divisor: float) -> Tensor:
+    """What one token of each sequence counts in the loss: [B]."""
+    count = tokens.count.to(torch.float64)
+    rows = (count > 0).to(torch.float64)
+    weights = rows
+    if aggregate == SEQUENCE_MEAN_TOKEN_MEAN:
+        weights = rows / count.clamp(min=1)
+    if normalizer is not None:
+        return weights / normalizer.to(torch.float64)
+    if divisor != 0:
+        return weights / divisor
+    if aggregate == TOKEN_MEAN:
+        return weights / count.sum().clamp(min=1)
+    return weights if aggregate == TOKEN_SUM else weights / rows.sum().clamp(min=1)
+
+
+def ppo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    ref_logp: Tensor | None,
+    normalizer: Tensor | None,
+    cu_seqlens: Tensor | None,
+    low: float,
+    high: float,
+    aggregate: int,
+    divisor: float,
+    kl_coef: float,
+    estimator: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; (clip fraction, approximate KL, ratio mean, KL to reference); row weights [B]."""
+    tokens = _Tokens(logp, mask, cu_seqlens)
+    log_ratio, surrogate, flat, _ = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
+    kl = torch.zeros_like(log_ratio)
+    if ref_logp is not None:
+        kl = _kl(tokens.select(logp) - tokens.select(ref_logp), estimator)
+    weights = _row_weights(tokens, aggregate, normalizer, divisor)
+    row_loss = torch.where(tokens.mask, kl_coef * kl - surrogate, 0.0).sum(-1)
+    # An empty sequence is left out, not multiplied by 0.
+    loss = torch.where(tokens.count > 0, weights * row_loss, 0.0).sum()
+    parts = torch.stack([flat.double(), _kl(-log_ratio, K3), log_ratio.exp(), kl])
+    statistics = torch.where(tokens.mask, parts, 0.0).sum((-2, -1)) / tokens.count.sum().clamp(min=1)
+    return loss, statistics, weights
+
+
+def ppo_loss_backward(
+    grad: Tensor,
+    row_weights: Tensor,
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    ref_logp: Tensor | None,
+    cu_seqlens: Tensor | None,
+    low: float,
+    high: float,
+    kl_coef: float,
+    estimator: int,
+) -> Tensor:
+    tokens = _Tokens(logp, mask, cu_seqlens)
+    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
+    slope = -torch.where(flat, 0.0, plain)
+    if ref_logp is not None:
+        slope = slope + kl_coef * _kl_slope(tokens.select(logp) - tokens.select(ref_logp), estimator)
+    slope = grad.double() * row_weights.double()[:, None] * slope
+    return tokens.unpad(torch.where(tokens.mask, slope, 0.0))
+
+
+def _value_errors(
+    tokens: _Tokens, values: Tensor, returns: Tensor, old_values: Tensor | None, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Squared error and its slope in the value, per token, where the mask holds."""
+    v, r = tokens.select(values), tokens.select(returns)
+    error, slope = (v - r) ** 2, v - r
+    if old_values is not None:
+        old = tokens.select(old_values)
+        clipped = (v.clamp(old - clip, old + clip) - r) ** 2
+        slope = torch.where(clipped > error, 0.0, slope)
+        error = torch.where(clipped > error, clipped, error)
+    return torch.where(tokens.mask, error, 0.0), torch.where(tokens.mask, slope, 0.0)
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor | None,
+    old_values: Tensor | None,
+    normalizer: Tensor | None,
+    cu_seqlens: Tensor | None,
+    clip: float,
+    divisor: float,
+) -> tuple[Tensor, Tensor]:
+    """One loss per objective [N], and what one token counts in it []."""
+    tokens = _Tokens(values, mask, cu_seqlens)
+    error, _ = _value_errors(tokens, values, returns, old_values, clip)
+    if normalizer is not None:
+        scale = 1.0 / normalizer.to(torch.float64).reshape(())
+    else:
+        scale = 1.0 / (tokens.count.sum().clamp(min=1) if divisor == 0 else error.new_tensor(divisor))
+    return 0.5 * error.sum((-2, -1)) * scale, scale.to(torch.float64)
+
+
+def value_loss_backward(
+    grad: Tensor,
+    scale: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor | None,
+    old_values: Tensor | None,
+    cu_seqlens: Tensor | None,
+    clip: float,
+) -> Tensor:
+    tokens = _Tokens(values, mask, cu_seqlens)
+    _, slope = _value_errors(tokens, values, returns, old_values, clip)
+    out = torch.where(tokens.mask, grad.double()[:, None, None] * scale * slope, 0.0)
+    return tokens.unpad(out)
+
+
+def _active_part(
+    tokens: _Tokens,
+    advantages: Tensor,
+    log_ratio: Tensor | None,
+    low: float,
+    high: float,
+    noon: bool,
+    ratio_weighted: bool,
+) -> tuple[Tensor, Tensor]:
+    """A (after Noon) and I(A), the part where the clipped surrogate still has a gradient."""
+    a = tokens.select(advantages)
+    if noon:
+        a = torch.where(a <= 0, 0.0, a)
+    if log_ratio is None:
+        return a, a
+    l = tokens.select(log_ratio)  # noqa: E741
+    # In logarithms, so that the test is exact; NaN in the ratio is data and goes through.
+    flat = torch.where(a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high))
+    part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
+    return a, torch.where(flat, 0.0, part * l.exp()) if ratio_weighted else part
+
+
+def pama_statistics(
+    advantages: Tensor,
+    mask: Tensor | None,
+    log_ratio: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reduction: int,
+    low: float,
+    high: float,
+    noon: bool,
+    ratio_weighted: bool,
+) -> Tensor:
+    """[flags of a nonzero I(A) (N), and then: nothing | Z, sums (N) of `batch` | Gram (N N)].
+
+    Statistics of disjoint sets of tokens add.
+    """
+    tokens = _Tokens(advantages, mask, cu_seqlens)
+    _, part = _active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    part = part.flatten(1)
+    parts = [(part != 0).any(-1).double()]
+    if reduction == BATCH:
+        parts += [tokens.mask.sum().double()[None], part.sum(-1)]
+    if reduction == GRAM:
+        parts += [(part @ part.T).flatten()]
+    return torch.cat(parts)
+
+
+def pama_combine(
+    advantages: Tensor,
+    mask: Tensor | None,
+    log_ratio: Tensor | None,
+    preference: Tensor | None,
+    cu_seqlens: Tensor | None,
+    statistics: Tensor,
+    reduction: int,
+    low: float,
+    high: float,
+    noon: bool,
+    ratio_weighted: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Combined advantages [B, T], weights, optimum (empty for `gram`), active [N]."""
+    n = advantages.shape[0]
+    tokens = _Tokens(advantages, mask, cu_seqlens)
+    a, part = _active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    active = statistics[:n] != 0
+    p = torch.ones_like(statistics[:n]) if preference is None else preference.double()
+    p = torch.where(active, p, 0.0)
+    live = bool((p > 0).any())
+    optimum = statistics.new_zeros(0)
+    if reduction == GRAM:
+        gram = statistics[n:].reshape(n, n)
+        weights = min_norm(gram, p) if live else torch.zeros_like(p)
+        c = weights[:, None, None]
+    else:
+        if reduction == TOKEN:
+            problem = part.movedim(0, -1)
+        elif reduction == SEQUENCE:
+            problem = (part.sum(-1) / tokens.count.clamp(min=1)).T
+        else:
+            problem = statistics[n + 1 :] / statistics[n].clamp(min=1)
+        if live:
+            weights, optimum = pama_weights(problem, p)
+        else:
+            weights, optimum = torch.zeros_like(problem), problem.new_zeros(problem.shape[:-1])
+        weights = weights.movedim(-1, 0)
+        c = weights.reshape(n, *weights.shape[1:], *(1,) * (3 - weights.dim()))
+        if reduction == TOKEN:
+            weights = tokens.unpad(torch.where(tokens.mask, weights, 0.0))
+            optimum = tokens.unpad(torch.where(tokens.mask, optimum, 0.0))
+        if reduction == SEQUENCE:
+            weights = torch.where(tokens.count > 0, weights, 0.0)
+            optimum = torch.where(tokens.count > 0, optimum, 0.0)
+    # A weight of 0 drops the objective, also where its advantage is not finite.
+    combined = torch.where(c == 0, 0.0, c * a).sum(0)
+    return tokens.unpad(torch.where(tokens.mask, combined, 0.0)), weights, optimum, active
+
+
+def min_norm(gram: Tensor, preference: Tensor | None) -> Tensor:
+    """The best of the minimisers on every support, by enumeration (n <= 10)."""
+    g = gram.detach().to(torch.float64)
+    n = g.shape[-1]
+    p = g.new_ones(n) if preference is None else preference.detach().to(torch.float64)
+    p = p / p.sum()
+    keep = torch.nonzero(p > 0).flatten()
+    q = p[keep] * n
+    g = g[..., keep, :][..., keep]
+    finite = g.isfinite().all(-1).all(-1)
+    g = g / (q[:, None] * q)
+    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
+    g = torch.where(scale > 0, g / scale, 0.0)
+    m = len(keep)
+    best = g.new_full(g.shape[:-2], math.inf)
+    c = g.new_full(g.shape[:-1], 1.0 / m)
+    for support in range(1, 2**m):
+        s = [i for i in range(m) if support >> i & 1]
+        x = torch.linalg.pinv(g[..., s, :][..., s], hermitian=True).sum(-1)
+        x = x / x.sum(-1, keepdim=True)
+        full = torch.zeros_like(c)
+        full[..., s] = x
+        value = (full[..., None, :] @ g @ full[..., None])[..., 0, 0]
+        better = (x >= 0).all(-1) & (value < best)
+        best = torch.where(better, value, best)
+        c = torch.where(better[..., None], full, c)
+    c = c / q
+    w = g.new_zeros((*g.shape[:-2], n))
+    w[..., keep] = c / c.sum(-1, keepdim=True)
+    return torch.where(finite[..., None], w, math.nan)
+
+
+def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Theorem 1; the point of the optimal face nearest to p by bisection on its multiplier."""
+    a = values.detach().to(torch.float64)
+    n = a.shape[-1]
+    p = a.new_ones(n) if preference is None else preference.detach().to(torch.float64)
+    p = p / p.sum()
+    keep = torch.nonzero(p > 0).flatten()
+    a, p = a[..., keep], p[keep]
+    key = a.abs() / p
+    tie = key == key.amin(-1, keepdim=True)
+    share = (1 - torch.where(tie, p, 0.0).sum(-1, keepdim=True)) / tie.sum(-1, keepdim=True)
+    one_sided = torch.where(tie, p + share, 0.0)
+    straddles = (a.amin(-1, keepdim=True) < 0) & (a.amax(-1, keepdim=True) > 0)
+
+    def nearest(multiplier: Tensor) -> Tensor:
+        y = p - multiplier * a
+        ordered = y.sort(-1, descending=True).values
+        excess = ordered.cumsum(-1) - 1
+        size = torch.arange(1, len(keep) + 1, device=a.device)
+        rank = ((ordered * size > excess) * size).amax(-1, keepdim=True).clamp(min=1)
+        return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
+
+    low = torch.where(straddles, -1 / a.amax(-1, keepdim=True), 0.0)
+    high = torch.where(straddles, -1 / a.amin(-1, keepdim=True), 0.0)
+    for _ in range(120):
+        middle = (low + high) / 2
+        above = (nearest(middle) * a).sum(-1, keepdim=True) > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    c = torch.where(straddles, nearest((low + high) / 2), one_sided)
+    s = torch.where(straddles[..., 0], 0.0, (c * a).sum(-1))
+    finite = a.isfinite().all(-1)
+    w = a.new_zeros((*a.shape[:-1], n))
+    w[..., keep] = c
+    return torch.where(finite[..., None], w, math.nan), torch.where(finite, s, math.nan)
