@@ -17,6 +17,7 @@ from pama_ops import reference
 
 NAMESPACE = "pama_ops"
 SCHEMAS: dict[str, str] = {}
+DEFAULTS: dict[str, Callable[..., Any]] = {}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -38,7 +39,7 @@ def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[
             return results.to(declared.dtype).contiguous()
         return tuple(r.to(d.dtype).contiguous() for r, d in zip(results, declared, strict=True))
 
-    SCHEMAS[name] = schema
+    SCHEMAS[name], DEFAULTS[name] = schema, rounded
     _library.define(name + schema)
     _library.impl(name, rounded, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake)

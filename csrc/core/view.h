@@ -1,0 +1,95 @@
+// Arrays of tokens as kernels see them: any dtype, any strides, padded or ragged.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/portable.h"
+
+namespace pama {
+
+enum class DType : int8_t { kBool, kUInt8, kInt8, kInt16, kInt32, kInt64, kHalf, kBFloat16, kFloat, kDouble };
+
+template <class To, class From>
+PAMA_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+// Bits to value without a branch on the exponent, so that loops over halves vectorise: the
+// mantissa and exponent are moved into a float 2^112 too small, and a power of two makes it up.
+PAMA_INLINE float half_to_float(uint16_t bits) {
+  const float magnitude =
+      bit_cast<float>(static_cast<uint32_t>(bits & 0x7fff) << 13) * 5.192296858534828e33f;
+  // Halves from 2^16 on are infinities and NaNs: give them float's exponent for those.
+  const uint32_t special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | special |
+                         static_cast<uint32_t>(bits & 0x8000) << 16);
+}
+
+PAMA_INLINE float bfloat16_to_float(uint16_t bits) {
+  return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+// A token array [objective, sequence, token]; strides in elements, 0 where a dimension is absent.
+struct View {
+  void* data;  // null: the argument was not given
+  DType dtype;
+  int64_t objective, sequence, token;
+};
+
+PAMA_INLINE double load(const View& view, int64_t i) {
+  switch (view.dtype) {
+    case DType::kBool:
+    case DType::kUInt8: return static_cast<const uint8_t*>(view.data)[i];
+    case DType::kInt8: return static_cast<const int8_t*>(view.data)[i];
+    case DType::kInt16: return static_cast<const int16_t*>(view.data)[i];
+    case DType::kInt32: return static_cast<const int32_t*>(view.data)[i];
+    case DType::kInt64: return static_cast<double>(static_cast<const int64_t*>(view.data)[i]);
+    case DType::kHalf: return half_to_float(static_cast<const uint16_t*>(view.data)[i]);
+    case DType::kBFloat16: return bfloat16_to_float(static_cast<const uint16_t*>(view.data)[i]);
+    case DType::kFloat: return static_cast<const float*>(view.data)[i];
+    default: return static_cast<const double*>(view.data)[i];
+  }
+}
+
+// Results are float32 or float64.
+PAMA_INLINE void store(const View& view, int64_t i, double value) {
+  if (view.dtype == DType::kDouble) {
+    static_cast<double*>(view.data)[i] = value;
+  } else {
+    static_cast<float*>(view.data)[i] = static_cast<float>(value);
+  }
+}
+
+// Where each sequence lies. Padded: `length` tokens each. Ragged: tokens offsets[b] to
+// offsets[b + 1] of `total`, and the views' sequence stride is 0.
+struct Sequences {
+  int64_t objectives, count, length;
+  const void* offsets;  // null: padded
+  bool wide_offsets;    // int64 rather than int32
+  int64_t total;
+
+  // Clamped, so that offsets nobody could check without a synchronisation cannot leave the array.
+  PAMA_INLINE int64_t offset(int64_t b) const {
+    const int64_t i = wide_offsets ? static_cast<const int64_t*>(offsets)[b]
+                                   : static_cast<const int32_t*>(offsets)[b];
+    return i < 0 ? 0 : i > total ? total : i;
+  }
+  PAMA_INLINE int64_t begin(int64_t b) const { return offsets ? offset(b) : 0; }
+  PAMA_INLINE int64_t size(int64_t b) const {
+    if (!offsets) return length;
+    const int64_t tokens = offset(b + 1) - offset(b);
+    return tokens < 0 ? 0 : tokens;
+  }
+  // Index of the first token of (objective, sequence) in a view.
+  PAMA_INLINE int64_t first(const View& view, int64_t objective, int64_t b) const {
+    return objective * view.objective + b * view.sequence + begin(b) * view.token;
+  }
+};
+
+PAMA_INLINE bool unmasked(const View& mask, int64_t i) { return !mask.data || load(mask, i) != 0; }
+
+}  // namespace pama

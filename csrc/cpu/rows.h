@@ -1,0 +1,130 @@
+// What the CPU kernels share: multi-versioned loops, tiles of a row as dense float64, value checks.
+#pragma once
+
+#include <algorithm>
+#include <sstream>
+#include <vector>
+
+#include "tensors.h"
+
+// Compiled for three generations of processors, chosen when the library is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
+#define PAMA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define PAMA_CLONES
+#endif
+
+namespace pama {
+
+using torch::stable::new_empty;
+using torch::stable::parallel_for;
+
+// Tokens staged at a time: float64 tiles of a few arrays stay in the L1 cache.
+inline constexpr int64_t kTile = 256;
+
+namespace rows {
+
+template <class T, class Convert>
+PAMA_INLINE void read(const void* data, int64_t first, int64_t stride, int64_t count, double* out,
+                  Convert convert) {
+  const T* from = static_cast<const T*>(data) + first;
+  if (stride == 1) {
+    for (int64_t j = 0; j < count; ++j) out[j] = convert(from[j]);
+  } else {
+    for (int64_t j = 0; j < count; ++j) out[j] = convert(from[j * stride]);
+  }
+}
+
+// out[j] = view[first + j * stride] for a floating view.
+PAMA_INLINE void load(const View& view, int64_t first, int64_t count, double* out) {
+  const int64_t stride = view.token;
+  const auto same = [](auto x) { return static_cast<double>(x); };
+  switch (view.dtype) {
+    case DType::kDouble: return read<double>(view.data, first, stride, count, out, same);
+    case DType::kHalf:
+      return read<uint16_t>(view.data, first, stride, count, out,
+                            [](uint16_t x) { return static_cast<double>(half_to_float(x)); });
+    case DType::kBFloat16:
+      return read<uint16_t>(view.data, first, stride, count, out,
+                            [](uint16_t x) { return static_cast<double>(bfloat16_to_float(x)); });
+    default: return read<float>(view.data, first, stride, count, out, same);
+  }
+}
+
+// view[first + j] = x[j]: results are contiguous along tokens.
+PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const double* x) {
+  if (view.dtype == DType::kDouble) {
+    std::copy_n(x, count, static_cast<double*>(view.data) + first);
+  } else {
+    float* out = static_cast<float*>(view.data) + first;
+    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(x[j]);
+  }
+}
+
+// The unmasked tokens of one tile, in order. A masked token is never loaded: it may hold anything.
+struct Selection {
+  int64_t count, length;
+  int32_t index[kTile];
+
+  bool all() const { return count == length; }
+};
+
+PAMA_INLINE void select(const View& mask, int64_t first, int64_t length, Selection& tile) {
+  tile.length = tile.count = length;
+  if (!mask.data) return;
+  int64_t count = 0;
+  if (mask.dtype <= DType::kUInt8 && mask.token == 1) {
+    const uint8_t* m = static_cast<const uint8_t*>(mask.data) + first;
+    int all = 1;
+    for (int64_t j = 0; j < length; ++j) all &= m[j] != 0;
+    if (all) return;
+    for (int64_t j = 0; j < length; ++j) {
+      tile.index[count] = static_cast<int32_t>(j);
+      count += m[j] != 0;
+    }
+  } else {
+    for (int64_t j = 0; j < length; ++j) {
+      tile.index[count] = static_cast<int32_t>(j);
+      count += pama::load(mask, first + j * mask.token) != 0;
+    }
+  }
+  tile.count = count;
+}
+
+// out[0 .. tile.count): the unmasked tokens of a tile, dense.
+PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, double* out) {
+  if (tile.all()) return load(view, first, tile.count, out);
+  for (int64_t j = 0; j < tile.count; ++j) {
+    out[j] = pama::load(view, first + tile.index[j] * view.token);
+  }
+}
+
+// The inverse of `gather`: masked positions of the result become 0.
+PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile, const double* x) {
+  if (tile.all()) return store(view, first, tile.count, x);
+  for (int64_t j = 0; j < tile.length; ++j) pama::store(view, first + j, 0.0);
+  for (int64_t j = 0; j < tile.count; ++j) pama::store(view, first + tile.index[j], x[j]);
+}
+
+}  // namespace rows
+
+// Checks that need tensors' values, made before a CPU kernel writes anything.
+void check_mask(const std::optional<Tensor>& mask);
+void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total);
+
+inline void check_tokens(const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
+                         const Sequences& sequences) {
+  check_mask(mask);
+  check_offsets(cu_seqlens, sequences.total);
+}
+
+// Calls body(first, last) on ranges of sequences, each range worth a thread's while.
+template <class Body>
+void for_sequences(const Sequences& sequences, const Body& body) {
+  const int64_t tokens =
+      sequences.offsets ? sequences.total / std::max<int64_t>(sequences.count, 1) : sequences.length;
+  const int64_t cost = std::max<int64_t>(sequences.objectives * tokens, 1);
+  parallel_for(0, sequences.count, std::max<int64_t>(8192 / cost, 1), body);
+}
+
+}  // namespace pama

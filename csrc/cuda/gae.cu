@@ -1,0 +1,38 @@
+#include "kernels/gae.cuh"
+
+#include "cuda/launch.h"
+
+namespace pama {
+namespace {
+
+std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
+                               const std::optional<Tensor>& mask,
+                               const std::optional<Tensor>& last_values,
+                               const std::optional<Tensor>& cu_seqlens, double gamma,
+                               double lambda) {
+  const Launcher launch(rewards);
+  const bool ragged = cu_seqlens.has_value();
+  const Sequences sequences = sequences_of(rewards, cu_seqlens);
+  const ScalarType dtype = result_dtype(&rewards, &values, last_values);
+  Tensor advantages = new_empty(rewards, rewards.sizes(), dtype);
+  Tensor returns = new_empty(rewards, rewards.sizes(), dtype);
+  View last = view_of(last_values);
+  last.objective = last.sequence;  // [N, B]
+  const GaeArgs args{sequences,
+                     view_of(rewards, ragged),
+                     view_of(values, ragged),
+                     view_of(mask, ragged),
+                     last,
+                     view_of(advantages, ragged),
+                     view_of(returns, ragged),
+                     gamma,
+                     lambda};
+  constexpr int block = 128;
+  launch(gae_kernel, ceil_div(sequences.objectives * sequences.count, block / kWarp), block, 0, args);
+  return {advantages, returns};
+}
+
+PAMA_CUDA_LIBRARY(m) { m.impl("gae", TORCH_BOX(&gae)); }
+
+}  // namespace
+}  // namespace pama

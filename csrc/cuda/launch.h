@@ -1,0 +1,82 @@
+// Launches kernels on the device and current stream of a tensor, or on the host emulator.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/device.cuh"
+#include "tensors.h"
+
+#if defined(PAMA_EMULATE)
+// The same launchers, run on the host: their ops live in a namespace of their own, on the CPU key.
+#define PAMA_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(pama_ops_emulated, CPU, m)
+#else
+#include <torch/csrc/stable/accelerator.h>
+#define PAMA_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(pama_ops, CUDA, m)
+// Weak, because a CPU build of torch has no such symbol and the library must load there too.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+#endif
+
+namespace pama {
+
+using torch::stable::new_empty;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#if defined(PAMA_EMULATE)
+
+class Launcher {
+ public:
+  explicit Launcher(const Tensor&) {}
+
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t grid, int block, int64_t shared,
+                  const Arguments&... arguments) const {
+    emulator::run(grid, block, shared, [&] { kernel(arguments...); });
+  }
+};
+
+#else
+
+class Launcher {
+ public:
+  explicit Launcher(const Tensor& x) : guard_(x.get_device_index()) {
+    if (!aoti_torch_get_current_cuda_stream) {
+      throw std::runtime_error("pama_ops: this torch has no CUDA support");
+    }
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  // `shared` bytes of dynamic shared memory; an empty grid launches nothing.
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t grid, int block, int64_t shared,
+                  const Arguments&... arguments) const {
+    if (grid == 0) return;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(static_cast<unsigned>(block));
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = stream_;
+    if (shared > 48 * 1024) {
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared)));
+    }
+    check(cudaLaunchKernelEx(&config, kernel, arguments...));
+  }
+
+ private:
+  static void check(cudaError_t error) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // a failed launch must not surface again in somebody else's check
+    throw std::runtime_error(std::string("pama_ops: CUDA error: ") + cudaGetErrorString(error));
+  }
+
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+};
+
+#endif
+
+}  // namespace pama

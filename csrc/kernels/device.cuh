@@ -1,0 +1,23 @@
+// CUDA's names for the kernel bodies: the real ones, or the host emulator's.
+#pragma once
+
+#if defined(PAMA_EMULATE)
+#include "testing/emulator.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace pama {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int64_t warps_per_block() { return blockDim.x / kWarp; }
+
+// Index of this warp in the grid.
+__device__ __forceinline__ int64_t warp() {
+  return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+}
+
+}  // namespace pama

@@ -1,0 +1,12 @@
+// The Python module: loading it registers the CPU kernels; it tells how it was built.
+#pragma push_macro("TORCH_TARGET_VERSION")
+#undef TORCH_TARGET_VERSION
+#include <pybind11/pybind11.h>
+#pragma pop_macro("TORCH_TARGET_VERSION")
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled CPU kernels of pama_ops.";
+  m.attr("compiler") = __VERSION__;
+  m.attr("torch_built_with") = PAMA_TORCH_VERSION;
+  m.attr("cuda") = PAMA_CUDA_STATUS;
+}

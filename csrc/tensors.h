@@ -1,0 +1,68 @@
+// From torch tensors to the plain structures that kernels take.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "core/view.h"
+
+namespace pama {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Bool: return DType::kBool;
+    case ScalarType::Byte: return DType::kUInt8;
+    case ScalarType::Char: return DType::kInt8;
+    case ScalarType::Short: return DType::kInt16;
+    case ScalarType::Int: return DType::kInt32;
+    case ScalarType::Long: return DType::kInt64;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    default: throw std::invalid_argument("a tensor's dtype is not one that pama_ops reads");
+  }
+}
+
+// The widest floating dtype given, at least float32.
+template <class... Optional>
+ScalarType result_dtype(const Optional&... tensors) {
+  const bool wide = ((tensors && tensors->scalar_type() == ScalarType::Double) || ...);
+  return wide ? ScalarType::Double : ScalarType::Float;
+}
+
+// `x` as [objective, sequence, token]: the last dimension is the token, the one before it the
+// sequence unless the arrays are ragged, and the one before that the objective.
+inline View view_of(const Tensor& x, bool ragged = false) {
+  const auto strides = x.strides();
+  const int64_t dims = x.dim(), lead = ragged ? dims - 2 : dims - 3;
+  return {const_cast<void*>(x.const_data_ptr()),
+          dtype_of(x),
+          lead >= 0 ? strides[lead] : 0,
+          ragged || dims < 2 ? 0 : strides[dims - 2],
+          dims < 1 ? 0 : strides[dims - 1]};
+}
+
+inline View view_of(const std::optional<Tensor>& x, bool ragged = false) {
+  return x ? view_of(*x, ragged) : View{nullptr, DType::kBool, 0, 0, 0};
+}
+
+// The sequences of a token array [N, B, T] or [B, T] (`objectives` false), ragged without the B.
+inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_seqlens,
+                              bool objectives = true) {
+  const auto sizes = x.sizes();
+  const int64_t n = objectives ? sizes[0] : 1, last = sizes[x.dim() - 1];
+  if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last};
+  return {n, cu_seqlens->size(0) - 1, last, cu_seqlens->const_data_ptr(),
+          cu_seqlens->scalar_type() == ScalarType::Long, last};
+}
+
+}  // namespace pama

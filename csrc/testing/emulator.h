@@ -1,0 +1,213 @@
+// Runs CUDA kernel bodies on the host: a fiber for each thread, blocks one after another.
+//
+// A test tool, not an emulator of a GPU: it supplies the names that our kernels use, gives barriers
+// and warp exchanges their meaning, fills shared memory with NaN before each block, and resumes
+// threads in an order shuffled by PAMA_EMULATE_SEED, so that a missing barrier shows.
+#pragma once
+
+#include <csetjmp>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <ucontext.h>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+namespace pama::emulator {
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+struct Barrier {
+  int arrived = 0;
+  uint64_t generation = 0;
+};
+
+struct Fiber {
+  ucontext_t entry;
+  jmp_buf point;
+  std::unique_ptr<char[]> stack;
+  bool started = false, done = false;
+};
+
+struct Warp {
+  Barrier barrier;
+  int alive = 0;
+  uint64_t slot[32];
+};
+
+inline constexpr size_t kStack = 128 * 1024;
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  Barrier block;
+  int alive = 0, current = 0;
+  uint64_t progress = 0;  // counts released barriers and finished threads
+  jmp_buf scheduler;
+  ucontext_t home;
+  std::function<void()> body;
+  std::vector<double> shared;
+  Index block_index, block_size, grid_size;
+};
+
+inline Machine machine;
+
+inline Warp& warp() { return machine.warps[machine.current / 32]; }
+
+inline void yield() {
+  Fiber& fiber = machine.fibers[machine.current];
+  if (_setjmp(fiber.point) == 0) _longjmp(machine.scheduler, 1);
+}
+
+inline void release(Barrier& barrier) {
+  barrier.arrived = 0;
+  ++barrier.generation;
+  ++machine.progress;
+}
+
+inline void wait(Barrier& barrier, const int& alive) {
+  const uint64_t generation = barrier.generation;
+  if (++barrier.arrived == alive) {
+    release(barrier);
+  } else {
+    while (barrier.generation == generation) yield();
+  }
+}
+
+// A fiber's life: run the kernel, then leave the barriers, which no longer wait for it.
+inline void live() {
+  machine.body();
+  Fiber& fiber = machine.fibers[machine.current];
+  fiber.done = true;
+  ++machine.progress;
+  Warp& mine = warp();
+  if (--mine.alive > 0 && mine.barrier.arrived == mine.alive) release(mine.barrier);
+  if (--machine.alive > 0 && machine.block.arrived == machine.alive) release(machine.block);
+  _longjmp(machine.scheduler, 1);
+}
+
+inline void resume(int thread) {
+  machine.current = thread;
+  Fiber& fiber = machine.fibers[thread];
+  if (_setjmp(machine.scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.point, 1);
+  fiber.started = true;
+  getcontext(&fiber.entry);
+  fiber.entry.uc_stack.ss_sp = fiber.stack.get();
+  fiber.entry.uc_stack.ss_size = kStack;
+  fiber.entry.uc_link = nullptr;
+  makecontext(&fiber.entry, live, 0);
+  setcontext(&fiber.entry);
+}
+
+inline void run_block(std::mt19937& random) {
+  const int threads = static_cast<int>(machine.block_size.x);
+  machine.block = {};
+  machine.alive = threads;
+  machine.warps.assign((threads + 31) / 32, {});
+  std::vector<int> order(threads);
+  for (int i = 0; i < threads; ++i) {
+    Fiber& fiber = machine.fibers[i];
+    fiber.started = fiber.done = false;
+    ++machine.warps[i / 32].alive;
+    order[i] = i;
+  }
+  memset(machine.shared.data(), 0xff, machine.shared.size() * sizeof(double));
+  while (machine.alive > 0) {
+    const uint64_t before = machine.progress;
+    std::shuffle(order.begin(), order.end(), random);
+    for (const int thread : order) {
+      if (!machine.fibers[thread].done) resume(thread);
+    }
+    if (machine.progress == before) {
+      throw std::logic_error("emulator: deadlock, a barrier is not reached by all threads");
+    }
+  }
+}
+
+template <class Body>
+void run(int64_t grid, int block, int64_t shared_bytes, const Body& body) {
+  const char* seed = std::getenv("PAMA_EMULATE_SEED");
+  std::mt19937 random(seed ? std::atoi(seed) : 0);
+  machine.body = body;
+  machine.block_size = {static_cast<unsigned>(block), 1, 1};
+  machine.grid_size = {static_cast<unsigned>(grid), 1, 1};
+  machine.shared.resize(shared_bytes / sizeof(double) + 2);
+  while (machine.fibers.size() < static_cast<size_t>(block)) {
+    machine.fibers.emplace_back().stack = std::make_unique<char[]>(kStack);
+  }
+  for (int64_t i = 0; i < grid; ++i) {
+    machine.block_index = {static_cast<unsigned>(i), 0, 0};
+    run_block(random);
+  }
+}
+
+// Every lane of the warp offers a value and takes that of `source`.
+template <class T>
+T exchange(T value, int source) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  Warp& mine = warp();
+  memcpy(&mine.slot[machine.current % 32], &value, sizeof(T));
+  wait(mine.barrier, mine.alive);
+  T taken;
+  memcpy(&taken, &mine.slot[source], sizeof(T));
+  wait(mine.barrier, mine.alive);
+  return taken;
+}
+
+}  // namespace pama::emulator
+
+#define threadIdx (::pama::emulator::Index{static_cast<unsigned>(::pama::emulator::machine.current)})
+#define blockIdx (::pama::emulator::machine.block_index)
+#define blockDim (::pama::emulator::machine.block_size)
+#define gridDim (::pama::emulator::machine.grid_size)
+
+inline void __syncthreads() {
+  pama::emulator::wait(pama::emulator::machine.block, pama::emulator::machine.alive);
+}
+
+inline void __syncwarp(unsigned = 0xffffffffu) {
+  auto& mine = pama::emulator::warp();
+  pama::emulator::wait(mine.barrier, mine.alive);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  return pama::emulator::exchange(value, source % 32);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int distance) {
+  const int lane = pama::emulator::machine.current % 32, source = lane + distance;
+  return pama::emulator::exchange(value, source < 32 ? source : lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int bits) {
+  return pama::emulator::exchange(value, (pama::emulator::machine.current % 32) ^ bits);
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  unsigned votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    votes |= static_cast<unsigned>(pama::emulator::exchange(static_cast<int>(predicate), lane))
+             << lane;
+  }
+  return votes;
+}
+
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline bool __all_sync(unsigned mask, bool predicate) { return !__any_sync(mask, !predicate); }

@@ -1,0 +1,3 @@
+compiler: str
+torch_built_with: str
+cuda: str

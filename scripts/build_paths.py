@@ -1,0 +1,20 @@
+"""Prints what CMakeLists.txt needs to know of this interpreter, as a CMake list."""
+
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import torch
+from torch.utils.cpp_extension import include_paths
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 11):
+    raise SystemExit(f"torch must be at least 2.11, found {torch.__version__}")
+paths = [
+    torch.__version__,
+    str(Path(torch.__file__).parent / "lib"),
+    pybind11.get_include(),
+    sysconfig.get_path("include"),
+    sysconfig.get_config_var("EXT_SUFFIX"),
+    *(path for path in include_paths() if "torch" in path),
+]
+print(";".join(paths))

@@ -1,0 +1,80 @@
+"""Backends: every test of an op runs on the CPU kernels, on the CUDA kernels as compiled for the
+host (csrc/testing), on the plain-PyTorch defaults, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+import pama_ops
+from pama_ops import _schemas
+
+ROOT = Path(__file__).parent.parent
+EMULATED = ROOT / "build" / "_C_emulated.so"
+
+# Examples that fail are kept by hypothesis; a fixed seed keeps a run of the suite repeatable.
+hypothesis.settings.register_profile(
+    "default", deadline=None, derandomize=True, max_examples=30,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+hypothesis.settings.load_profile("default")
+
+
+class Backend:
+    """A device, and the ops that serve it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.device = torch.device("cuda" if name == "cuda" else "cpu")
+
+    @property
+    def checks_values(self) -> bool:
+        """Whether the kernels check the values of masks and offsets by themselves."""
+        return self.name == "cpu"
+
+    def ops(self) -> dict[str, object]:
+        if self.name == "emulated":
+            namespace = torch.ops.pama_ops_emulated
+            return {
+                name: getattr(namespace, name).default
+                for name in _schemas.SCHEMAS
+                if torch._C._dispatch_has_kernel_for_dispatch_key(
+                    f"pama_ops_emulated::{name}", "CPU"
+                )
+            }
+        if self.name == "default":
+            return dict(_schemas.DEFAULTS)
+        return {}
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> object:
+    """The CUDA kernels compiled for the host, as ops in a namespace of their own."""
+    if not EMULATED.exists():
+        pytest.fail(f"{EMULATED} is missing: build with PAMA_TESTING=ON, as `make test` does")
+    library = torch.library.Library("pama_ops_emulated", "DEF")
+    for name, schema in _schemas.SCHEMAS.items():
+        library.define(name + schema)
+    torch.ops.load_library(EMULATED)
+    return library
+
+
+BACKENDS = ["cpu", "emulated", "default", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    backend = Backend(request.param)
+    if backend.name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if backend.name == "emulated":
+        request.getfixturevalue("emulated_library")
+    if backend.name == "cpu":
+        assert pama_ops._library.extension is not None, pama_ops._library.why_no_cpu
+    for name, op in backend.ops().items():
+        monkeypatch.setattr(_schemas, name, op)
+    yield backend
