@@ -1,0 +1,41 @@
+// duality_gap: wᵀGw − min_i (Gw)_i, in one sweep over G.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+
+namespace pama {
+
+template <class Team>
+class DualityGap {
+ public:
+  PAMA_HD static constexpr int outputs(int) { return 1; }
+  PAMA_HD static constexpr int64_t reals(int64_t) { return 0; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit DualityGap(const GramProblem<Team>& problem) : problem_(problem) {}
+
+  // NaN anywhere in G or w gives NaN, since 0 · NaN is NaN.
+  PAMA_HD void solve() {
+    const auto& [team, n, gram, weights, roundoff, options, out, workspace] = problem_;
+    double value = 0;
+    Located lowest{INFINITY, n};
+    for (int i = team.rank(); i < n; i += team.size()) {
+      double slope = 0;
+      for (int j = 0; j < n; ++j) slope += gram[j * n + i] * weights[j];
+      value += weights[i] * slope;
+      const Located here{slope, i};
+      if (before(here, lowest)) lowest = here;
+    }
+    value = team.sum(value);
+    lowest = team.smallest(lowest);
+    if (team.rank() == 0) out[0] = value - lowest.value;
+  }
+
+ private:
+  GramProblem<Team> problem_;
+};
+
+}  // namespace pama

@@ -1,0 +1,20 @@
+// One problem as a solver in the list of solvers.h gets it.
+#pragma once
+
+#include "core/team.h"
+
+namespace pama {
+
+template <class Team>
+struct GramProblem {
+  Team team;
+  int n;
+  double* gram;           // n x n, symmetric to the bit; the solver may overwrite it
+  const double* vector;   // n: a preference (null: uniform), or what the solver takes in its place
+  double roundoff;        // unit roundoff of the dtype that gram came in
+  const double* options;  // the op's scalar arguments
+  double* out;            // as many as the solver's outputs(n)
+  Workspace workspace;    // as large as its reals(n) and integers(n)
+};
+
+}  // namespace pama

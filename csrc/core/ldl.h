@@ -1,0 +1,124 @@
+// L D Lᵀ of a symmetric positive definite matrix that gains and loses rows, one at a time.
+//
+// L is unit lower triangular. It lies below the diagonal of a square array, column by column, and
+// mirrored above it, so that both substitutions run along contiguous memory.
+#pragma once
+
+#include "core/team.h"
+
+namespace pama {
+
+template <class Team>
+class Ldl {
+ public:
+  // `square` has stride² elements; `pivots`, `inverses` and `scratch` have stride.
+  PAMA_HD Ldl(Team team, int stride, double* square, double* pivots, double* inverses,
+              double* scratch)
+      : team_(team),
+        stride_(stride),
+        square_(square),
+        pivots_(pivots),
+        inverses_(inverses),
+        scratch_(scratch) {}
+
+  PAMA_HD int size() const { return size_; }
+  PAMA_HD void clear() { size_ = 0; }
+  // 1 / D.
+  PAMA_HD const double* inverses() const { return inverses_; }
+
+  // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below.
+  PAMA_HD void forward(double* __restrict__ a) const {
+    team_.sync();
+    for (int c = 0; c < size_; ++c) {
+      const double* __restrict__ column = square_ + c * stride_;
+      const double pivot = a[c];
+      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) a[r] -= column[r] * pivot;
+      team_.sync();
+    }
+  }
+
+  // Both a <- L⁻¹ a and b <- L⁻¹ b, at the latency of one.
+  PAMA_HD void forward(double* __restrict__ a, double* __restrict__ b) const {
+    team_.sync();
+    for (int c = 0; c < size_; ++c) {
+      const double* __restrict__ column = square_ + c * stride_;
+      const double pivot_a = a[c], pivot_b = b[c];
+      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) {
+        a[r] -= column[r] * pivot_a;
+        b[r] -= column[r] * pivot_b;
+      }
+      team_.sync();
+    }
+  }
+
+  // a <- L⁻ᵀ a.
+  PAMA_HD void backward(double* __restrict__ a) const {
+    team_.sync();
+    for (int c = size_ - 1; c > 0; --c) {
+      const double* __restrict__ row = square_ + c * stride_;
+      const double pivot = a[c];
+      for (int r = team_.rank(); r < c; r += team_.size()) a[r] -= row[r] * pivot;
+      team_.sync();
+    }
+  }
+
+  // Appends the row a with diagonal element d, given L⁻¹a and pivot = d − aᵀ(L D Lᵀ)⁻¹a > 0.
+  PAMA_HD void append(const double* forward_a, double pivot) {
+    for (int c = team_.rank(); c < size_; c += team_.size()) {
+      set(size_, c, forward_a[c] * inverses_[c]);
+    }
+    if (team_.rank() == 0) {
+      pivots_[size_] = pivot;
+      inverses_[size_] = 1 / pivot;
+    }
+    ++size_;
+    team_.sync();
+  }
+
+  // Removes row and column p. What column p of L explained becomes a rank-one update of the
+  // factor below it (Gill, Golub, Murray & Saunders 1974, method C1), which is stable as the
+  // update is positive.
+  PAMA_HD void remove(int p) {
+    double* __restrict__ v = scratch_;
+    double alpha = pivots_[p];
+    for (int r = p + 1 + team_.rank(); r < size_; r += team_.size()) v[r] = at(r, p);
+    team_.sync();
+    for (int c = team_.rank(); c < p; c += team_.size()) {
+      for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c));
+    }
+    for (int c = p + 1; c < size_; ++c) {
+      const double vc = v[c], old = pivots_[c];
+      const double pivot = old + alpha * vc * vc;
+      const double beta = alpha * vc / pivot;
+      alpha *= old / pivot;
+      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) {
+        const double below = at(r, c);
+        v[r] -= vc * below;
+        set(r - 1, c - 1, below + beta * v[r]);
+      }
+      if (team_.rank() == 0) {
+        pivots_[c - 1] = pivot;
+        inverses_[c - 1] = 1 / pivot;
+      }
+      team_.sync();
+    }
+    --size_;
+  }
+
+ private:
+  PAMA_HD double at(int r, int c) const { return square_[r + c * stride_]; }
+  PAMA_HD void set(int r, int c, double value) {
+    square_[r + c * stride_] = value;
+    square_[c + r * stride_] = value;
+  }
+
+  Team team_;
+  int stride_;
+  int size_ = 0;
+  double* square_;
+  double* pivots_;
+  double* inverses_;
+  double* scratch_;
+};
+
+}  // namespace pama

@@ -1,0 +1,201 @@
+// min_norm: the weights of the shortest vector in the convex hull of n gradients, from their Gram
+// matrix. This header reduces the problem as users pose it (preferences, zero and repeated
+// gradients, any scale, anything not finite) to the one that simplex_active_set.h solves.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+#include "core/preference.h"
+#include "core/simplex_active_set.h"
+#include "core/team.h"
+
+namespace pama {
+
+// Of a preference, relative to its largest entry p_max: below this it counts as 0, the limit that
+// the weights tend to, since 1 / p² would overflow.
+constexpr double kLeastPreference = 0x1p-400;
+
+// Solves on the rows divided by the preference; the weights of the rows as they came are then
+// proportional to c_i / p_i.
+template <class Team>
+class MinNorm {
+ public:
+  PAMA_HD static constexpr int outputs(int n) { return n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) {
+    return SimplexActiveSet<Team>::reals(n) + 2 * n;
+  }
+  PAMA_HD static constexpr int64_t integers(int64_t n) {
+    return SimplexActiveSet<Team>::integers(n) + n;
+  }
+  // Of rows entering the corral. The most seen on the tests' families is 1.4 n.
+  PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
+
+  PAMA_HD explicit MinNorm(const GramProblem<Team>& problem)
+      : team_(problem.team),
+        n_(problem.n),
+        gram_(problem.gram),
+        roundoff_(problem.roundoff),
+        wanted_(problem.vector),
+        weights_(problem.out),
+        preference_(problem.workspace.reals),
+        norm_(preference_ + n_),
+        leader_(problem.workspace.integers),
+        rest_{preference_ + 2 * n_, leader_ + n_} {}
+
+  PAMA_HD void solve() {
+    relative_preference(team_, n_, wanted_, kLeastPreference, preference_);
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      leader_[i] = preference_[i] > 0 ? i : kDropped;
+    }
+    team_.sync();
+    if (!rescale()) return fill(NAN);
+    if (share_among_zeros()) return;
+    group_equal_rows();
+    SimplexActiveSet<Team> method(team_, n_, gram_, norm_, leader_, rest_);
+    spread(method.solve(limit(n_)));
+  }
+
+ private:
+  static constexpr int kDropped = -1;
+
+  PAMA_HD double& gram(int i, int j) { return gram_[i * n_ + j]; }
+
+  // Divides by the preferences and brings the largest entry to about 2^900, by a power of two and
+  // so exactly: no product in the method overflows, and rows shorter by 10^250 do not underflow.
+  // False if an entry of a used row and column is not finite.
+  PAMA_HD bool rescale() {
+    double largest = 0;
+    if (!find_largest(&largest)) return false;
+    if (largest == 0) return true;
+    if (wanted_) {
+      scale_by(-ilogb(largest));
+      for (int i = 0; i < n_; ++i) {
+        if (leader_[i] == kDropped) continue;
+        for (int j = team_.rank(); j < n_; j += team_.size()) {
+          if (leader_[j] != kDropped) gram(i, j) = gram(i, j) / (preference_[i] * preference_[j]);
+        }
+      }
+      find_largest(&largest);
+    }
+    scale_by(900 - ilogb(largest));
+    return true;
+  }
+
+  PAMA_HD bool find_largest(double* largest) {
+    double found = 0;
+    bool finite = true;
+    for (int i = 0; i < n_; ++i) {
+      if (leader_[i] == kDropped) continue;
+      for (int j = team_.rank(); j < n_; j += team_.size()) {
+        if (leader_[j] == kDropped) continue;
+        const double magnitude = fabs(gram(i, j));
+        finite = finite && magnitude <= DBL_MAX;
+        found = fmax(found, magnitude);
+      }
+    }
+    *largest = team_.largest(found);
+    return !team_.any(!finite);
+  }
+
+  // In two factors, as 2^exponent itself may be out of range.
+  PAMA_HD void scale_by(int exponent) {
+    const double first = ldexp(1.0, exponent / 2), second = ldexp(1.0, exponent - exponent / 2);
+    team_.sync();
+    for (int i = team_.rank(); i < n_ * n_; i += team_.size()) gram_[i] = gram_[i] * first * second;
+    team_.sync();
+  }
+
+  // Rows of norm 0 attain the optimum 0: they share the weight as the preference says.
+  PAMA_HD bool share_among_zeros() {
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      const bool zero = leader_[i] != kDropped && !(gram(i, i) > 0);
+      weights_[i] = zero ? preference_[i] : 0;
+      norm_[i] = sqrt(fmax(gram(i, i), 0.0));
+      total += weights_[i];
+    }
+    total = team_.sum(total);
+    team_.sync();
+    if (total == 0) return false;
+    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] /= total;
+    return true;
+  }
+
+  // Points leader_[i] at the first row equal to row i within rounding. Only leaders enter the
+  // method: the others would make its differences vanish, and share their leader's weight after it.
+  PAMA_HD void group_equal_rows() {
+    bool grouped = false;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (leader_[i] == kDropped) continue;
+      for (int j = 0; j < i; ++j) {
+        if (preference_[j] != 0 && equal_rows(i, j)) {
+          leader_[i] = j;
+          grouped = true;
+          break;
+        }
+      }
+    }
+    grouped_ = team_.any(grouped);
+    team_.sync();
+    if (grouped_ && team_.rank() == 0) {
+      for (int i = 0; i < n_; ++i) {
+        if (leader_[i] != kDropped) leader_[i] = leader_[leader_[i]];
+      }
+    }
+    team_.sync();
+  }
+
+  PAMA_HD bool equal_rows(int i, int j) {
+    const double tolerance = 4 * roundoff_;
+    // ‖g_i − g_j‖² first: it tells all but a few pairs apart.
+    const double apart = (gram(i, i) - gram(i, j)) + (gram(j, j) - gram(i, j));
+    if (!(apart <= 4 * tolerance * gram(i, i))) return false;
+    for (int k = 0; k < n_; ++k) {
+      if (preference_[k] == 0) continue;
+      if (!(fabs(gram(i, k) - gram(j, k)) <= tolerance * norm_[i] * norm_[k])) return false;
+    }
+    return true;
+  }
+
+  // From weights x of the leaders' divided rows to weights of all rows as they came.
+  PAMA_HD void spread(const double* x) {
+    team_.sync();
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      double weight = 0;
+      if (leader_[i] != kDropped) {
+        int sharing = 1;
+        if (grouped_) {
+          sharing = 0;
+          for (int j = 0; j < n_; ++j) sharing += leader_[j] == leader_[i];
+        }
+        weight = x[leader_[i]] / sharing / preference_[i];
+      }
+      weights_[i] = weight;
+      total += weight;
+    }
+    total = team_.sum(total);
+    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] /= total;
+  }
+
+  PAMA_HD void fill(double value) {
+    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] = value;
+  }
+
+  Team team_;
+  int n_;
+  double* gram_;
+  double roundoff_;
+  const double* wanted_;  // the preference as it came, or null
+  double* weights_;
+  double* preference_;  // relative to the largest; 0: dropped
+  double* norm_;
+  int* leader_;
+  Workspace rest_;
+  bool grouped_ = false;
+};
+
+}  // namespace pama

@@ -1,0 +1,223 @@
+// pama_weights: Theorem 1 of He & Maghsudi (arXiv 2508.07768). Of all weights c on the simplex that
+// minimise (Σ c_i a_i)², the ones nearest to the preference p.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "core/preference.h"
+#include "core/team.h"
+
+namespace pama {
+
+// Where all values have one sign (or 0), the objective of least rank gets the weight; objectives of
+// equal rank share it. `preference` is positive and relative to the largest.
+PAMA_HD inline double one_sided_rank(double value, double preference) {
+  return fabs(value) / preference;
+}
+
+// The weight of one of `count` objectives of least rank, whose preferences sum to `tied` where all
+// preferences sum to 1.
+PAMA_HD inline double one_sided_weight(double preference, double tied, int count) {
+  return preference + (1 - tied) / count;
+}
+
+template <class Team>
+class PamaWeights {
+ public:
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return 3 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD PamaWeights(Team team, int n, Workspace workspace)
+      : team_(team),
+        n_(n),
+        relative_(workspace.reals),
+        preference_(workspace.reals + n),
+        slope_(workspace.reals + 2 * n) {}
+
+  // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
+  PAMA_HD double solve(const double* values, const double* preference, double* weights) {
+    read_preference(preference);
+    bool finite = true, negative = false, positive = false;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (relative_[i] == 0) continue;
+      finite = finite && fabs(values[i]) <= DBL_MAX;
+      negative = negative || values[i] < 0;
+      positive = positive || values[i] > 0;
+    }
+    if (team_.any(!finite)) {
+      for (int i = team_.rank(); i < n_; i += team_.size()) weights[i] = NAN;
+      return NAN;
+    }
+    if (team_.any(negative) && team_.any(positive)) {
+      balance(values, weights);
+      return 0;
+    }
+    return choose(values, weights);
+  }
+
+ private:
+  PAMA_HD void read_preference(const double* preference) {
+    relative_preference(team_, n_, preference, DBL_MIN, relative_);
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += relative_[i];
+    total = team_.sum(total);
+    for (int i = team_.rank(); i < n_; i += team_.size()) preference_[i] = relative_[i] / total;
+    team_.sync();
+  }
+
+  PAMA_HD double choose(const double* values, double* weights) {
+    Located least{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (relative_[i] == 0) continue;
+      const Located here{one_sided_rank(values[i], relative_[i]), i};
+      if (before(here, least)) least = here;
+    }
+    least = team_.smallest(least);
+    double tied = 0, count = 0, used = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      used += relative_[i] != 0;
+      if (!ties(values, i, least.value)) continue;
+      tied += preference_[i];
+      count += 1;
+    }
+    used = team_.sum(used);
+    count = team_.sum(count);
+    tied = used == count ? 1 : team_.sum(tied);
+    // Differences from one of the winners: exact where all tied values are equal.
+    const double winner = values[least.index];
+    double spread = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      const bool shares = ties(values, i, least.value);
+      weights[i] = !shares      ? 0
+                   : count == 1 ? 1
+                                : one_sided_weight(preference_[i], tied, static_cast<int>(count));
+      if (shares) spread += weights[i] * (values[i] - winner);
+    }
+    return winner + team_.sum(spread);
+  }
+
+  PAMA_HD bool ties(const double* values, int i, double rank) const {
+    return relative_[i] != 0 && one_sided_rank(values[i], relative_[i]) == rank;
+  }
+
+  // The projection of p onto {c in the simplex, Σ c_i a_i = 0}: max(p − λ − μ a, 0) for some λ and
+  // μ. From μ = 0, where c = p, μ moves until Σ c_i a_i = 0. On the way a weight falls while its
+  // value is above the mean over the support; those that reach 0 leave the support, which lowers
+  // the mean, so none comes back, and n − 1 steps are enough. Signs are chosen such that μ > 0.
+  PAMA_HD void balance(const double* values, double* weights) {
+    double start = 0, largest = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (relative_[i] != 0) largest = fmax(largest, fabs(values[i]));
+    }
+    const int exponent = 900 - ilogb(team_.largest(largest));
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      weights[i] = preference_[i];
+      slope_[i] = relative_[i] == 0 ? 0 : ldexp(values[i], exponent);
+      start += weights[i] * slope_[i];
+    }
+    sign_ = team_.sum(start) < 0 ? -1 : 1;
+    team_.sync();
+    for (int step = 0; step < n_; ++step) {
+      survey(weights);
+      Located limit{excess(weights) / spread_, -1};
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        if (!(weights[i] > 0) || !(fall(i) > 0)) continue;
+        const Located here{weights[i] / fall(i), i};
+        if (here.value < limit.value) limit = here;
+      }
+      limit = team_.smallest(limit);
+      if (limit.index < 0) break;
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        if (!(weights[i] > 0)) continue;
+        weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
+      }
+      team_.sync();
+    }
+    settle(weights);
+  }
+
+  // Size, mean value and spread of the support, in units of its largest value.
+  PAMA_HD void survey(const double* weights) {
+    double size = 0, total = 0, largest = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (!(weights[i] > 0)) continue;
+      size += 1;
+      largest = fmax(largest, fabs(slope_[i]));
+    }
+    size_ = team_.sum(size);
+    unit_ = sign_ / team_.largest(largest);
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (weights[i] > 0) total += slope_[i] * unit_;
+    }
+    mean_ = team_.sum(total) / size_;
+    double spread = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (weights[i] > 0) spread += fall(i) * fall(i);
+    }
+    spread_ = team_.sum(spread);
+  }
+
+  // How fast weight i falls as μ grows.
+  PAMA_HD double fall(int i) const { return slope_[i] * unit_ - mean_; }
+
+  PAMA_HD double excess(const double* weights) const {
+    double excess = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size())
+      excess += weights[i] * (slope_[i] * unit_);
+    return team_.sum(excess);
+  }
+
+  // The projection on the support found, from p itself, and once more from its own residuals, so
+  // that the weights of large values, which are small, are right to their own precision.
+  PAMA_HD void settle(double* weights) {
+    survey(weights);
+    if (size_ == 2) return settle_pair(weights);
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (weights[i] > 0) weights[i] = preference_[i];
+    }
+    team_.sync();
+    for (int round = 0; round < 2; ++round) {
+      double total = 0;
+      for (int i = team_.rank(); i < n_; i += team_.size()) total += weights[i];
+      const double missing = 1 - team_.sum(total);
+      const double multiplier = (excess(weights) + missing * mean_) / spread_;
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        if (!(weights[i] > 0)) continue;
+        const double moved = weights[i] + missing / size_ - multiplier * fall(i);
+        weights[i] = fmax(moved, 0.0);
+      }
+      team_.sync();
+    }
+  }
+
+  // c = (a_2, −a_1) / (a_2 − a_1): inversely as the magnitudes.
+  PAMA_HD void settle_pair(double* weights) {
+    Located least{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      const Located here{fabs(slope_[i]), i};
+      if (weights[i] > 0 && before(here, least)) least = here;
+    }
+    least = team_.smallest(least);
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (weights[i] > 0) total += least.value / fabs(slope_[i]);
+    }
+    total = team_.sum(total);
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (weights[i] > 0) weights[i] = least.value / fabs(slope_[i]) / total;
+    }
+    team_.sync();
+  }
+
+  Team team_;
+  int n_;
+  double* relative_;    // p_i / max p
+  double* preference_;  // p_i / Σ p
+  double* slope_;       // a_i, scaled
+  double sign_ = 1;
+  double size_ = 0, unit_ = 1, mean_ = 0, spread_ = 1;
+};
+
+}  // namespace pama

@@ -1,0 +1,336 @@
+// min cᵀGc over the simplex, by Wolfe's finite active-set method (Math. Prog. 11, 1976) on the Gram
+// matrix.
+//
+// The corral S is a base vertex b and the rows R. What is factorised is not G_S, which is singular
+// exactly where the optimum is 0, but the Gram matrix of the differences g_i − g_b over R: positive
+// definite wherever the minimiser over the affine hull of S is unique, whatever the sign of the
+// optimum. With b the shortest row, its rounding errors are no larger than those of G.
+//
+// Each step solves for the correction of the gradient G x as it stands, so that errors of earlier
+// steps are corrected, not accumulated. Where rounding made G indefinite and the curvature towards
+// the entering row is negative, the step goes to the face of the simplex that it runs into; the
+// objective falls there too. So the method ends at a point with (Gx)_i >= xᵀGx for all i, to
+// rounding, also for such G, and xᵀGx >= λ_min(G) there.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "core/ldl.h"
+#include "core/team.h"
+
+namespace pama {
+
+template <class Team>
+class SimplexActiveSet {
+ public:
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 11 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
+
+  // `gram`: n x n, symmetric, entries of magnitude up to 2^900; `norm`: roots of its diagonal.
+  // `leader[i]` == i marks a candidate; other rows stay out of the corral.
+  PAMA_HD SimplexActiveSet(Team team, int n, const double* gram, const double* norm,
+                           const int* leader, Workspace workspace)
+      : team_(team),
+        n_(n),
+        gram_(gram),
+        norm_(norm),
+        leader_(leader),
+        x_(workspace.reals),
+        best_(x_ + n),
+        slope_(x_ + 2 * n),
+        cross_(x_ + 3 * n),
+        residual_(x_ + 4 * n),
+        a_(x_ + 5 * n),
+        b_(x_ + 6 * n),
+        direction_(x_ + 7 * n),
+        member_(workspace.integers),
+        inside_(workspace.integers + n),
+        factor_(team, n, x_ + 11 * n, x_ + 8 * n, x_ + 9 * n, x_ + 10 * n) {}
+
+  // The minimiser; valid until the workspace is used again. `limit` bounds the number of entering
+  // rows: at the limit the visited point of least duality gap is returned.
+  PAMA_HD const double* solve(int limit) {
+    start();
+    double least_gap = INFINITY;
+    for (int step = 0;; ++step) {
+      differentiate();
+      const Located entering = most_violating();
+      if (entering.index < 0) return x_;
+      const double gap = value_ - team_.smallest(lowest_slope()).value;
+      if (gap < least_gap) {
+        least_gap = gap;
+        for (int i = team_.rank(); i < n_; i += team_.size()) best_[i] = x_[i];
+      }
+      if (step == limit) return best_;
+      enter(entering.index);
+    }
+  }
+
+ private:
+  // A multiple of the unit roundoff below which a violation is noise.
+  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+
+  PAMA_HD double gram(int i, int j) const { return gram_[i * n_ + j]; }
+
+  // x = the shortest row.
+  PAMA_HD void start() {
+    Located shortest{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (leader_[i] != i) continue;
+      const Located here{gram(i, i), i};
+      if (before(here, shortest)) shortest = here;
+    }
+    base_ = team_.smallest(shortest).index;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      x_[i] = i == base_ ? 1 : 0;
+      inside_[i] = i == base_;
+    }
+    factor_.clear();
+    team_.sync();
+  }
+
+  // slope = G x and value = xᵀGx, from the rows in the corral.
+  PAMA_HD void differentiate() {
+    const int k = factor_.size();
+    double norms = norm_[base_] * x_[base_];
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope_[r] = gram(base_, r) * x_[base_];
+    for (int c = 0; c < k; ++c) {
+      const int i = member_[c];
+      const double xi = x_[i];
+      const double* __restrict__ row = gram_ + i * n_;
+      double* __restrict__ slope = slope_;
+      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * xi;
+      norms += norm_[i] * xi;
+    }
+    mean_norm_ = norms;
+    double value = 0;
+    for (int r = team_.rank(); r < n_; r += team_.size()) value += slope_[r] * x_[r];
+    value_ = team_.sum(value);
+    team_.sync();
+  }
+
+  // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
+  PAMA_HD Located most_violating() const {
+    Located found{0, -1};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (leader_[i] != i || inside_[i]) continue;
+      const Located here{slope_[i] - value_, i};
+      if (-here.value > kNoise * norm_[i] * mean_norm_ && before(here, found)) found = here;
+    }
+    return team_.smallest(found);
+  }
+
+  PAMA_HD Located lowest_slope() const {
+    Located lowest{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (leader_[i] == i && slope_[i] < lowest.value) lowest = {slope_[i], i};
+    }
+    return lowest;
+  }
+
+  PAMA_HD double difference(int i, int j) const {
+    return (gram(i, j) - gram(i, base_)) - (gram(base_, j) - gram(base_, base_));
+  }
+
+  // Moves to the minimiser over the affine hull of the corral and row j, dropping the rows whose
+  // weights reach 0 on the way.
+  PAMA_HD void enter(int j) {
+    double residual = slope_[j] - slope_[base_];
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      residual_[c] = slope_[member_[c]] - slope_[base_];
+    }
+    relate(j);
+    for (;;) {
+      const int k = factor_.size();
+      const double* inverses = factor_.inverses();
+      for (int c = team_.rank(); c < k; c += team_.size()) {
+        a_[c] = cross_[c];
+        b_[c] = -residual_[c];
+      }
+      factor_.forward(a_, b_);
+      double explained = 0, moved = 0;
+      for (int c = team_.rank(); c < k; c += team_.size()) {
+        explained += a_[c] * (a_[c] * inverses[c]);
+        moved += b_[c] * (a_[c] * inverses[c]);
+      }
+      const double pivot = difference(j, j) - team_.sum(explained);
+      double descent = -residual - team_.sum(moved);
+      if (!(descent > 0)) {  // only by rounding; j stays if it has a weight already
+        if (x_[j] == 0) return;
+        descent = 0;
+      }
+      // A Newton step needs positive curvature; if it leaves the simplex anyway only its direction
+      // matters, and 1 for the entering row keeps that finite.
+      const bool newton = descent < pivot;
+      const double step_j = newton ? descent / pivot : 1;
+      const double correct = newton ? 1 : 0;
+      for (int c = team_.rank(); c < k; c += team_.size()) {
+        direction_[c] = (correct * b_[c] - step_j * a_[c]) * inverses[c];
+      }
+      factor_.backward(direction_);
+      double total = 0;
+      for (int c = team_.rank(); c < k; c += team_.size()) total += direction_[c];
+      const double step_base = -(step_j + team_.sum(total));
+
+      const Located limit = longest_step(step_base, newton      ? 1
+                                                    : pivot > 0 ? descent / pivot
+                                                                : INFINITY);
+      move(limit, j, step_j);
+      if (limit.index < 0) {
+        accept(j, pivot);
+        return;
+      }
+      if (newton) {
+        for (int c = team_.rank(); c < k; c += team_.size()) residual_[c] *= 1 - limit.value;
+        residual *= 1 - limit.value;
+      } else {
+        residual += limit.value * pivot;
+      }
+      team_.sync();
+      if (limit.index < k) {
+        drop(limit.index);
+      } else if (k == 0) {  // only j is left
+        replace_base(j);
+        return;
+      } else {
+        residual -= change_base();
+        relate(j);
+      }
+    }
+  }
+
+  PAMA_HD void relate(int j) {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      cross_[c] = difference(member_[c], j);
+    }
+    team_.sync();
+  }
+
+  // How far to go along the direction: `full`, with index −1, unless a weight reaches 0 before;
+  // index k stands for the base.
+  PAMA_HD Located longest_step(double step_base, double full) const {
+    const int k = factor_.size();
+    Located limit{full, -1};
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      if (!(direction_[c] < 0)) continue;
+      const Located here{-x_[member_[c]] / direction_[c], c};
+      if (here.value < limit.value) limit = here;
+    }
+    if (step_base < 0 && -x_[base_] / step_base < limit.value) {
+      limit = {-x_[base_] / step_base, k};
+    }
+    return team_.smallest(limit);
+  }
+
+  PAMA_HD void move(const Located& limit, int j, double step_j) {
+    const int k = factor_.size();
+    double others = 0;
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      const int i = member_[c];
+      const double moved = x_[i] + limit.value * direction_[c];
+      x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
+      others += x_[i];
+    }
+    const double entering = x_[j] + limit.value * step_j;
+    others = team_.sum(others) + entering;
+    team_.sync();
+    if (team_.rank() == 0) {
+      x_[j] = entering;
+      x_[base_] = limit.index == k ? 0 : fmax(1 - others, 0.0);
+    }
+    team_.sync();
+  }
+
+  PAMA_HD void accept(int j, double pivot) {
+    if (team_.rank() == 0) {
+      member_[factor_.size()] = j;
+      inside_[j] = 1;
+    }
+    factor_.append(a_, pivot);
+  }
+
+  PAMA_HD void drop(int position) {
+    const int k = factor_.size();
+    if (team_.rank() == 0) {
+      inside_[member_[position]] = 0;
+      for (int c = position + 1; c < k; ++c) {
+        member_[c - 1] = member_[c];
+        cross_[c - 1] = cross_[c];
+        residual_[c - 1] = residual_[c];
+      }
+    }
+    team_.sync();
+    factor_.remove(position);
+  }
+
+  PAMA_HD void replace_base(int j) {
+    if (team_.rank() == 0) {
+      inside_[base_] = 0;
+      inside_[j] = 1;
+    }
+    base_ = j;
+    team_.sync();
+  }
+
+  // The base has left: the shortest row of R takes its place, and the factor is built anew.
+  // Returns by how much residuals relative to the new base are lower than those to the old one.
+  PAMA_HD double change_base() {
+    const int k = factor_.size() - 1;
+    Located shortest{INFINITY, k};
+    for (int c = team_.rank(); c <= k; c += team_.size()) {
+      const Located here{gram(member_[c], member_[c]), c};
+      if (before(here, shortest)) shortest = here;
+    }
+    const int position = team_.smallest(shortest).index;
+    const int base = member_[position];
+    const double shift = residual_[position];
+    team_.sync();
+    if (team_.rank() == 0) {
+      inside_[base_] = 0;
+      for (int c = 0; c < k; ++c) {
+        const int from = c < position ? c : c + 1;
+        member_[c] = member_[from];
+        residual_[c] = residual_[from] - shift;
+      }
+    }
+    base_ = base;
+    team_.sync();
+    factor_.clear();
+    for (int r = 0; r < k; ++r) {
+      const int i = member_[r];
+      for (int c = team_.rank(); c < r; c += team_.size()) a_[c] = difference(member_[c], i);
+      factor_.forward(a_);
+      double explained = 0;
+      for (int c = team_.rank(); c < r; c += team_.size()) {
+        explained += a_[c] * (a_[c] * factor_.inverses()[c]);
+      }
+      const double pivot = difference(i, i) - team_.sum(explained);
+      factor_.append(a_, pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base, base)));
+    }
+    return shift;
+  }
+
+  Team team_;
+  int n_;
+  const double* gram_;
+  const double* norm_;  // ‖g_i‖
+  const int* leader_;
+  double* x_;
+  double* best_;
+  double* slope_;
+  double* cross_;     // <g_i − g_b, g_j − g_b> over R, j the entering row
+  double* residual_;  // (Gx)_i − (Gx)_b over R
+  double* a_;
+  double* b_;
+  double* direction_;  // over R
+  int* member_;        // the rows of R in the order of the factor
+  int* inside_;        // whether row i is in the corral
+  Ldl<Team> factor_;
+  int base_ = 0;
+  double value_ = 0;
+  double mean_norm_ = 0;  // Σ x_i ‖g_i‖
+};
+
+}  // namespace pama

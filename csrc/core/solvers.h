@@ -1,0 +1,14 @@
+// The list of solvers: an op's name and the class that solves one problem. Each line gives the op a
+// CPU kernel and a CUDA kernel.
+//
+// A solver is a class template over the Team, in a header of its own, with
+//   static constexpr int outputs(int n), int64_t reals(int64_t n), int64_t integers(int64_t n),
+//   a constructor from GramProblem<Team>, and void solve().
+#pragma once
+
+#include "core/duality_gap.h"
+#include "core/min_norm.h"
+
+#define PAMA_SOLVERS(X)      \
+  X(duality_gap, DualityGap) \
+  X(min_norm, MinNorm)

@@ -1,0 +1,39 @@
+// Who solves a problem: one thread of a CPU (here) or a warp (csrc/kernels/warp_team.cuh).
+//
+// A solver is written once against this policy. Every lane of a team runs the same code and takes
+// the same branches, since each branch depends on values that a reduction made equal on all lanes;
+// loops over elements go from rank() in steps of size(). What one lane writes and another reads is
+// separated by sync(). Reductions return the same bits on every lane.
+#pragma once
+
+#include "core/portable.h"
+
+namespace pama {
+
+// A value and where it stands. Of equal values the lowest index wins, whatever the team's size.
+struct Located {
+  double value;
+  int index;
+};
+
+PAMA_HD inline bool before(const Located& a, const Located& b) {
+  return a.value < b.value || (a.value == b.value && a.index < b.index);
+}
+
+struct SerialTeam {
+  PAMA_HD static constexpr int rank() { return 0; }
+  PAMA_HD static constexpr int size() { return 1; }
+  PAMA_HD void sync() const {}
+  PAMA_HD double sum(double x) const { return x; }
+  PAMA_HD double largest(double x) const { return x; }
+  PAMA_HD Located smallest(Located x) const { return x; }
+  PAMA_HD bool any(bool x) const { return x; }
+};
+
+// What a solver may scribble on; the solver's own header says how much it needs.
+struct Workspace {
+  double* reals;
+  int* integers;
+};
+
+}  // namespace pama
