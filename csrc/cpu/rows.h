@@ -24,37 +24,35 @@ inline constexpr int64_t kTile = 256;
 
 namespace rows {
 
-template <class T, class Convert>
-PAMA_INLINE void read(const void* data, int64_t first, int64_t stride, int64_t count, double* out,
-                  Convert convert) {
-  const T* from = static_cast<const T*>(data) + first;
+template <class T, class Out, class Convert>
+PAMA_INLINE void read(const View& view, int64_t first, int64_t count, Out* out, Convert convert) {
+  const T* from = static_cast<const T*>(view.data) + first;
+  const int64_t stride = view.token;
   if (stride == 1) {
-    for (int64_t j = 0; j < count; ++j) out[j] = convert(from[j]);
+    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<Out>(convert(from[j]));
   } else {
-    for (int64_t j = 0; j < count; ++j) out[j] = convert(from[j * stride]);
+    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<Out>(convert(from[j * stride]));
   }
 }
 
-// out[j] = view[first + j * stride] for a floating view.
-PAMA_INLINE void load(const View& view, int64_t first, int64_t count, double* out) {
-  const int64_t stride = view.token;
-  const auto same = [](auto x) { return static_cast<double>(x); };
+// out[j] = view[first + j * stride] for a floating view; Out is double, or float where that is exact.
+template <class Out>
+PAMA_INLINE void load(const View& view, int64_t first, int64_t count, Out* out) {
+  const auto same = [](auto x) { return x; };
   switch (view.dtype) {
-    case DType::kDouble: return read<double>(view.data, first, stride, count, out, same);
-    case DType::kHalf:
-      return read<uint16_t>(view.data, first, stride, count, out,
-                            [](uint16_t x) { return static_cast<double>(half_to_float(x)); });
-    case DType::kBFloat16:
-      return read<uint16_t>(view.data, first, stride, count, out,
-                            [](uint16_t x) { return static_cast<double>(bfloat16_to_float(x)); });
-    default: return read<float>(view.data, first, stride, count, out, same);
+    case DType::kDouble: return read<double>(view, first, count, out, same);
+    case DType::kHalf: return read<uint16_t>(view, first, count, out, half_to_float);
+    case DType::kBFloat16: return read<uint16_t>(view, first, count, out, bfloat16_to_float);
+    default: return read<float>(view, first, count, out, same);
   }
 }
 
 // view[first + j] = x[j]: results are contiguous along tokens.
-PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const double* x) {
+template <class In>
+PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const In* x) {
   if (view.dtype == DType::kDouble) {
-    std::copy_n(x, count, static_cast<double*>(view.data) + first);
+    double* out = static_cast<double*>(view.data) + first;
+    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<double>(x[j]);
   } else {
     float* out = static_cast<float*>(view.data) + first;
     for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(x[j]);
@@ -92,15 +90,17 @@ PAMA_INLINE void select(const View& mask, int64_t first, int64_t length, Selecti
 }
 
 // out[0 .. tile.count): the unmasked tokens of a tile, dense.
-PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, double* out) {
+template <class Out>
+PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, Out* out) {
   if (tile.all()) return load(view, first, tile.count, out);
   for (int64_t j = 0; j < tile.count; ++j) {
-    out[j] = pama::load(view, first + tile.index[j] * view.token);
+    out[j] = static_cast<Out>(pama::load(view, first + tile.index[j] * view.token));
   }
 }
 
 // The inverse of `gather`: masked positions of the result become 0.
-PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile, const double* x) {
+template <class In>
+PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile, const In* x) {
   if (tile.all()) return store(view, first, tile.count, x);
   for (int64_t j = 0; j < tile.length; ++j) pama::store(view, first + j, 0.0);
   for (int64_t j = 0; j < tile.count; ++j) pama::store(view, first + tile.index[j], x[j]);

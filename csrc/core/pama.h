@@ -1,0 +1,42 @@
+// The part of an advantage that PAMA chooses weights by: Noon and the active part I(A).
+#pragma once
+
+#include <cmath>
+
+#include "core/portable.h"
+
+namespace pama {
+
+enum class Reduction : int { kToken, kSequence, kGram, kBatch };
+
+struct ActivePart {
+  double log_low, log_high;  // log(1 - low) and log(1 + high): the clip, on the ratio's logarithm
+  bool noon, ratio_weighted;
+};
+
+// NaN stays NaN (fmax would drop it).
+PAMA_INLINE double noon(const ActivePart& rule, double a) { return rule.noon && a <= 0 ? 0.0 : a; }
+
+// Whether the clip holds the surrogate flat, so that it has no gradient here. False for NaN.
+PAMA_INLINE bool held_flat(const ActivePart& rule, double a, double log_ratio) {
+  return a < 0 ? log_ratio < rule.log_low : log_ratio > rule.log_high;
+}
+
+// I(a) of an advantage after Noon; a ratio that is NaN makes it NaN.
+PAMA_INLINE double active_part(const ActivePart& rule, double a, double log_ratio) {
+  if (held_flat(rule, a, log_ratio)) return 0.0;
+  const double part = log_ratio != log_ratio ? log_ratio : a;
+  return rule.ratio_weighted ? part * exp(log_ratio) : part;
+}
+
+inline ActivePart active_part_rule(double low, double high, bool noon, bool ratio_weighted) {
+  return {low < 1 ? std::log1p(-low) : -HUGE_VAL, std::log1p(high), noon, ratio_weighted};
+}
+
+// Where the statistics of a batch lie: flags of a nonzero part (n), then for `batch` the count of
+// tokens and the sums (1 + n), for `gram` the matrix (n n).
+PAMA_INLINE int64_t statistics_size(int64_t n, Reduction reduction) {
+  return n + (reduction == Reduction::kGram ? n * n : reduction == Reduction::kBatch ? n + 1 : 0);
+}
+
+}  // namespace pama

@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_rounds
+from strategies import tokens
+
+import pama_ops as po
+from pama_ops import _schemas, reference
+
+REDUCTIONS = ["token", "sequence", "gram", "batch"]
+FLOATS = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def drawn(data, backend):
+    """A batch with advantages of full, all-zero, repeated and negative objectives, and options."""
+    batch = data.draw(tokens(backend.device, max_objectives=5, max_length=280))
+    n = batch.objectives
+    advantages = batch.values(n)
+    # A few distinct values make ties and zeros ordinary.
+    if data.draw(st.booleans()):
+        advantages = (2 * advantages).round() / 2
+    kinds = data.draw(st.lists(st.sampled_from("..0=-"), min_size=n, max_size=n))
+    for i, kind in enumerate(kinds):
+        if kind == "0":
+            advantages[i] = advantages[i] * 0
+        elif kind == "=":
+            advantages[i] = advantages[0]
+        elif kind == "-":
+            advantages[i] = -advantages[i].abs()
+    log_ratio = batch.values(scale=0.3) if data.draw(st.booleans()) else None
+    preference = None
+    if data.draw(st.booleans()):
+        preference = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0]), min_size=n, max_size=n))
+        if not any(preference):
+            preference = None
+    options = {
+        "clip": data.draw(st.sampled_from([0.2, (0.1, 0.3), (1.5, 0.2)])),
+        "noon": data.draw(st.booleans()),
+        "ratio_weighted": data.draw(st.booleans()),
+        "preference": preference,
+        "cu_seqlens": batch.cu_seqlens,
+    }
+    return batch, advantages, log_ratio, options
+
+
+def reference_step(batch, advantages, log_ratio, reduction, options):
+    low, high = options["clip"] if isinstance(options["clip"], tuple) else (options["clip"],) * 2
+    p = options["preference"]
+    p = None if p is None else torch.tensor(p, dtype=torch.float64, device=advantages.device)
+    kind = REDUCTIONS.index(reduction)
+    rule = (kind, low, high, options["noon"], options["ratio_weighted"])
+    cu = batch.cu_seqlens
+    statistics = reference.pama_statistics(advantages, batch.mask, log_ratio, cu, *rule)
+    return statistics, reference.pama_combine(
+        advantages, batch.mask, log_ratio, p, cu, statistics, *rule
+    )
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "batch"])
+@given(data=st.data())
+def test_theorem_1_reductions_are_their_definition(backend, reduction, data):
+    batch, advantages, log_ratio, options = drawn(data, backend)
+    step = po.pama_advantages(advantages, batch.mask, log_ratio, reduction=reduction, **options)
+    _, want = reference_step(batch, advantages, log_ratio, reduction, options)
+    combined, weights, optimum, active = want
+    assert step.gram is None
+    assert torch.equal(step.active, active)
+    size = torch.where(advantages.isfinite(), advantages, 0).double().abs().amax(0)
+    terms = 4 * batch.objectives + 4 * max(batch.shape[-1], 1)
+    if reduction == "sequence" or reduction == "batch":
+        # The means are sums whose rounding the weights of a straddling pair amplify by the ratio of
+        # the largest to the difference of the pair: hold the result to the definition instead.
+        check_theorem_1(batch, advantages, log_ratio, reduction, options, step)
+        return
+    # float32 weights: one rounding; the sums over objectives: n more, relative to the largest.
+    unit = torch.finfo(step.weights.dtype).eps / 2
+    slack = (batch.objectives + 2) * unit / torch.finfo(torch.float64).eps * torch.ones_like(size)
+    assert_rounds(step.weights, weights, slack, 64)
+    assert_rounds(step.advantages, combined, slack * size, 64 + terms)
+    bound = size if log_ratio is None or not options["ratio_weighted"] else size * 8
+    assert_rounds(step.optimum, optimum, slack * bound, 64 + terms)
+
+
+def check_theorem_1(batch, advantages, log_ratio, reduction, options, step):
+    """c on the simplex over the objectives in play, with |Σ c a| the least possible."""
+    low, high = options["clip"] if isinstance(options["clip"], tuple) else (options["clip"],) * 2
+    rows = reference._Tokens(advantages, batch.mask, batch.cu_seqlens)
+    a, part = reference._active_part(
+        rows, advantages, log_ratio, low, high, options["noon"], options["ratio_weighted"]
+    )
+    p = torch.tensor(options["preference"] or [1.0] * batch.objectives, device=part.device).double()
+    p = torch.where(step.active, p, 0.0)
+    c = step.weights.double().reshape(batch.objectives, -1)
+    if reduction == "sequence":
+        problem, magnitude = part.sum(-1), part.abs().sum(-1)
+        problem, magnitude = problem / rows.count.clamp(min=1), magnitude / rows.count.clamp(min=1)
+        empty = rows.count == 0
+        c_tokens = c[:, :, None]
+    else:
+        total = rows.mask.sum().clamp(min=1)
+        problem, magnitude = part.sum((1, 2))[:, None] / total, part.abs().sum((1, 2))[:, None] / total
+        empty = torch.zeros(1, dtype=torch.bool, device=part.device)
+        c_tokens = c[:, :, None]
+    if not bool((p > 0).any()):
+        assert not bool(c.any())
+        assert not bool(step.advantages.any())
+        return
+    unit = torch.finfo(step.weights.dtype).eps
+    n = batch.objectives
+    assert bool((c[:, empty] == 0).all())
+    assert bool((c >= 0).all())
+    assert bool(((c.sum(0) - 1).abs()[~empty] <= n * unit).all())
+    assert not bool(c[p == 0].any())
+    used = p > 0
+    # A sum of k terms and its float64 re-evaluation differ by at most 2 k u64 of its magnitude.
+    noise = (4 * n + 2 * (batch.shape[-1] + 64)) * 2.0**-53 * magnitude.amax(0) * 4
+    noise = noise + (n + 2) * unit * problem.abs().amax(0)
+    least, largest = problem[used].amin(0), problem[used].amax(0)
+    value = (c * problem).sum(0)
+    best = torch.where(least > 0, least, torch.where(largest < 0, largest, 0.0))
+    ranked = problem[used].abs() / p[used, None]
+    winner = problem[used].gather(0, ranked.argmin(0)[None])[0]
+    best = torch.where((least < 0) & (largest > 0), best, winner)
+    spread = float((p[used].max() / p[used].min()).item())
+    assert bool(((value - best).abs() <= noise * spread)[~empty].all())
+    optimum = step.optimum.double().reshape(-1)
+    assert bool(((optimum - value).abs() <= 2 * noise * spread)[~empty].all())
+    want = rows.unpad(torch.where(rows.mask, (torch.where(c_tokens == 0, 0.0, c_tokens * a)).sum(0), 0.0))
+    error = (step.advantages.double() - want).abs()
+    size = torch.where(advantages.isfinite(), advantages, 0).double().abs().amax(0)
+    assert bool((error <= (n + 2) * unit * size).all())
+
+
+@given(data=st.data())
+def test_gram_reduction_is_its_definition(backend, data):
+    batch, advantages, log_ratio, options = drawn(data, backend)
+    step = po.pama_advantages(advantages, batch.mask, log_ratio, reduction="gram", **options)
+    statistics, _ = reference_step(batch, advantages, log_ratio, "gram", options)
+    n = batch.objectives
+    gram = statistics[n:].reshape(n, n)
+    assert step.optimum is None
+    assert torch.equal(step.active, statistics[:n] != 0)
+    assert torch.equal(step.gram, step.gram.T)
+    norms = gram.diagonal().sqrt()
+    assert_rounds(step.gram, gram, norms[:, None] * norms, 4 * max(advantages.numel(), 1))
+    p = torch.tensor(options["preference"] or [1.0] * n, device=gram.device).double()
+    p = torch.where(step.active, p, 0.0)
+    c = step.weights.double()
+    if not bool((p > 0).any()):
+        assert not bool(c.any())
+        return
+    # The duality gap on the rows divided by the preference certifies the weights.
+    used = p > 0
+    q = p[used] / p[used].max()
+    scaled = gram[used][:, used] / (q[:, None] * q)
+    x = c[used] * q
+    x = x / x.sum()
+    gap = x @ scaled @ x - (scaled @ x).min()
+    unit = torch.finfo(step.weights.dtype).eps
+    # Weights rounded to their dtype move f by at most 4 u of the largest entry that they touch.
+    assert gap <= 8 * n * unit * scaled.diagonal().max() + 1e-300
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_trap_1_the_optimum_is_never_the_advantage(backend, reduction):
+    """The scalar s* gives no credit: tokens of different advantages must keep different results."""
+    a = torch.tensor([[[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]]], device=backend.device)
+    step = po.pama_advantages(a, reduction=reduction)
+    assert step.advantages.flatten().tolist() == pytest.approx([1.0, 2.0, 3.0], rel=1e-6)
+
+
+def test_trap_2_whitened_advantages_straddle_zero_without_noon(backend):
+    generator = torch.Generator().manual_seed(0)
+    a = po.whiten(torch.randn(3, 4, 50, generator=generator).double().to(backend.device))
+    step = po.pama_advantages(a, reduction="batch", noon=False)
+    assert float(step.optimum.abs()) < 1e-12
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("noon", [True, False])
+def test_trap_3_an_inactive_objective_takes_no_weight(backend, reduction, noon):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 2, 40, generator=generator).to(backend.device)
+    a[1] = 0
+    step = po.pama_advantages(a, reduction=reduction, noon=noon)
+    assert step.active.tolist() == [True, False, True]
+    assert not bool(step.weights[1].any())
+    assert bool(step.advantages.any())
+    nothing = po.pama_advantages(torch.zeros_like(a), reduction=reduction, noon=noon)
+    assert not bool(nothing.active.any())
+    assert not bool(nothing.advantages.any())
+    assert not bool(nothing.weights.any())
+
+
+def test_trap_3_a_zero_at_one_token_is_an_ordinary_value(backend):
+    a = torch.tensor([[[0.0, 5.0]], [[2.0, 1.0]]], device=backend.device)
+    step = po.pama_advantages(a, reduction="token")
+    assert step.weights[:, 0, 0].tolist() == [1.0, 0.0]
+    assert step.advantages.tolist() == [[0.0, 1.0]]
+
+
+def test_trap_4_batch_with_noon_is_one_hot_on_the_weakest(backend):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(3, 2, 40, generator=generator).to(backend.device) + torch.tensor(
+        [1.0, 0.0, 2.0], device=backend.device
+    ).view(3, 1, 1)
+    assert po.pama_advantages(a, reduction="batch").weights.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_trap_5_min_norm_favours_small_scales(backend):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(2, 4, 60, generator=generator).to(backend.device)
+    scaled = a * torch.tensor([1.0, 100.0], device=backend.device).view(2, 1, 1)
+    assert float(po.pama_advantages(scaled, reduction="gram").weights[0]) > 0.9
+    white = po.pama_advantages(po.whiten(scaled), reduction="gram").weights
+    torch.testing.assert_close(white, po.pama_advantages(po.whiten(a), reduction="gram").weights)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_noon_collapses_the_clipped_losses_into_one(backend, reduction):
+    """Σ c_i min(u A⁺_i, clip(u) A⁺_i) = min(u Ā, clip(u) Ā), the identity that PAMA rests on."""
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(3, 4, 30, generator=generator, dtype=torch.float64).to(backend.device)
+    log_ratio = (0.3 * torch.randn(4, 30, generator=generator, dtype=torch.float64)).to(backend.device)
+    step = po.pama_advantages(a, None, log_ratio, reduction=reduction)
+    u = log_ratio.exp()
+
+    def surrogate(x):
+        return torch.minimum(u * x, u.clamp(0.8, 1.2) * x)
+
+    c = step.weights.reshape(3, *step.weights.shape[1:], *(1,) * (3 - step.weights.dim()))
+    separate = (c * surrogate(a.clamp(min=0))).sum(0)
+    torch.testing.assert_close(surrogate(step.advantages), separate, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_gram_reduction_agrees_with_cvxpy(data):
+    n = data.draw(st.integers(2, 5))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    a = torch.randn(n, 2, 20, generator=generator, dtype=torch.float64)
+    step = po.pama_advantages(a, reduction="gram")
+    part = a.clamp(min=0).flatten(1).numpy()
+    c = cvxpy.Variable(n, nonneg=True)
+    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(part.T @ c)), [cvxpy.sum(c) == 1])
+    problem.solve(solver="CLARABEL")
+    ours = float(np.sum((part.T @ step.weights.numpy()) ** 2))
+    assert ours <= problem.value * (1 + 1e-7) + 1e-12
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_permuting_objectives_permutes_weights(backend, reduction):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4, 3, 20, generator=generator).to(backend.device)
+    order = torch.tensor([2, 0, 3, 1], device=backend.device)
+    for noon in (True, False):
+        step = po.pama_advantages(a, reduction=reduction, noon=noon)
+        other = po.pama_advantages(a[order], reduction=reduction, noon=noon)
+        torch.testing.assert_close(other.weights, step.weights[order], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other.advantages, step.advantages, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_gives_nan_where_it_counts(backend, reduction, value):
+    a = torch.rand(2, 2, 3, device=backend.device) + 0.5
+    a[0, 1, 2] = value
+    step = po.pama_advantages(a, reduction=reduction)
+    spoiled = step.advantages.isnan()
+    expected = torch.zeros(2, 3, dtype=torch.bool, device=backend.device)
+    if reduction == "token":
+        expected[1, 2] = True
+    elif reduction == "sequence":
+        expected[1] = True
+    else:
+        expected[:] = True
+    assert torch.equal(spoiled, expected)
+    # Masked, it is garbage that nobody reads; with preference 0 its objective is dropped.
+    mask = torch.ones(2, 3, device=backend.device)
+    mask[1, 2] = 0
+    assert bool(po.pama_advantages(a, mask, reduction=reduction).advantages.isfinite().all())
+    dropped = po.pama_advantages(a, reduction=reduction, preference=[0.0, 1.0])
+    assert bool(dropped.advantages.isfinite().all())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(2, 0, 5), (2, 3, 0)])
+def test_an_empty_batch_is_empty(backend, reduction, shape):
+    a = torch.ones(shape, device=backend.device)
+    step = po.pama_advantages(a, reduction=reduction)
+    assert step.advantages.shape == shape[1:]
+    assert not bool(step.active.any())
+    assert not bool(step.weights.any())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_bits_do_not_depend_on_thread_count(reduction):
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(3, 37, 300, generator=generator)
+    log_ratio = 0.2 * torch.randn(37, 300, generator=generator)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            step = po.pama_advantages(a, None, log_ratio, reduction=reduction, noon=False)
+            results.append((step.advantages, step.weights))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+BAD = [
+    ({"advantages": torch.ones(2, 3, 4).long()}, TypeError, "advantages .* floating-point .*int64"),
+    ({"advantages": torch.ones(3, 4)}, ValueError, r"advantages must have the 3 dimensions"),
+    ({"mask": torch.ones(2, 3, 4)}, ValueError, r"mask .*\[3, 4\].*\[2, 3, 4\]"),
+    ({"log_ratio": torch.ones(3, 5)}, ValueError, r"log_ratio .*\[3, 4\].*\[3, 5\]"),
+    ({"clip": 0.0}, ValueError, "clip must be positive and finite, got 0.0"),
+    ({"clip": (0.2, -1)}, ValueError, r"clip\[1\] must be positive and finite, got -1"),
+    ({"clip": (0.2,)}, ValueError, "clip must be a number or a pair"),
+    ({"reduction": "tokens"}, ValueError, "reduction must be one of 'token', .* got 'tokens'"),
+    ({"preference": [1.0]}, ValueError, r"preference must have the 2 entries .* got \[1.0\]"),
+    ({"preference": [1.0, -1.0]}, ValueError, "preference must be nonnegative"),
+    ({"preference": [0.0, 0.0]}, ValueError, "preference must be nonnegative .*positive sum"),
+    ({"preference": torch.ones(3)}, ValueError, r"preference .*\[2\].*\[3\]"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments_are_named(change, error, message):
+    args = {"advantages": torch.ones(2, 3, 4), **change}
+    with pytest.raises(error, match=message):
+        po.pama_advantages(**args)
+
+
+def test_values_are_checked_before_anything_is_written(backend):
+    a = torch.ones(2, 3, 4, device=backend.device)
+    by_itself = {} if backend.checks_values else {"check_values": True}
+    with pytest.raises(ValueError, match="mask must hold only 0 and 1"):
+        po.pama_advantages(a, torch.full((3, 4), 2, device=backend.device), **by_itself)
+    bad = torch.tensor([1.0, -1.0], device=backend.device)
+    with pytest.raises(ValueError, match="preference must be nonnegative"):
+        po.pama_advantages(a, preference=bad, **by_itself)
+
+
+def test_gradients_are_refused(backend):
+    a = torch.ones(2, 1, 3, device=backend.device, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"pama_ops.pama_advantages is not differentiable"):
+        po.pama_advantages(a).advantages.sum().backward()
+
+
+@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("ragged", [False, True])
+def test_ops_pass_opcheck(kind, ragged):
+    shape = (6,) if ragged else (2, 3)
+    a, log_ratio = torch.randn(3, *shape), 0.1 * torch.randn(shape)
+    cu = torch.tensor([0, 2, 6]) if ragged else None
+    mask = torch.ones(shape, dtype=torch.bool)
+    rule = (kind, 0.2, 0.2, False, True)
+    args = (a, mask, log_ratio, cu, *rule)
+    torch.library.opcheck(_schemas.pama_statistics, args)
+    statistics = _schemas.pama_statistics(*args)
+    preference = torch.tensor([1.0, 2.0, 0.0])
+    torch.library.opcheck(
+        _schemas.pama_combine, (a, mask, log_ratio, preference, cu, statistics, *rule)
+    )
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_token_door_compiles_whole(reduction):
+    def door(rewards, values, mask, log_ratio):
+        advantages, _ = po.gae(rewards, values, mask)
+        advantages = po.whiten(advantages, mask)
+        return po.pama_advantages(advantages, mask, log_ratio, reduction=reduction).advantages
+
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 3, 4, 10, generator=generator)
+    mask = torch.rand(4, 10, generator=generator) < 0.8
+    log_ratio = 0.1 * torch.randn(4, 10, generator=generator)
+    compiled = torch.compile(door, fullgraph=True, backend="aot_eager")
+    args = (rewards, values, mask, log_ratio)
+    assert torch.equal(compiled(*args), door(*args))
