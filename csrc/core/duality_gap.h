@@ -11,7 +11,8 @@ namespace pama {
 template <class Team>
 class DualityGap {
  public:
-  PAMA_HD static constexpr int outputs(int) { return 1; }
+  static constexpr bool kScalar = true;
+  static constexpr bool kTakesPreference = false;
   PAMA_HD static constexpr int64_t reals(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 

@@ -13,7 +13,7 @@ struct GramProblem {
   const double* vector;   // n: a preference (null: uniform), or what the solver takes in its place
   double roundoff;        // unit roundoff of the dtype that gram came in
   const double* options;  // the op's scalar arguments
-  double* out;            // as many as the solver's outputs(n)
+  double* out;            // n, or 1 if the solver is kScalar
   Workspace workspace;    // as large as its reals(n) and integers(n)
 };
 

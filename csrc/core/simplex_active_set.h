@@ -144,49 +144,28 @@ class SimplexActiveSet {
     relate(j);
     for (;;) {
       const int k = factor_.size();
-      const double* inverses = factor_.inverses();
-      for (int c = team_.rank(); c < k; c += team_.size()) {
-        a_[c] = cross_[c];
-        b_[c] = -residual_[c];
-      }
-      factor_.forward(a_, b_);
-      double explained = 0, moved = 0;
-      for (int c = team_.rank(); c < k; c += team_.size()) {
-        explained += a_[c] * (a_[c] * inverses[c]);
-        moved += b_[c] * (a_[c] * inverses[c]);
-      }
-      const double pivot = difference(j, j) - team_.sum(explained);
-      double descent = -residual - team_.sum(moved);
-      if (!(descent > 0)) {  // only by rounding; j stays if it has a weight already
+      Curvature along = reduce(j, residual);
+      if (!(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
         if (x_[j] == 0) return;
-        descent = 0;
+        along.descent = 0;
       }
       // A Newton step needs positive curvature; if it leaves the simplex anyway only its direction
       // matters, and 1 for the entering row keeps that finite.
-      const bool newton = descent < pivot;
-      const double step_j = newton ? descent / pivot : 1;
-      const double correct = newton ? 1 : 0;
-      for (int c = team_.rank(); c < k; c += team_.size()) {
-        direction_[c] = (correct * b_[c] - step_j * a_[c]) * inverses[c];
-      }
-      factor_.backward(direction_);
-      double total = 0;
-      for (int c = team_.rank(); c < k; c += team_.size()) total += direction_[c];
-      const double step_base = -(step_j + team_.sum(total));
-
-      const Located limit = longest_step(step_base, newton      ? 1
-                                                    : pivot > 0 ? descent / pivot
-                                                                : INFINITY);
+      const bool newton = along.descent < along.pivot;
+      const double step_j = newton ? along.descent / along.pivot : 1;
+      const double step_base = direct(step_j, newton ? 1 : 0);
+      const double full = newton ? 1 : along.pivot > 0 ? along.descent / along.pivot : INFINITY;
+      const Located limit = longest_step(step_base, full);
       move(limit, j, step_j);
       if (limit.index < 0) {
-        accept(j, pivot);
+        accept(j, along.pivot);
         return;
       }
       if (newton) {
         for (int c = team_.rank(); c < k; c += team_.size()) residual_[c] *= 1 - limit.value;
         residual *= 1 - limit.value;
       } else {
-        residual += limit.value * pivot;
+        residual += limit.value * along.pivot;
       }
       team_.sync();
       if (limit.index < k) {
@@ -199,6 +178,41 @@ class SimplexActiveSet {
         relate(j);
       }
     }
+  }
+
+  // Of the entering row, once R has been eliminated.
+  struct Curvature {
+    double pivot, descent;
+  };
+
+  // Also leaves L⁻¹ of the cross products in a_ and of the negative residuals in b_.
+  PAMA_HD Curvature reduce(int j, double residual) {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      a_[c] = cross_[c];
+      b_[c] = -residual_[c];
+    }
+    factor_.forward(a_, b_);
+    double explained = 0, moved = 0;
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      const double along = a_[c] * factor_.inverses()[c];
+      explained += a_[c] * along;
+      moved += b_[c] * along;
+    }
+    return {difference(j, j) - team_.sum(explained), -residual - team_.sum(moved)};
+  }
+
+  // The direction over R that goes with a step of the entering row; `correct` is 1 to remove the
+  // residuals of R as well. Returns the base's part.
+  PAMA_HD double direct(double step_j, double correct) {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      direction_[c] = (correct * b_[c] - step_j * a_[c]) * factor_.inverses()[c];
+    }
+    factor_.backward(direction_);
+    double total = 0;
+    for (int c = team_.rank(); c < k; c += team_.size()) total += direction_[c];
+    return -(step_j + team_.sum(total));
   }
 
   PAMA_HD void relate(int j) {

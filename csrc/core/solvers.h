@@ -2,7 +2,8 @@
 // CPU kernel and a CUDA kernel.
 //
 // A solver is a class template over the Team, in a header of its own, with
-//   static constexpr int outputs(int n), int64_t reals(int64_t n), int64_t integers(int64_t n),
+//   static constexpr bool kScalar (one number comes out, not one a row) and kTakesPreference,
+//   static constexpr int64_t reals(int64_t n) and integers(int64_t n),
 //   a constructor from GramProblem<Team>, and void solve().
 #pragma once
 

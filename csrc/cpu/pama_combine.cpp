@@ -13,10 +13,10 @@ namespace {
 
 // The objectives that count: those that are active, with their preferences.
 struct Preference {
-  std::vector<double> raw;         // 0: dropped
-  std::vector<int64_t> used;       // the others
-  std::vector<double> relative;    // of the used, to the largest
-  std::vector<double> offset;      // of the used, to their sum; 0 for a uniform preference
+  std::vector<double> raw;       // 0: dropped
+  std::vector<int64_t> used;     // the others
+  std::vector<double> relative;  // of the used, to the largest
+  std::vector<double> offset;    // of the used, to their sum; 0 for a uniform preference
   bool uniform = true;
 
   Preference(const double* statistics, const std::optional<Tensor>& preference, int64_t n)
@@ -69,7 +69,11 @@ struct Combine {
 template <class Real>
 struct TokenTile {
   explicit TokenTile(int64_t n)
-      : advantage(n * kTile), part(n * kTile), weight(n * kTile), values(n), solution(n),
+      : advantage(n * kTile),
+        part(n * kTile),
+        weight(n * kTile),
+        values(n),
+        solution(n),
         reals(PamaWeights<SerialTeam>::reals(n)) {}
 
   rows::Selection tokens;
@@ -93,7 +97,8 @@ PAMA_INLINE void load_token_tile(const Combine& job, int64_t b, int64_t t, int64
   }
   const int64_t count = tile.tokens.count;
   // Exact in float32: a float32 exceeds the bound if it exceeds the largest float32 below it.
-  const Real above = static_cast<Real>(batch.rule.log_high), below = static_cast<Real>(batch.rule.log_low);
+  const Real above = static_cast<Real>(batch.rule.log_high),
+             below = static_cast<Real>(batch.rule.log_low);
   const Real high = above > batch.rule.log_high ? std::nextafter(above, Real(-HUGE_VAL)) : above;
   const Real low = below < batch.rule.log_low ? std::nextafter(below, Real(HUGE_VAL)) : below;
   for (size_t k = 0; k < job.preference.used.size(); ++k) {
@@ -149,7 +154,8 @@ PAMA_INLINE void choose_by_token(const Combine& job, const Real* part, TokenTile
       tied[j] += tie ? offset : Real(0);
     }
   }
-  for (int64_t j = 0; j < count; ++j) tile.share[j] = (1 - tied[j]) / tile.share[j] + tile.poison[j];
+  for (int64_t j = 0; j < count; ++j)
+    tile.share[j] = (1 - tied[j]) / tile.share[j] + tile.poison[j];
   for (int64_t k = 0; k < used; ++k) {
     const Real *x = part + k * kTile, q = static_cast<Real>(p.relative[k]);
     const Real offset = static_cast<Real>(p.offset[k]);
@@ -251,7 +257,8 @@ PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile& tile, double* m
   means[n] = static_cast<double>(total);
 }
 
-PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights, Tile& tile) {
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile& tile) {
   const Batch& batch = job.batch;
   const Sequences& s = batch.sequences;
   const View& from = batch.advantages;
@@ -301,17 +308,26 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
   const Sequences& s = job.batch.sequences;
   const int64_t n = s.objectives;
   const int size = static_cast<int>(n);
-  std::vector<double> weights(n), problem(statistics + n, statistics + statistics_size(n, reduction));
+  std::vector<double> weights(n),
+      problem(statistics + n, statistics + statistics_size(n, reduction));
   if (reduction == Reduction::kGram) {
     std::vector<double> reals(MinNorm<SerialTeam>::reals(n));
     std::vector<int> integers(MinNorm<SerialTeam>::integers(n));
-    MinNorm<SerialTeam> solver({}, size, problem.data(), 0x1p-53, {reals.data(), integers.data()});
-    solver.solve(job.preference.raw.data(), weights.data());
+    MinNorm<SerialTeam>({.team = {},
+                         .n = size,
+                         .gram = problem.data(),
+                         .vector = job.preference.raw.data(),
+                         .roundoff = 0x1p-53,
+                         .options = nullptr,
+                         .out = weights.data(),
+                         .workspace = {reals.data(), integers.data()}})
+        .solve();
   } else {
     std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
     for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
     PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
-    store(job.optimum, 0, solver.solve(problem.data() + 1, job.preference.raw.data(), weights.data()));
+    store(job.optimum, 0,
+          solver.solve(problem.data() + 1, job.preference.raw.data(), weights.data()));
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
   for_sequences(s, [&](int64_t first, int64_t end) {
@@ -323,7 +339,8 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
 // --- the op --------------------------------------------------------------------------------------
 
 // Shape of the weights without their leading N: that of the problem's batch.
-std::vector<int64_t> batch_shape(const Tensor& advantages, const Sequences& s, Reduction reduction) {
+std::vector<int64_t> batch_shape(const Tensor& advantages, const Sequences& s,
+                                 Reduction reduction) {
   if (reduction == Reduction::kSequence) return {s.count};
   if (reduction != Reduction::kToken) return {};
   const auto sizes = advantages.sizes();
@@ -345,8 +362,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
   std::vector<int64_t> shape = batch_shape(advantages, s, reduction);
-  Tensor optimum = new_empty(
-      advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
+  Tensor optimum =
+      new_empty(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), s.objectives);
   Tensor weights = new_empty(advantages, shape, dtype);
   Tensor combined = new_empty(advantages, tokens, dtype);

@@ -1,0 +1,100 @@
+// A stack of matrices or vectors as kernels see it: any floating dtype, any strides.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/view.h"
+
+namespace pama {
+
+struct Stack {
+  static constexpr int kMaxLead = 6;
+
+  void* data;  // null: the argument was not given
+  DType dtype;
+  int lead;  // leading dimensions
+  int64_t sizes[kMaxLead], strides[kMaxLead];
+  int64_t row, column;  // strides of the last two dimensions; of a vector only `column`
+
+  // Where item b of the stack starts.
+  PAMA_INLINE int64_t offset(int64_t b) const {
+    int64_t at = 0;
+    for (int d = lead - 1; d >= 0; --d) {
+      at += b % sizes[d] * strides[d];
+      b /= sizes[d];
+    }
+    return at;
+  }
+};
+
+PAMA_INLINE double load(const Stack& stack, int64_t i) {
+  return load(View{stack.data, stack.dtype, 0, 0, 0}, i);
+}
+
+PAMA_INLINE uint16_t float_to_bfloat16(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  if (value != value) return 0x7fc0;
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+PAMA_INLINE uint16_t float_to_half(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7e00;
+  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // from 65520 on
+  if (magnitude < 0x38800000) {  // subnormal: adding 1/2 leaves the rounded bits in the mantissa
+    const float shifted = bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000));
+  }
+  const uint32_t rounded = magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1);
+  return static_cast<uint16_t>(sign | rounded >> 13);
+}
+
+PAMA_INLINE void store(const Stack& stack, int64_t i, double value) {
+  const float narrow = static_cast<float>(value);
+  switch (stack.dtype) {
+    case DType::kHalf:
+      static_cast<uint16_t*>(stack.data)[i] = float_to_half(narrow);
+      break;
+    case DType::kBFloat16:
+      static_cast<uint16_t*>(stack.data)[i] = float_to_bfloat16(narrow);
+      break;
+    case DType::kFloat:
+      static_cast<float*>(stack.data)[i] = narrow;
+      break;
+    default:
+      static_cast<double*>(stack.data)[i] = value;
+  }
+}
+
+// Half of the distance between 1 and the next number.
+PAMA_INLINE double unit_roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::kHalf:
+      return 0x1p-11;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    case DType::kFloat:
+      return 0x1p-24;
+    default:
+      return 0x1p-53;
+  }
+}
+
+// Element (i, j) of a matrix that is symmetric to rounding, made symmetric to the bit.
+PAMA_INLINE double load_symmetric(const Stack& stack, int64_t start, int64_t i, int64_t j) {
+  const double upper = load(stack, start + i * stack.row + j * stack.column);
+  const double lower = load(stack, start + j * stack.row + i * stack.column);
+  return upper == lower ? upper : 0.5 * upper + 0.5 * lower;
+}
+
+// Whether two mirror elements differ by no more than products of their rows computed in another
+// order may: some tens of roundings of ‖g_i‖ ‖g_j‖. True if one of them is not a number.
+PAMA_INLINE bool symmetric_to_rounding(double upper, double lower, double norm_i, double norm_j,
+                                       double roundoff) {
+  const double size = fmax(norm_i * norm_j, fmax(fabs(upper), fabs(lower)));
+  return !(fabs(upper - lower) > 128 * roundoff * size);
+}
+
+}  // namespace pama
