@@ -10,6 +10,9 @@ namespace pama {
 // it lacks repeat it.
 inline Stack stack_of(const Tensor& x, int64_t dims, const Tensor& like, int64_t like_dims) {
   Stack stack{};
+  if (like.dim() - like_dims > Stack::kMaxLead) {
+    throw std::invalid_argument("a stack of small problems has at most 6 leading dimensions");
+  }
   stack.data = const_cast<void*>(x.const_data_ptr());
   stack.dtype = dtype_of(x);
   stack.lead = static_cast<int>(like.dim() - like_dims);

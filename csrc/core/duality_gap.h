@@ -20,7 +20,9 @@ class DualityGap {
 
   // NaN anywhere in G or w gives NaN, since 0 · NaN is NaN.
   PAMA_HD void solve() {
-    const auto& [team, n, gram, weights, roundoff, options, out, workspace] = problem_;
+    const Team& team = problem_.team;
+    const int n = problem_.n;
+    const double *gram = problem_.gram, *weights = problem_.vector;
     double value = 0;
     Located lowest{INFINITY, n};
     for (int i = team.rank(); i < n; i += team.size()) {
@@ -32,7 +34,7 @@ class DualityGap {
     }
     value = team.sum(value);
     lowest = team.smallest(lowest);
-    if (team.rank() == 0) out[0] = value - lowest.value;
+    if (team.rank() == 0) problem_.out[0] = value - lowest.value;
   }
 
  private:

@@ -1,4 +1,6 @@
 // Checks of tensors' values: a mask of 0 and 1, offsets that rise over the tokens, a preference.
+#include <cmath>
+
 #include "cpu/rows.h"
 
 namespace pama {
@@ -58,6 +60,22 @@ void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total) {
   if (!good || previous != total) {
     throw std::invalid_argument("cu_seqlens must rise from 0 to the " + std::to_string(total) +
                                 " tokens, got offsets that do not");
+  }
+}
+
+void check_preference(const std::optional<Tensor>& preference) {
+  if (!preference) return;
+  const View view = view_of(*preference);
+  double total = 0;
+  bool good = true;
+  for (int64_t i = 0; i < preference->size(0); ++i) {
+    const double p = load(view, i * view.token);
+    good &= p >= 0;
+    total += p;
+  }
+  if (!good || !(total > 0) || !std::isfinite(total)) {
+    throw std::invalid_argument(
+        "preference must be nonnegative and finite with a positive sum, got values that are not");
   }
 }
 

@@ -42,22 +42,6 @@ struct Preference {
   }
 };
 
-void check_preference(const std::optional<Tensor>& preference) {
-  if (!preference) return;
-  const View view = view_of(*preference);
-  double total = 0;
-  bool good = true;
-  for (int64_t i = 0; i < preference->size(0); ++i) {
-    const double p = load(view, i * view.token);
-    good &= p >= 0;
-    total += p;
-  }
-  if (!good || !(total > 0) || !std::isfinite(total)) {
-    throw std::invalid_argument(
-        "preference must be nonnegative and finite with a positive sum, got values that are not");
-  }
-}
-
 struct Combine {
   Batch batch;
   const Preference& preference;
@@ -66,25 +50,27 @@ struct Combine {
 
 // --- token ---------------------------------------------------------------------------------------
 
+// 64 bytes of lanes; the compiler splits them on processors with shorter registers.
+template <class Real>
+struct Lanes {
+  typedef Real Vector __attribute__((vector_size(64), may_alias));
+  static constexpr int64_t kCount = 64 / sizeof(Real);
+};
+
 template <class Real>
 struct TokenTile {
   explicit TokenTile(int64_t n)
-      : advantage(n * kTile),
-        part(n * kTile),
-        weight(n * kTile),
-        values(n),
-        solution(n),
+      : advantage(n * kTile), part(n * kTile), weight(n * kTile), values(n), solution(n),
         reals(PamaWeights<SerialTeam>::reals(n)) {}
 
   rows::Selection tokens;
   std::vector<Real> advantage, part, weight;  // [used objectives][kTile]
-  Real log_ratio[kTile];
-  Real least[kTile], low[kTile], high[kTile];  // rank; smallest and largest part
-  Real share[kTile], poison[kTile];            // of a tied objective; NaN if a part is not finite
-  Real combined[kTile], optimum[kTile], dropped[kTile];
+  Real log_ratio[kTile], combined[kTile], optimum[kTile];
+  Real poison[kTile];                           // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
 };
 
+// A (after Noon) and I(A) of the used objectives. I(A) is A itself where no ratio is given.
 template <class Real>
 PAMA_INLINE void load_token_tile(const Combine& job, int64_t b, int64_t t, int64_t length,
                                  TokenTile<Real>& tile) {
@@ -92,139 +78,123 @@ PAMA_INLINE void load_token_tile(const Combine& job, int64_t b, int64_t t, int64
   const Sequences& s = batch.sequences;
   const View &from = batch.advantages, &ratio = batch.log_ratio;
   rows::select(batch.mask, s.first(batch.mask, 0, b) + t * batch.mask.token, length, tile.tokens);
-  if (ratio.data) {
-    rows::gather(ratio, s.first(ratio, 0, b) + t * ratio.token, tile.tokens, tile.log_ratio);
-  }
+  Real* __restrict log_ratio = tile.log_ratio;
+  if (ratio.data) rows::gather(ratio, s.first(ratio, 0, b) + t * ratio.token, tile.tokens, log_ratio);
   const int64_t count = tile.tokens.count;
-  // Exact in float32: a float32 exceeds the bound if it exceeds the largest float32 below it.
-  const Real above = static_cast<Real>(batch.rule.log_high),
-             below = static_cast<Real>(batch.rule.log_low);
-  const Real high = above > batch.rule.log_high ? std::nextafter(above, Real(-HUGE_VAL)) : above;
-  const Real low = below < batch.rule.log_low ? std::nextafter(below, Real(HUGE_VAL)) : below;
+  // A float32 exceeds the float64 bound if it exceeds the largest float32 that does not.
+  const ActivePart& rule = batch.rule;
+  Real high = static_cast<Real>(rule.log_high), low = static_cast<Real>(rule.log_low);
+  if (high > rule.log_high) high = std::nextafter(high, Real(-HUGE_VAL));
+  if (low < rule.log_low) low = std::nextafter(low, Real(HUGE_VAL));
   for (size_t k = 0; k < job.preference.used.size(); ++k) {
-    Real* a = tile.advantage.data() + k * kTile;
-    Real* part = tile.part.data() + k * kTile;
+    Real* __restrict a = tile.advantage.data() + k * kTile;
+    Real* __restrict part = tile.part.data() + k * kTile;
     rows::gather(from, s.first(from, job.preference.used[k], b) + t * from.token, tile.tokens, a);
-    if (batch.rule.noon) {
+    if (rule.noon) {
       for (int64_t j = 0; j < count; ++j) a[j] = a[j] <= 0 ? Real(0) : a[j];
     }
-    if (batch.rule.ratio_weighted && ratio.data) {
+    if (!ratio.data) continue;
+    if (rule.ratio_weighted) {
       for (int64_t j = 0; j < count; ++j) {
-        part[j] = static_cast<Real>(active_part(batch.rule, a[j], tile.log_ratio[j]));
+        part[j] = static_cast<Real>(active_part(rule, a[j], log_ratio[j]));
       }
-    } else if (ratio.data) {
+    } else {
       for (int64_t j = 0; j < count; ++j) {
-        const Real l = tile.log_ratio[j];
-        const bool flat = a[j] < 0 ? l < low : l > high;
-        part[j] = flat ? Real(0) : l != l ? l : a[j];
+        const Real l = log_ratio[j];
+        // l - l is 0, or NaN where the ratio is: then so is the part.
+        const Real live = a[j] + (l - l);
+        part[j] = (a[j] < 0 ? l < low : l > high) ? Real(0) : live;
       }
     }
   }
 }
 
-// Theorem 1 on every token of the tile that does not straddle 0: the weight goes to the objectives
-// of least rank |part| / preference.
-template <class Real>
+// Theorem 1 on every token of the tile, but for those that straddle 0: the weight goes to the
+// objectives of least rank |part| / preference. Lanes are tokens; sums over objectives stay in
+// registers.
+template <bool kUniform, class Real>
 PAMA_INLINE void choose_by_token(const Combine& job, const Real* part, TokenTile<Real>& tile) {
+  using Vector = typename Lanes<Real>::Vector;
   const Preference& p = job.preference;
-  const int64_t used = static_cast<int64_t>(p.used.size()), count = tile.tokens.count;
-  Real tied[kTile];
-  for (int64_t j = 0; j < count; ++j) {
-    tile.least[j] = tile.low[j] = Real(HUGE_VAL);
-    tile.high[j] = Real(-HUGE_VAL);
-    tile.share[j] = tile.poison[j] = tied[j] = 0;
-    tile.combined[j] = tile.optimum[j] = 0;
-  }
-  for (int64_t k = 0; k < used; ++k) {
-    const Real *x = part + k * kTile, q = static_cast<Real>(p.relative[k]);
-    for (int64_t j = 0; j < count; ++j) {
-      const Real rank = p.uniform ? std::abs(x[j]) : std::abs(x[j]) / q;
-      tile.least[j] = rank < tile.least[j] ? rank : tile.least[j];
-      tile.low[j] = x[j] < tile.low[j] ? x[j] : tile.low[j];
-      tile.high[j] = x[j] > tile.high[j] ? x[j] : tile.high[j];
-      tile.poison[j] += x[j] - x[j];
+  const int64_t used = static_cast<int64_t>(p.used.size());
+  const auto at = [](auto* x) -> auto& { return *reinterpret_cast<Vector*>(const_cast<Real*>(x)); };
+  const auto rank = [&](const Vector& x, int64_t k) {
+    const Vector magnitude = x < 0 ? -x : x;
+    return kUniform ? magnitude : magnitude / static_cast<Real>(p.relative[k]);
+  };
+  const Vector zero{}, one = zero + 1;
+  for (int64_t j = 0; j < tile.tokens.count; j += Lanes<Real>::kCount) {
+    Vector least = zero + Real(HUGE_VAL), poison = zero, ties = zero, tied = zero;
+    for (int64_t k = 0; k < used; ++k) {
+      const Vector x = at(part + k * kTile + j), r = rank(x, k);
+      least = r < least ? r : least;
+      poison += x - x;
     }
-  }
-  for (int64_t k = 0; k < used; ++k) {
-    const Real *x = part + k * kTile, q = static_cast<Real>(p.relative[k]);
-    const Real offset = static_cast<Real>(p.offset[k]);
-    for (int64_t j = 0; j < count; ++j) {
-      const bool tie = (p.uniform ? std::abs(x[j]) : std::abs(x[j]) / q) == tile.least[j];
-      tile.share[j] += tie ? Real(1) : Real(0);
-      tied[j] += tie ? offset : Real(0);
+    for (int64_t k = 0; k < used; ++k) {
+      const auto tie = rank(at(part + k * kTile + j), k) == least;
+      ties += tie ? one : zero;
+      if (!kUniform) tied += tie ? zero + static_cast<Real>(p.offset[k]) : zero;
     }
-  }
-  for (int64_t j = 0; j < count; ++j)
-    tile.share[j] = (1 - tied[j]) / tile.share[j] + tile.poison[j];
-  for (int64_t k = 0; k < used; ++k) {
-    const Real *x = part + k * kTile, q = static_cast<Real>(p.relative[k]);
-    const Real offset = static_cast<Real>(p.offset[k]);
-    Real* w = tile.weight.data() + k * kTile;
-    for (int64_t j = 0; j < count; ++j) {
-      const bool tie = (p.uniform ? std::abs(x[j]) : std::abs(x[j]) / q) == tile.least[j];
-      w[j] = tie ? offset + tile.share[j] : tile.poison[j];
+    const Vector share = (1 - tied) / ties + poison;
+    Vector combined = zero, optimum = zero;
+    for (int64_t k = 0; k < used; ++k) {
+      const Vector x = at(part + k * kTile + j), a = at(tile.advantage.data() + k * kTile + j);
+      const Vector w = rank(x, k) == least ? share + static_cast<Real>(p.offset[k]) : poison;
+      at(tile.weight.data() + k * kTile + j) = w;
+      combined += w == 0 ? zero : w * a;
+      optimum += w * x;
     }
+    at(tile.combined + j) = combined;
+    at(tile.optimum + j) = optimum;
+    at(tile.poison + j) = poison;
   }
 }
 
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
-void choose_straddling(const Combine& job, const Real* part, TokenTile<Real>& tile) {
-  const Preference& p = job.preference;
-  const int64_t used = static_cast<int64_t>(p.used.size());
+PAMA_INLINE void choose_straddling(const Combine& job, const Real* part, TokenTile<Real>& tile) {
+  const int64_t used = static_cast<int64_t>(job.preference.used.size());
   PamaWeights<SerialTeam> solver({}, static_cast<int>(used), {tile.reals.data(), nullptr});
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
-    if (!(tile.low[j] < 0 && tile.high[j] > 0)) continue;
-    for (int64_t k = 0; k < used; ++k) tile.values[k] = part[k * kTile + j];
-    solver.solve(tile.values.data(), p.relative.data(), tile.solution.data());
+    double low = 0, high = 0;
+    for (int64_t k = 0; k < used; ++k) {
+      tile.values[k] = part[k * kTile + j];
+      low = std::min(low, tile.values[k]);
+      high = std::max(high, tile.values[k]);
+    }
+    if (!(low < 0 && high > 0) || tile.poison[j] != 0) continue;
+    tile.optimum[j] = static_cast<Real>(
+        solver.solve(tile.values.data(), job.preference.relative.data(), tile.solution.data()));
+    double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
       tile.weight[k * kTile + j] = static_cast<Real>(tile.solution[k]);
+      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage[k * kTile + j];
     }
-  }
-}
-
-template <class Real>
-PAMA_INLINE void combine_tile(const Combine& job, int64_t b, int64_t t, const Real* part,
-                              TokenTile<Real>& tile) {
-  const Preference& p = job.preference;
-  const Sequences& s = job.batch.sequences;
-  const int64_t used = static_cast<int64_t>(p.used.size()), count = tile.tokens.count;
-  for (int64_t k = 0; k < used; ++k) {
-    const Real *w = tile.weight.data() + k * kTile, *x = part + k * kTile;
-    const Real* a = tile.advantage.data() + k * kTile;
-    for (int64_t j = 0; j < count; ++j) {
-      tile.combined[j] += w[j] == 0 ? Real(0) : w[j] * a[j];
-      tile.optimum[j] += w[j] * x[j];
-    }
-    rows::scatter(job.weights, s.first(job.weights, p.used[k], b) + t, tile.tokens, w);
-  }
-  if (!job.batch.rule.noon) {
-    for (int64_t j = 0; j < count; ++j) {
-      const bool straddles = tile.low[j] < 0 && tile.high[j] > 0;
-      tile.optimum[j] = straddles ? tile.poison[j] : tile.optimum[j];
-    }
-  }
-  rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined);
-  rows::scatter(job.optimum, s.first(job.optimum, 0, b) + t, tile.tokens, tile.optimum);
-  for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
-    if (k < used && p.used[k] == n) {
-      ++k;
-    } else {
-      rows::scatter(job.weights, s.first(job.weights, n, b) + t, tile.tokens, tile.poison);
-    }
+    tile.combined[j] = static_cast<Real>(combined);
   }
 }
 
 template <class Real>
 PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& tile) {
-  const int64_t size = job.batch.sequences.size(b);
-  // I(A) is A itself where no ratio is given.
+  const Sequences& s = job.batch.sequences;
+  const Preference& p = job.preference;
+  const int64_t size = s.size(b), used = static_cast<int64_t>(p.used.size());
   const Real* part = (job.batch.log_ratio.data ? tile.part : tile.advantage).data();
   for (int64_t t = 0; t < size; t += kTile) {
     load_token_tile(job, b, t, std::min(kTile, size - t), tile);
-    choose_by_token(job, part, tile);
+    if (p.uniform) {
+      choose_by_token<true>(job, part, tile);
+    } else {
+      choose_by_token<false>(job, part, tile);
+    }
     if (!job.batch.rule.noon) choose_straddling(job, part, tile);
-    combine_tile(job, b, t, part, tile);
+    for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
+      const bool counts = k < used && p.used[k] == n;
+      const Real* w = counts ? tile.weight.data() + k++ * kTile : tile.poison;
+      rows::scatter(job.weights, s.first(job.weights, n, b) + t, tile.tokens, w);
+    }
+    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined);
+    rows::scatter(job.optimum, s.first(job.optimum, 0, b) + t, tile.tokens, tile.optimum);
   }
 }
 

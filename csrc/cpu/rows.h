@@ -111,6 +111,7 @@ PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile,
 // Checks that need tensors' values, made before a CPU kernel writes anything.
 void check_mask(const std::optional<Tensor>& mask);
 void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total);
+void check_preference(const std::optional<Tensor>& preference);
 
 inline void check_tokens(const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
                          const Sequences& sequences) {

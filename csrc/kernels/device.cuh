@@ -20,4 +20,14 @@ __device__ __forceinline__ int64_t warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
 }
 
+// The block's dynamic shared memory.
+__device__ __forceinline__ double* dynamic_shared() {
+#if defined(PAMA_EMULATE)
+  return emulator::machine.shared.data();
+#else
+  extern __shared__ double shared_memory[];
+  return shared_memory;
+#endif
+}
+
 }  // namespace pama

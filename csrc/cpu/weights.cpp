@@ -1,0 +1,188 @@
+// Small problems on the CPU: a thread takes a range of them, and each is solved by one thread, so
+// that results do not depend on the number of threads.
+#include <atomic>
+#include <cmath>
+#include <memory>
+#include <sstream>
+#include <stdexcept>
+
+#include "core/pama_weights.h"
+#include "core/solvers.h"
+#include "cpu/rows.h"
+#include "stack_of.h"
+
+namespace pama {
+namespace {
+
+// What one thread works in: the matrix, the vector, the result, and what the solver asks for.
+struct Memory {
+  Memory(int64_t matrix, int64_t n, int64_t reals_size, int64_t integers_size)
+      : doubles(new double[matrix + 2 * n + reals_size]),
+        ints(new int[integers_size]),
+        input(doubles.get()),
+        vector(input + matrix),
+        out(vector + n),
+        workspace{out + n, ints.get()} {}
+
+  std::unique_ptr<double[]> doubles;
+  std::unique_ptr<int[]> ints;
+  double *input, *vector, *out;
+  Workspace workspace;
+};
+
+// Calls body(first, last) on ranges of problems, each range worth a thread's while: a problem of n
+// rows takes about 16 n² ns. A single range costs no dispatch.
+template <class Body>
+void for_problems(int64_t count, int64_t n, const Body& body) {
+  const int64_t grain = 1250 / (n * n) + 1;
+  if (count <= grain) {
+    body(0, count);
+  } else {
+    parallel_for(0, count, grain, body);
+  }
+}
+
+// The dtype is chosen once a matrix, not once an element. Returns whether the matrix is symmetric
+// to rounding.
+template <class T, class Convert>
+bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, Convert convert) {
+  const T* from = static_cast<const T*>(gram.data) + gram.offset(b);
+  const double roundoff = unit_roundoff(gram.dtype);
+  const auto at = [&](int64_t i, int64_t j) -> double {
+    return convert(from[i * gram.row + j * gram.column]);
+  };
+  bool symmetric = true;
+  for (int64_t i = 0; i < n; ++i) {
+    to[i * n + i] = at(i, i);
+    for (int64_t j = 0; j < i; ++j) {
+      const double lower = at(i, j), upper = at(j, i);
+      double element = lower;
+      if (lower != upper) {
+        const double norm_i = std::sqrt(std::fabs(at(i, i)));
+        const double norm_j = std::sqrt(std::fabs(at(j, j)));
+        symmetric = symmetric && symmetric_to_rounding(lower, upper, norm_i, norm_j, roundoff);
+        element = 0.5 * lower + 0.5 * upper;
+      }
+      to[i * n + j] = to[j * n + i] = element;
+    }
+  }
+  return symmetric;
+}
+
+bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to) {
+  const auto same = [](auto x) { return x; };
+  switch (gram.dtype) {
+    case DType::kHalf:
+      return load_gram<uint16_t>(gram, b, n, to, half_to_float);
+    case DType::kBFloat16:
+      return load_gram<uint16_t>(gram, b, n, to, bfloat16_to_float);
+    case DType::kFloat:
+      return load_gram<float>(gram, b, n, to, same);
+    default:
+      return load_gram<double>(gram, b, n, to, same);
+  }
+}
+
+void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
+  if (!vector.data) return;
+  const int64_t start = vector.offset(b);
+  for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
+}
+
+[[noreturn]] void refuse_asymmetric(const Stack& gram, int64_t b, int64_t n) {
+  const int64_t start = gram.offset(b);
+  const auto at = [&](int64_t i, int64_t j) {
+    return load(gram, start + i * gram.row + j * gram.column);
+  };
+  int64_t row = 1, column = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      if (std::fabs(at(i, j) - at(j, i)) > std::fabs(at(row, column) - at(column, row))) {
+        row = i, column = j;
+      }
+    }
+  }
+  std::ostringstream message;
+  message << "gram must be symmetric to rounding, got " << at(row, column) << " at [" << row << ", "
+          << column << "] and " << at(column, row) << " at [" << column << ", " << row << "]";
+  if (gram.lead > 0) message << " of matrix " << b;
+  throw std::invalid_argument(message.str());
+}
+
+template <template <class> class Solver>
+Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
+             const std::vector<double>& options) {
+  using Method = Solver<SerialTeam>;
+  if (Method::kTakesPreference) check_preference(vector);
+  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
+  const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
+  if (!Method::kScalar) shape.push_back(n);
+  Tensor out = new_empty(gram, shape, gram.scalar_type());
+  const Stack from = stack_of(gram, 2, gram, 2), vectors = stack_of(vector, 1, gram, 2);
+  Stack to{};
+  to.data = out.mutable_data_ptr();
+  to.dtype = from.dtype;
+  const int64_t count = count_of(gram, 2);
+  std::atomic<int64_t> asymmetric{count};
+  for_problems(count, n, [&](int64_t first, int64_t last) {
+    const Memory memory(n * n, n, Method::reals(n), Method::integers(n));
+    for (int64_t b = first; b < last; ++b) {
+      if (!load_gram(from, b, n, memory.input)) {
+        int64_t least = asymmetric;
+        while (b < least && !asymmetric.compare_exchange_weak(least, b)) {
+        }
+        return;
+      }
+      load_vector(vectors, b, n, memory.vector);
+      Method({.team = {},
+              .n = static_cast<int>(n),
+              .gram = memory.input,
+              .vector = vectors.data ? memory.vector : nullptr,
+              .roundoff = unit_roundoff(from.dtype),
+              .options = options.data(),
+              .out = memory.out,
+              .workspace = memory.workspace})
+          .solve();
+      for (int64_t i = 0; i < outputs; ++i) store(to, b * outputs + i, memory.out[i]);
+    }
+  });
+  if (asymmetric < count) refuse_asymmetric(from, asymmetric, n);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
+                                        const std::optional<Tensor>& preference) {
+  check_preference(preference);
+  std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
+  const int64_t n = shape.back();
+  Tensor weights = new_empty(values, shape, values.scalar_type());
+  shape.pop_back();
+  Tensor optimum = new_empty(values, shape, values.scalar_type());
+  const Stack from = stack_of(values, 1, values, 1), vectors = stack_of(preference, 1, values, 1);
+  Stack to{}, optima{};
+  to.data = weights.mutable_data_ptr();
+  optima.data = optimum.mutable_data_ptr();
+  to.dtype = optima.dtype = from.dtype;
+  for_problems(count_of(values, 1), n, [&](int64_t first, int64_t last) {
+    const Memory memory(n, n, PamaWeights<SerialTeam>::reals(n), 0);
+    PamaWeights<SerialTeam> solver({}, static_cast<int>(n), memory.workspace);
+    for (int64_t b = first; b < last; ++b) {
+      load_vector(from, b, n, memory.input);
+      if (b == first || vectors.lead > 0) load_vector(vectors, b, n, memory.vector);
+      const double* p = vectors.data ? memory.vector : nullptr;
+      store(optima, b, solver.solve(memory.input, p, memory.out));
+      for (int64_t i = 0; i < n; ++i) store(to, b * n + i, memory.out[i]);
+    }
+  });
+  return {weights, optimum};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
+#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(&solve<Solver>));
+  PAMA_SOLVERS(PAMA_REGISTER)
+#undef PAMA_REGISTER
+  m.impl("pama_weights", TORCH_BOX(&pama_weights));
+}
+
+}  // namespace
+}  // namespace pama

@@ -1,0 +1,76 @@
+#include <vector>
+
+#include "core/solvers.h"
+#include "cuda/launch.h"
+#include "kernels/weights.cuh"
+#include "stack_of.h"
+
+namespace pama {
+namespace {
+
+// Warps that share the scratch of problems too large for shared memory.
+constexpr int64_t kScratchWarps = 1024;
+
+// Launches `kernel` on args.count problems whose workspaces have `size` doubles.
+void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args, int64_t size) {
+  if (args.count == 0) return;
+  const Launcher launch(like);
+  const int64_t bytes = size * static_cast<int64_t>(sizeof(double));
+  if (args.n > kSharedRows) {
+    const int64_t warps = std::min(args.count, kScratchWarps);
+    Tensor scratch = new_empty(like, {warps * size}, ScalarType::Double);
+    args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
+    launch(kernel, warps, kWarp, 0, args);
+    return;
+  }
+  // Several warps to a block while blocks stay small, so that many fit on a processor.
+  const int64_t warps = std::clamp<int64_t>(16 * 1024 / bytes, 1, std::min<int64_t>(args.count, 4));
+  launch(kernel, ceil_div(args.count, warps), static_cast<int>(warps * kWarp), warps * bytes, args);
+}
+
+template <template <class> class Solver>
+Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
+             const std::vector<double>& options) {
+  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
+  const int64_t n = gram.size(gram.dim() - 1);
+  if (!Solver<WarpTeam>::kScalar) shape.push_back(n);
+  Tensor out = new_empty(gram, shape, gram.scalar_type());
+  StackArgs args{};
+  args.input = stack_of(gram, 2, gram, 2);
+  args.vector = stack_of(vector, 1, gram, 2);
+  args.out.data = out.mutable_data_ptr();
+  args.out.dtype = dtype_of(out);
+  args.count = count_of(gram, 2);
+  args.n = static_cast<int>(n);
+  std::copy_n(options.begin(), std::min<size_t>(options.size(), kMaxOptions), args.options);
+  launch_stack(gram, gram_kernel<Solver>, args, gram_workspace<Solver>(n));
+  return out;
+}
+
+std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
+                                        const std::optional<Tensor>& preference) {
+  std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
+  Tensor weights = new_empty(values, shape, values.scalar_type());
+  shape.pop_back();
+  Tensor optimum = new_empty(values, shape, values.scalar_type());
+  StackArgs args{};
+  args.input = stack_of(values, 1, values, 1);
+  args.vector = stack_of(preference, 1, values, 1);
+  args.out.data = weights.mutable_data_ptr();
+  args.optimum.data = optimum.mutable_data_ptr();
+  args.out.dtype = args.optimum.dtype = dtype_of(values);
+  args.count = count_of(values, 1);
+  args.n = static_cast<int>(values.size(values.dim() - 1));
+  launch_stack(values, pama_weights_kernel, args, values_workspace(args.n));
+  return {weights, optimum};
+}
+
+PAMA_CUDA_LIBRARY(m) {
+#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(&solve<Solver>));
+  PAMA_SOLVERS(PAMA_REGISTER)
+#undef PAMA_REGISTER
+  m.impl("pama_weights", TORCH_BOX(&pama_weights));
+}
+
+}  // namespace
+}  // namespace pama
