@@ -7,7 +7,7 @@ Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantage
 from pama_ops import _library
 from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advantages, whiten
 from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
-from pama_ops.weights import PAMAWeights, min_norm, pama_weights
+from pama_ops.weights import PAMAWeights, duality_gap, min_norm, pama_weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PAMAStep",
     "PAMAWeights",
     "PPOLoss",
+    "duality_gap",
     "gae",
     "group_normalize",
     "kl_divergence",

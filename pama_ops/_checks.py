@@ -130,12 +130,33 @@ def choice(name: str, x: object, options: Sequence[str]) -> int:
     return options.index(x)
 
 
+def gram(name: str, x: object) -> Tensor:
+    x = floating(name, x)
+    if x.dim() < 2 or x.shape[-1] != x.shape[-2] or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have the shape [..., n, n] with n >= 1, got {list(x.shape)}")
+    return x
+
+
+def symmetric(gram: Tensor) -> None:
+    """The check of a Gram matrix that a CPU kernel makes by itself; synchronises on a GPU."""
+    g = gram.detach().double()
+    norm = g.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
+    apart = (g - g.mT).abs()
+    if bool((apart > 64 * torch.finfo(gram.dtype).eps * size).any()):
+        raise ValueError(
+            f"gram must be symmetric to rounding, got elements {float(apart.nan_to_num().amax())} apart"
+        )
+
+
 def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tensor | None:
     """A preference over n objectives as a tensor on `like`'s device."""
     if x is None:
         return None
     if isinstance(x, Tensor):
         return match("preference", x, (n,), "the objectives", like.device)
+    if isinstance(x, str) or not isinstance(x, Sequence):
+        raise TypeError(f"preference must be a tensor or a sequence, got {type(x).__name__}")
     values = [number(f"preference[{i}]", v) for i, v in enumerate(x)]
     if len(values) != n:
         raise ValueError(f"preference must have the {n} entries of the objectives, got {values}")

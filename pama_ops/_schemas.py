@@ -146,6 +146,35 @@ pama_combine = _define(
     _fake_pama_combine,
 )
 
+# --- weights ------------------------------------------------------------------------------------
+
+duality_gap = _define(
+    "duality_gap",
+    "(Tensor gram, Tensor? weights, float[] options) -> Tensor",
+    reference.duality_gap,
+    lambda gram, weights, options: gram.new_empty(gram.shape[:-2]),
+)
+
+# One op for each function in reference.WEIGHTINGS, under its name. `preference` stands for whatever
+# one number a row the weighting takes, `options` for its scalars.
+for _name, _default in reference.WEIGHTINGS.items():
+    globals()[_name] = _define(
+        _name,
+        "(Tensor gram, Tensor? preference, float[] options) -> Tensor",
+        _default,
+        lambda gram, preference, options: gram.new_empty(gram.shape[:-1]),
+    )
+
+pama_weights = _define(
+    "pama_weights",
+    "(Tensor values, Tensor? preference) -> (Tensor weights, Tensor optimum)",
+    reference.pama_weights,
+    lambda values, preference: (
+        values.new_empty(values.shape),
+        values.new_empty(values.shape[:-1]),
+    ),
+)
+
 # --- losses -------------------------------------------------------------------------------------
 
 kl_divergence = _define(

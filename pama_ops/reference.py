@@ -10,6 +10,7 @@ Layouts: token arrays are [N, B, T] or [B, T]; with `cu_seqlens` [N, total] or [
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -371,50 +372,133 @@ def pama_combine(
     return tokens.unpad(torch.where(tokens.mask, combined, 0.0)), weights, optimum, active
 
 
-def min_norm(gram: Tensor, preference: Tensor | None) -> Tensor:
-    """The best of the minimisers on every support, by enumeration (n <= 10)."""
+WEIGHTINGS: dict[str, Callable[[Tensor, Tensor | None, list[float]], Tensor]] = {}
+
+
+def _weighting(
+    function: Callable[[Tensor, Tensor | None, list[float]], Tensor],
+) -> Callable[[Tensor, Tensor | None, list[float]], Tensor]:
+    """Makes a function Gram matrix -> weights the default of the op of its name."""
+    WEIGHTINGS[function.__name__] = function
+    return function
+
+
+def _roundoff(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps / 2
+
+
+def _relative(preference: Tensor | None, like: Tensor) -> Tensor:
+    """A preference relative to its largest entry, so that a uniform one is exactly 1."""
+    if preference is None:
+        return like.new_ones(like.shape[-1])
+    p = preference.detach().to(torch.float64)
+    return p / p.amax()
+
+
+@_weighting
+def min_norm(
+    gram: Tensor, preference: Tensor | None, options: list[float] | None = None
+) -> Tensor:
+    """Wolfe's method with a dense solve on each corral, problem by problem."""
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
-    p = g.new_ones(n) if preference is None else preference.detach().to(torch.float64)
-    p = p / p.sum()
-    keep = torch.nonzero(p > 0).flatten()
-    q = p[keep] * n
-    g = g[..., keep, :][..., keep]
-    finite = g.isfinite().all(-1).all(-1)
-    g = g / (q[:, None] * q)
-    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]
-    g = torch.where(scale > 0, g / scale, 0.0)
-    m = len(keep)
-    best = g.new_full(g.shape[:-2], math.inf)
-    c = g.new_full(g.shape[:-1], 1.0 / m)
-    for support in range(1, 2**m):
-        s = [i for i in range(m) if support >> i & 1]
-        x = torch.linalg.pinv(g[..., s, :][..., s], hermitian=True).sum(-1)
-        x = x / x.sum(-1, keepdim=True)
-        full = torch.zeros_like(c)
-        full[..., s] = x
-        value = (full[..., None, :] @ g @ full[..., None])[..., 0, 0]
-        better = (x >= 0).all(-1) & (value < best)
-        best = torch.where(better, value, best)
-        c = torch.where(better[..., None], full, c)
-    c = c / q
-    w = g.new_zeros((*g.shape[:-2], n))
-    w[..., keep] = c / c.sum(-1, keepdim=True)
-    return torch.where(finite[..., None], w, math.nan)
+    q = _relative(preference, g)
+    # Dividing by less would overflow; the weight of such an objective tends to 0.
+    kept = torch.nonzero(q > 2.0**-400).flatten()
+    q = q[kept]
+    w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
+    for b, m in enumerate(g.reshape(-1, n, n)):
+        m = (m + m.T)[kept][:, kept] / 2
+        w[b, kept] = _min_norm(m, q, _roundoff(gram)) if bool(m.isfinite().all()) else math.nan
+        if bool(w[b].isnan().any()):
+            w[b] = math.nan
+    return w.reshape(g.shape[:-1])
+
+
+def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
+    zeros = g.diagonal() <= 0
+    if bool(zeros.any()):
+        return torch.where(zeros, q, 0.0) / q[zeros].sum()
+    g = g / 2.0 ** math.frexp(float(g.diagonal().amax()))[1] / q[:, None] / q
+    x = _shortest_combination(g, roundoff)
+    norm = g.diagonal().sqrt()
+    close = (g[:, None] - g).abs() <= 4 * roundoff * norm * norm[:, None, None]
+    equal = close.all(-1).double()
+    c = (equal @ x) / equal.sum(-1) / q
+    return c / c.sum()
+
+
+def _shortest_combination(g: Tensor, roundoff: float) -> Tensor:
+    """argmin xᵀ G x over the simplex; the visited point of least duality gap if rounding keeps the
+    method from ending."""
+    n, norm = g.shape[0], g.diagonal().sqrt()
+    corral = [int(g.diagonal().argmin())]
+    x = g.new_zeros(n)
+    x[corral] = 1.0
+    best, least_gap = x, math.inf
+    for _ in range(8 * n + 32):
+        slope = g @ x
+        gap = x @ slope - slope
+        if float(gap.amax()) < least_gap:
+            best, least_gap = x, float(gap.amax())
+        gap[corral] = 0.0
+        gap = torch.where(gap > 4 * 2.0**-52 * norm * (norm @ x), gap, 0.0)
+        if not bool((gap > 0).any()):
+            return x
+        corral.append(int(gap.argmax()))
+        while True:
+            step = _affine_step(g, x, corral, roundoff)
+            shrinking = step < 0
+            reach = torch.where(shrinking, x / -step, math.inf)
+            if float(reach.amin()) >= 1:
+                x = (x + step).clamp(min=0)
+                break
+            x = (x + reach.amin() * step).clamp(min=0)
+            x[reach.argmin()] = 0.0
+            corral = [i for i in corral if float(x[i]) > 0]
+        x = x / x.sum()
+    return best
+
+
+def _affine_step(g: Tensor, x: Tensor, corral: list[int], roundoff: float) -> Tensor:
+    """From x to the minimiser over the affine hull of the corral, least in norm."""
+    base, rest = corral[0], corral[1:]
+    slope = g @ x
+    h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
+    unit = h.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    values, vectors = torch.linalg.eigh(h * unit[:, None] * unit)
+    inverse = torch.where(values > len(rest) * roundoff * values.amax(), 1 / values, 0.0)
+    move = -unit * (vectors @ (inverse * (vectors.T @ (unit * (slope[rest] - slope[base])))))
+    step = torch.zeros_like(x)
+    step[rest] = move
+    step[base] = -move.sum()
+    return step
+
+
+def duality_gap(gram: Tensor, weights: Tensor, options: list[float] | None = None) -> Tensor:
+    g = gram.detach().to(torch.float64)
+    w = weights.detach().to(torch.float64)
+    slope = (((g + g.mT) / 2) @ w[..., None])[..., 0]
+    return (w * slope).sum(-1) - slope.amin(-1)
 
 
 def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Tensor]:
     """Theorem 1; the point of the optimal face nearest to p by bisection on its multiplier."""
     a = values.detach().to(torch.float64)
     n = a.shape[-1]
-    p = a.new_ones(n) if preference is None else preference.detach().to(torch.float64)
-    p = p / p.sum()
+    p = _relative(preference, a)
     keep = torch.nonzero(p > 0).flatten()
     a, p = a[..., keep], p[keep]
-    key = a.abs() / p
+    finite = a.isfinite().all(-1)
+    # In units of the largest, by a power of two: nothing below overflows.
+    unit = 2.0 ** torch.frexp(a.abs().amax(-1, keepdim=True)).exponent.double().clamp(-1022, 1023)
+    a, key = a / unit, a.abs() / p
+    p = p / p.sum()
     tie = key == key.amin(-1, keepdim=True)
-    share = (1 - torch.where(tie, p, 0.0).sum(-1, keepdim=True)) / tie.sum(-1, keepdim=True)
-    one_sided = torch.where(tie, p + share, 0.0)
+    count = tie.sum(-1, keepdim=True)
+    share = (1 - torch.where(tie, p, 0.0).sum(-1, keepdim=True)) / count
+    one_sided = torch.where(tie, torch.where(count == 1, 1.0, p + share), 0.0)
+    winner = a.gather(-1, tie.double().argmax(-1, keepdim=True))
     straddles = (a.amin(-1, keepdim=True) < 0) & (a.amax(-1, keepdim=True) > 0)
 
     def nearest(multiplier: Tensor) -> Tensor:
@@ -432,8 +516,8 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         above = (nearest(middle) * a).sum(-1, keepdim=True) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     c = torch.where(straddles, nearest((low + high) / 2), one_sided)
-    s = torch.where(straddles[..., 0], 0.0, (c * a).sum(-1))
-    finite = a.isfinite().all(-1)
+    s = (winner + (c * (a - winner)).sum(-1, keepdim=True)) * unit
+    s = torch.where(straddles, 0.0, s)[..., 0]
     w = a.new_zeros((*a.shape[:-1], n))
     w[..., keep] = c
     return torch.where(finite[..., None], w, math.nan), torch.where(finite, s, math.nan)
