@@ -53,118 +53,87 @@ struct Combine {
 // 64 bytes of lanes; the compiler splits them on processors with shorter registers.
 template <class Real>
 struct Lanes {
-  typedef Real Vector __attribute__((vector_size(64), may_alias));
+  typedef Real Vector __attribute__((vector_size(64)));
+  typedef Real InMemory __attribute__((vector_size(64), aligned(alignof(Real)), may_alias));
   static constexpr int64_t kCount = 64 / sizeof(Real);
 };
 
+// A tile, and what is made of it. With a uniform preference weights are found by comparing alone.
 template <class Real>
-struct TokenTile {
-  explicit TokenTile(int64_t n)
-      : advantage(n * kTile), part(n * kTile), weight(n * kTile), values(n), solution(n),
-        reals(PamaWeights<SerialTeam>::reals(n)) {}
+struct TokenTile : Tile<Real> {
+  TokenTile(const Batch& batch, const Preference& preference)
+      : Tile<Real>(batch, preference.used),
+        weight(this->size() * kTile),
+        values(this->size()),
+        solution(this->size()),
+        reals(PamaWeights<SerialTeam>::reals(this->size())) {}
 
-  rows::Selection tokens;
-  std::vector<Real> advantage, part, weight;  // [used objectives][kTile]
-  Real log_ratio[kTile], combined[kTile], optimum[kTile];
+  std::vector<Real> weight;  // [used objectives][kTile]
+  Real combined[kTile], optimum[kTile];
   Real poison[kTile];                           // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
 };
-
-// A (after Noon) and I(A) of the used objectives. I(A) is A itself where no ratio is given.
-template <class Real>
-PAMA_INLINE void load_token_tile(const Combine& job, int64_t b, int64_t t, int64_t length,
-                                 TokenTile<Real>& tile) {
-  const Batch& batch = job.batch;
-  const Sequences& s = batch.sequences;
-  const View &from = batch.advantages, &ratio = batch.log_ratio;
-  rows::select(batch.mask, s.first(batch.mask, 0, b) + t * batch.mask.token, length, tile.tokens);
-  Real* __restrict log_ratio = tile.log_ratio;
-  if (ratio.data) rows::gather(ratio, s.first(ratio, 0, b) + t * ratio.token, tile.tokens, log_ratio);
-  const int64_t count = tile.tokens.count;
-  // A float32 exceeds the float64 bound if it exceeds the largest float32 that does not.
-  const ActivePart& rule = batch.rule;
-  Real high = static_cast<Real>(rule.log_high), low = static_cast<Real>(rule.log_low);
-  if (high > rule.log_high) high = std::nextafter(high, Real(-HUGE_VAL));
-  if (low < rule.log_low) low = std::nextafter(low, Real(HUGE_VAL));
-  for (size_t k = 0; k < job.preference.used.size(); ++k) {
-    Real* __restrict a = tile.advantage.data() + k * kTile;
-    Real* __restrict part = tile.part.data() + k * kTile;
-    rows::gather(from, s.first(from, job.preference.used[k], b) + t * from.token, tile.tokens, a);
-    if (rule.noon) {
-      for (int64_t j = 0; j < count; ++j) a[j] = a[j] <= 0 ? Real(0) : a[j];
-    }
-    if (!ratio.data) continue;
-    if (rule.ratio_weighted) {
-      for (int64_t j = 0; j < count; ++j) {
-        part[j] = static_cast<Real>(active_part(rule, a[j], log_ratio[j]));
-      }
-    } else {
-      for (int64_t j = 0; j < count; ++j) {
-        const Real l = log_ratio[j];
-        // l - l is 0, or NaN where the ratio is: then so is the part.
-        const Real live = a[j] + (l - l);
-        part[j] = (a[j] < 0 ? l < low : l > high) ? Real(0) : live;
-      }
-    }
-  }
-}
 
 // Theorem 1 on every token of the tile, but for those that straddle 0: the weight goes to the
 // objectives of least rank |part| / preference. Lanes are tokens; sums over objectives stay in
 // registers.
 template <bool kUniform, class Real>
-PAMA_INLINE void choose_by_token(const Combine& job, const Real* part, TokenTile<Real>& tile) {
+PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
   using Vector = typename Lanes<Real>::Vector;
-  const Preference& p = job.preference;
-  const int64_t used = static_cast<int64_t>(p.used.size());
-  const auto at = [](auto* x) -> auto& { return *reinterpret_cast<Vector*>(const_cast<Real*>(x)); };
-  const auto rank = [&](const Vector& x, int64_t k) {
-    const Vector magnitude = x < 0 ? -x : x;
-    return kUniform ? magnitude : magnitude / static_cast<Real>(p.relative[k]);
+  using InMemory = typename Lanes<Real>::InMemory;
+  const int64_t used = tile.size();
+  const auto at = [](const Real* x) { return reinterpret_cast<const InMemory*>(x); };
+  const auto put = [](Real* x) { return reinterpret_cast<InMemory*>(x); };
+  const auto make_rank = [&](Vector& x, int64_t k) {  // in place: no vector crosses a call
+    x = x < 0 ? -x : x;
+    if (!kUniform) x /= static_cast<Real>(p.relative[k]);
   };
   const Vector zero{}, one = zero + 1;
   for (int64_t j = 0; j < tile.tokens.count; j += Lanes<Real>::kCount) {
     Vector least = zero + Real(HUGE_VAL), poison = zero, ties = zero, tied = zero;
     for (int64_t k = 0; k < used; ++k) {
-      const Vector x = at(part + k * kTile + j), r = rank(x, k);
-      least = r < least ? r : least;
+      Vector x = *at(tile.part + k * kTile + j);
       poison += x - x;
+      make_rank(x, k);
+      least = x < least ? x : least;
     }
     for (int64_t k = 0; k < used; ++k) {
-      const auto tie = rank(at(part + k * kTile + j), k) == least;
-      ties += tie ? one : zero;
-      if (!kUniform) tied += tie ? zero + static_cast<Real>(p.offset[k]) : zero;
+      Vector x = *at(tile.part + k * kTile + j);
+      make_rank(x, k);
+      ties += x == least ? one : zero;
+      if (!kUniform) tied += x == least ? zero + static_cast<Real>(p.offset[k]) : zero;
     }
     const Vector share = (1 - tied) / ties + poison;
     Vector combined = zero, optimum = zero;
     for (int64_t k = 0; k < used; ++k) {
-      const Vector x = at(part + k * kTile + j), a = at(tile.advantage.data() + k * kTile + j);
-      const Vector w = rank(x, k) == least ? share + static_cast<Real>(p.offset[k]) : poison;
-      at(tile.weight.data() + k * kTile + j) = w;
-      combined += w == 0 ? zero : w * a;
+      Vector x = *at(tile.part + k * kTile + j), rank = x;
+      make_rank(rank, k);
+      const Vector w = rank == least ? share + static_cast<Real>(p.offset[k]) : poison;
+      *put(tile.weight.data() + k * kTile + j) = w;
+      combined += w == 0 ? zero : w * *at(tile.advantage.data() + k * kTile + j);
       optimum += w * x;
     }
-    at(tile.combined + j) = combined;
-    at(tile.optimum + j) = optimum;
-    at(tile.poison + j) = poison;
+    *put(tile.combined + j) = combined;
+    *put(tile.optimum + j) = optimum;
+    *put(tile.poison + j) = poison;
   }
 }
 
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
-PAMA_INLINE void choose_straddling(const Combine& job, const Real* part, TokenTile<Real>& tile) {
-  const int64_t used = static_cast<int64_t>(job.preference.used.size());
+PAMA_INLINE void choose_straddling(const Preference& p, TokenTile<Real>& tile) {
+  const int64_t used = tile.size();
   PamaWeights<SerialTeam> solver({}, static_cast<int>(used), {tile.reals.data(), nullptr});
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.values[k] = part[k * kTile + j];
+      tile.values[k] = tile.part[k * kTile + j];
       low = std::min(low, tile.values[k]);
       high = std::max(high, tile.values[k]);
     }
     if (!(low < 0 && high > 0) || tile.poison[j] != 0) continue;
     tile.optimum[j] = static_cast<Real>(
-        solver.solve(tile.values.data(), job.preference.relative.data(), tile.solution.data()));
+        solver.solve(tile.values.data(), p.relative.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
       tile.weight[k * kTile + j] = static_cast<Real>(tile.solution[k]);
@@ -178,16 +147,15 @@ template <class Real>
 PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& tile) {
   const Sequences& s = job.batch.sequences;
   const Preference& p = job.preference;
-  const int64_t size = s.size(b), used = static_cast<int64_t>(p.used.size());
-  const Real* part = (job.batch.log_ratio.data ? tile.part : tile.advantage).data();
+  const int64_t size = s.size(b), used = tile.size();
   for (int64_t t = 0; t < size; t += kTile) {
-    load_token_tile(job, b, t, std::min(kTile, size - t), tile);
+    load_tile(job.batch, b, t, std::min(kTile, size - t), tile);
     if (p.uniform) {
-      choose_by_token<true>(job, part, tile);
+      choose_by_token<true>(p, tile);
     } else {
-      choose_by_token<false>(job, part, tile);
+      choose_by_token<false>(p, tile);
     }
-    if (!job.batch.rule.noon) choose_straddling(job, part, tile);
+    if (!job.batch.rule.noon) choose_straddling(p, tile);
     for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
       const Real* w = counts ? tile.weight.data() + k++ * kTile : tile.poison;
@@ -208,15 +176,15 @@ PAMA_CLONES void combine_tokens_double(const Combine& job, int64_t b, TokenTile<
 
 // --- one weight vector a sequence, or one for all ------------------------------------------------
 
-PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile& tile, double* means) {
+PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<double>& tile, double* means) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   int64_t total = 0;
   std::fill_n(means, n, 0.0);
   for (int64_t t = 0; t < size; t += kTile) {
-    tile.load(batch, b, t, std::min(kTile, size - t));
+    load_tile(batch, b, t, std::min(kTile, size - t), tile);
     total += tile.tokens.count;
     for (int64_t i = 0; i < n; ++i) {
-      const double* part = tile.part_of(batch, i);
+      const double* part = tile.part + i * kTile;
       double sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t j = 0; j < tile.tokens.count; ++j) sum += part[j];
@@ -227,29 +195,23 @@ PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile& tile, double* m
   means[n] = static_cast<double>(total);
 }
 
-PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  Tile& tile) {
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights) {
   const Batch& batch = job.batch;
   const Sequences& s = batch.sequences;
-  const View& from = batch.advantages;
   const int64_t size = s.size(b);
+  rows::Selection tokens;
+  double advantage[kTile], combined[kTile];
   for (int64_t t = 0; t < size; t += kTile) {
-    rows::select(batch.mask, s.first(batch.mask, 0, b) + t * batch.mask.token,
-                 std::min(kTile, size - t), tile.tokens);
-    double *a = tile.advantage.data(), *combined = tile.part.data();
-    const int64_t count = tile.tokens.count;
-    std::fill_n(combined, count, 0.0);
+    const View& mask = batch.mask;
+    rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tokens);
+    std::fill_n(combined, tokens.count, 0.0);
     for (int64_t i = 0; i < s.objectives; ++i) {
       const double w = weights[i];
       if (w == 0) continue;
-      rows::gather(from, s.first(from, i, b) + t * from.token, tile.tokens, a);
-      if (batch.rule.noon) {
-        for (int64_t j = 0; j < count; ++j) combined[j] += w * (a[j] <= 0 ? 0.0 : a[j]);
-      } else {
-        for (int64_t j = 0; j < count; ++j) combined[j] += w * a[j];
-      }
+      load_noon(batch, i, b, t, tokens, advantage);
+      for (int64_t j = 0; j < tokens.count; ++j) combined[j] += w * advantage[j];
     }
-    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, combined);
+    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tokens, combined);
   }
 }
 
@@ -257,7 +219,7 @@ void combine_by_sequence(const Combine& job) {
   const Sequences& s = job.batch.sequences;
   const int64_t n = s.objectives;
   for_sequences(s, [&](int64_t first, int64_t end) {
-    Tile tile(n);
+    Tile<double> tile(job.batch);
     std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
     PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
     for (int64_t b = first; b < end; ++b) {
@@ -269,7 +231,7 @@ void combine_by_sequence(const Combine& job) {
       }
       for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
       store(job.optimum, b, optimum);
-      combine_sequence(job, b, weights.data(), tile);
+      combine_sequence(job, b, weights.data());
     }
   });
 }
@@ -301,8 +263,7 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
   for_sequences(s, [&](int64_t first, int64_t end) {
-    Tile tile(1);
-    for (int64_t b = first; b < end; ++b) combine_sequence(job, b, weights.data(), tile);
+    for (int64_t b = first; b < end; ++b) combine_sequence(job, b, weights.data());
   });
 }
 
@@ -355,12 +316,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     combine_by_batch(job, reduction, flags);
   } else if (dtype == ScalarType::Float && p.uniform && !ratio_weighted) {
     for_sequences(s, [&](int64_t first, int64_t end) {
-      TokenTile<float> tile(static_cast<int64_t>(p.used.size()));
+      TokenTile<float> tile(batch, p);
       for (int64_t b = first; b < end; ++b) combine_tokens_float(job, b, tile);
     });
   } else {
     for_sequences(s, [&](int64_t first, int64_t end) {
-      TokenTile<double> tile(static_cast<int64_t>(p.used.size()));
+      TokenTile<double> tile(batch, p);
       for (int64_t b = first; b < end; ++b) combine_tokens_double(job, b, tile);
     });
   }

@@ -8,13 +8,13 @@ namespace pama {
 namespace {
 
 // Whether each objective has a nonzero part; a sequence is read only until all have.
-PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile& tile, double* active) {
+PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, double* active) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   for (int64_t t = 0; t < size; t += kTile) {
-    tile.load(batch, b, t, std::min(kTile, size - t));
+    load_tile(batch, b, t, std::min(kTile, size - t), tile);
     bool all = true;
     for (int64_t i = 0; i < n; ++i) {
-      const double* part = tile.part_of(batch, i);
+      const double* part = tile.part + i * kTile;
       for (int64_t j = 0; active[i] == 0 && j < tile.tokens.count; ++j) active[i] = part[j] != 0;
       all &= active[i] != 0;
     }
@@ -24,15 +24,15 @@ PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile& tile, double* 
 }
 
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
-PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile& tile,
+PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<double>& tile,
                               double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   double* rest = statistics + n;
   for (int64_t t = 0; t < size; t += kTile) {
-    tile.load(batch, b, t, std::min(kTile, size - t));
+    load_tile(batch, b, t, std::min(kTile, size - t), tile);
     const int64_t count = tile.tokens.count;
     for (int64_t i = 0; i < n; ++i) {
-      const double* x = tile.part_of(batch, i);
+      const double* x = tile.part + i * kTile;
       int nonzero = 0;
       for (int64_t j = 0; j < count; ++j) nonzero |= x[j] != 0;
       if (nonzero) statistics[i] = 1;
@@ -44,7 +44,7 @@ PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b
         continue;
       }
       for (int64_t k = i; k < n; ++k) {
-        const double* y = tile.part_of(batch, k);
+        const double* y = tile.part + k * kTile;
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = 0; j < count; ++j) sum += x[j] * y[j];
@@ -69,14 +69,14 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   double* total = static_cast<double*>(result.mutable_data_ptr());
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
-    Tile tile(n);
+    Tile<double> tile(batch);
     for (int64_t b = 0; b < s.count && !find_active(batch, b, tile, total); ++b) {
     }
     return result;
   }
   std::vector<double> partial(s.count * size, 0.0);
   for_sequences(s, [&](int64_t first, int64_t end) {
-    Tile tile(n);
+    Tile<double> tile(batch);
     for (int64_t b = first; b < end; ++b) {
       add_sequence(batch, reduction, b, tile, partial.data() + b * size);
     }

@@ -59,7 +59,7 @@ PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const In*
   }
 }
 
-// The unmasked tokens of one tile, in order. A masked token is never loaded: it may hold anything.
+// The unmasked tokens of one tile, in order. What stands at a masked one is dropped unseen.
 struct Selection {
   int64_t count, length;
   int32_t index[kTile];
@@ -92,18 +92,20 @@ PAMA_INLINE void select(const View& mask, int64_t first, int64_t length, Selecti
 // out[0 .. tile.count): the unmasked tokens of a tile, dense.
 template <class Out>
 PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, Out* out) {
-  if (tile.all()) return load(view, first, tile.count, out);
-  for (int64_t j = 0; j < tile.count; ++j) {
-    out[j] = static_cast<Out>(pama::load(view, first + tile.index[j] * view.token));
-  }
+  if (tile.all()) return load(view, first, tile.length, out);
+  Out whole[kTile];
+  load(view, first, tile.length, whole);
+  for (int64_t j = 0; j < tile.count; ++j) out[j] = whole[tile.index[j]];
 }
 
 // The inverse of `gather`: masked positions of the result become 0.
 template <class In>
 PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile, const In* x) {
-  if (tile.all()) return store(view, first, tile.count, x);
-  for (int64_t j = 0; j < tile.length; ++j) pama::store(view, first + j, 0.0);
-  for (int64_t j = 0; j < tile.count; ++j) pama::store(view, first + tile.index[j], x[j]);
+  if (tile.all()) return store(view, first, tile.length, x);
+  In whole[kTile];
+  std::fill_n(whole, tile.length, In(0));
+  for (int64_t j = 0; j < tile.count; ++j) whole[tile.index[j]] = x[j];
+  store(view, first, tile.length, whole);
 }
 
 }  // namespace rows
