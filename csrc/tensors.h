@@ -8,7 +8,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "core/pama.h"
 #include "core/view.h"
 
 namespace pama {
@@ -63,6 +65,15 @@ inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_s
   if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last};
   return {n, cu_seqlens->size(0) - 1, last, cu_seqlens->const_data_ptr(),
           cu_seqlens->scalar_type() == ScalarType::Long, last};
+}
+
+// Shape of what PAMA solves one problem for: of the weights without their leading N.
+inline std::vector<int64_t> pama_problem_shape(const Tensor& advantages, const Sequences& sequences,
+                                               Reduction reduction) {
+  if (reduction == Reduction::kSequence) return {sequences.count};
+  if (reduction != Reduction::kToken) return {};
+  const auto sizes = advantages.sizes();
+  return {sizes.begin() + 1, sizes.end()};
 }
 
 }  // namespace pama

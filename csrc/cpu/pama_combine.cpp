@@ -269,15 +269,6 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
 
 // --- the op --------------------------------------------------------------------------------------
 
-// Shape of the weights without their leading N: that of the problem's batch.
-std::vector<int64_t> batch_shape(const Tensor& advantages, const Sequences& s,
-                                 Reduction reduction) {
-  if (reduction == Reduction::kSequence) return {s.count};
-  if (reduction != Reduction::kToken) return {};
-  const auto sizes = advantages.sizes();
-  return {sizes.begin() + 1, sizes.end()};
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const Tensor& advantages, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
@@ -292,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   check_preference(preference);
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
-  std::vector<int64_t> shape = batch_shape(advantages, s, reduction);
+  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
   Tensor optimum =
       new_empty(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), s.objectives);

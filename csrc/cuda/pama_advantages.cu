@@ -1,0 +1,113 @@
+#include "kernels/pama_advantages.cuh"
+
+#include <vector>
+
+#include "cuda/launch.h"
+
+namespace pama {
+namespace {
+
+constexpr int kBlock = 128;
+constexpr int64_t kSharedBytes = 48 * 1024;   // what every GPU grants without asking
+constexpr int64_t kScratchThreads = 32 * 1024;  // of the token kernel, beyond shared memory
+
+PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
+                   const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& cu_seqlens,
+                   int64_t reduction, double low, double high, bool noon, bool ratio_weighted,
+                   void* statistics) {
+  const bool ragged = cu_seqlens.has_value();
+  return {sequences_of(advantages, cu_seqlens),
+          view_of(advantages, ragged),
+          view_of(mask, ragged),
+          view_of(log_ratio, ragged),
+          active_part_rule(low, high, noon, ratio_weighted),
+          static_cast<Reduction>(reduction),
+          static_cast<double*>(statistics)};
+}
+
+Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
+                       const std::optional<Tensor>& log_ratio,
+                       const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
+                       double high, bool noon, bool ratio_weighted) {
+  const Launcher launch(advantages);
+  const int64_t n = advantages.size(0);
+  const int64_t entries = statistics_size(n, static_cast<Reduction>(reduction));
+  Tensor statistics = new_empty(advantages, {entries}, ScalarType::Double);
+  const PamaArgs args = pama_args(advantages, mask, log_ratio, cu_seqlens, reduction, low, high,
+                                  noon, ratio_weighted, statistics.mutable_data_ptr());
+  const int64_t rows = args.sequences.count;
+  Tensor partial = new_empty(advantages, {rows * entries}, ScalarType::Double);
+  double* partial_data = static_cast<double*>(partial.mutable_data_ptr());
+  const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
+  const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
+  launch(pama_partial_kernel, rows, kBlock, tile * row_bytes, args, tile, partial_data);
+  launch(pama_finish_kernel, ceil_div(entries, kBlock / kWarp), kBlock, 0, args,
+         static_cast<const double*>(partial_data));
+  return statistics;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
+    const Tensor& advantages, const std::optional<Tensor>& mask,
+    const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
+    const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction_code,
+    double low, double high, bool noon, bool ratio_weighted) {
+  const Launcher launch(advantages);
+  const bool ragged = cu_seqlens.has_value();
+  const auto reduction = static_cast<Reduction>(reduction_code);
+  const PamaArgs batch =
+      pama_args(advantages, mask, log_ratio, cu_seqlens, reduction_code, low, high, noon,
+                ratio_weighted, const_cast<void*>(statistics.const_data_ptr()));
+  const Sequences& s = batch.sequences;
+  const int64_t n = s.objectives;
+  const ScalarType dtype = result_dtype(&advantages, log_ratio);
+  const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
+  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
+  Tensor optimum = new_empty(
+      advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
+  shape.insert(shape.begin(), n);
+  Tensor weights = new_empty(advantages, shape, dtype);
+  Tensor combined = new_empty(advantages, tokens, dtype);
+  Tensor active = new_empty(advantages, {n}, ScalarType::Bool);
+  PamaCombineArgs args{batch,
+                       view_of(preference),
+                       view_of(combined, ragged),
+                       view_of(weights, ragged),
+                       view_of(optimum, ragged),
+                       static_cast<bool*>(active.mutable_data_ptr()),
+                       nullptr,
+                       nullptr};
+  constexpr int64_t word = sizeof(double);
+  if (reduction == Reduction::kToken) {
+    const int64_t bytes = pama_token_workspace(n) * word;
+    const int64_t count = s.offsets ? s.total : s.count * s.length;
+    const int block = bytes * kBlock <= kSharedBytes ? kBlock : kWarp;
+    const int64_t blocks = std::max<int64_t>(ceil_div(count, block), 1);
+    if (bytes * block <= kSharedBytes) {
+      launch(pama_token_kernel, blocks, block, bytes * block, args);
+    } else {
+      const int64_t grid = std::min(blocks, kScratchThreads / block);
+      Tensor scratch = new_empty(advantages, {grid * block * bytes / word}, ScalarType::Double);
+      args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
+      launch(pama_token_kernel, grid, block, 0, args);
+    }
+    return {combined, weights, optimum, active};
+  }
+  Tensor scratch = new_empty(advantages, {n + pama_solve_workspace(n)}, ScalarType::Double);
+  if (reduction != Reduction::kSequence) {
+    args.solution = static_cast<double*>(scratch.mutable_data_ptr());
+    const int64_t bytes = pama_solve_workspace(n) * word;
+    if (bytes > kSharedBytes) args.scratch = args.solution + n;
+    launch(pama_solve_kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
+  }
+  const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
+  launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);
+  return {combined, weights, optimum, active};
+}
+
+PAMA_CUDA_LIBRARY(m) {
+  m.impl("pama_statistics", TORCH_BOX(&pama_statistics));
+  m.impl("pama_combine", TORCH_BOX(&pama_combine));
+}
+
+}  // namespace
+}  // namespace pama

@@ -1,0 +1,272 @@
+// PAMA on the GPU in at most four launches: partial statistics of each sequence, their sums, weights
+// for the whole batch (`gram` and `batch` only), and the combination, which for `token` and
+// `sequence` finds its weights on the way.
+#pragma once
+
+#include "core/min_norm.h"
+#include "core/pama.h"
+#include "core/pama_weights.h"
+#include "core/view.h"
+#include "kernels/device.cuh"
+#include "kernels/reduce.cuh"
+#include "kernels/warp_team.cuh"
+
+namespace pama {
+
+struct PamaArgs {
+  Sequences sequences;
+  View advantages, mask, log_ratio;
+  ActivePart rule;
+  Reduction reduction;
+  double* statistics;  // see statistics_size
+};
+
+__device__ __forceinline__ double pama_log_ratio(const PamaArgs& args, int64_t b, int64_t t) {
+  const View& ratio = args.log_ratio;
+  return ratio.data ? load(ratio, args.sequences.first(ratio, 0, b) + t * ratio.token) : 0.0;
+}
+
+// A of an unmasked token, after Noon.
+__device__ __forceinline__ double pama_noon(const PamaArgs& args, int64_t n, int64_t b, int64_t t) {
+  const View& a = args.advantages;
+  return noon(args.rule, load(a, args.sequences.first(a, n, b) + t * a.token));
+}
+
+__device__ __forceinline__ bool pama_unmasked(const PamaArgs& args, int64_t b, int64_t t) {
+  return unmasked(args.mask, args.sequences.first(args.mask, 0, b) + t * args.mask.token);
+}
+
+// --- statistics ----------------------------------------------------------------------------------
+
+// The statistics of one sequence, by a block. Tiles of I(A), [n][tile], are staged in shared memory;
+// then each warp sums the entries that it owns over the tile, and adds them to its partial result.
+__global__ void __launch_bounds__(128)
+    pama_partial_kernel(const __grid_constant__ PamaArgs args, int tile, double* partial) {
+  const int64_t n = args.sequences.objectives, b = blockIdx.x, size = args.sequences.size(b);
+  const int64_t entries = statistics_size(n, args.reduction);
+  double* parts = dynamic_shared();
+  double* mine = partial + b * entries;
+  for (int64_t k = threadIdx.x; k < entries; k += blockDim.x) mine[k] = 0;
+  for (int64_t start = 0; start < size; start += tile) {
+    const int64_t length = size - start < tile ? size - start : tile;
+    int unmasked_here = 0;
+    __syncthreads();  // the last tile has been read, and `mine` is 0
+    for (int64_t j = threadIdx.x; j < length; j += blockDim.x) {
+      const bool here = pama_unmasked(args, b, start + j);
+      unmasked_here += here;
+      const double ratio = here ? pama_log_ratio(args, b, start + j) : 0;
+      for (int64_t i = 0; i < n; ++i) {
+        parts[i * tile + j] =
+            here ? active_part(args.rule, pama_noon(args, i, b, start + j), ratio) : 0;
+      }
+    }
+    const double count = block_reduce(static_cast<double>(unmasked_here),
+                                      [](double x, double y) { return x + y; });
+    for (int64_t k = threadIdx.x / kWarp; k < entries; k += warps_per_block()) {
+      const int64_t entry = k - n, i = k < n ? k : args.reduction == Reduction::kGram ? entry / n : entry - 1;
+      const int64_t other = entry % n;
+      const bool gram = k >= n && args.reduction == Reduction::kGram;
+      if (gram && other < i) continue;  // the finishing kernel mirrors it
+      if (k == n && !gram) {
+        if (lane() == 0) mine[k] += count;
+        continue;
+      }
+      double sum = 0;
+      for (int64_t j = lane(); j < length; j += kWarp) {
+        const double x = parts[i * tile + j];
+        sum += k < n ? (x != 0 ? 1.0 : 0.0) : gram ? x * parts[other * tile + j] : x;
+      }
+      sum = warp_reduce(sum, [](double x, double y) { return x + y; });
+      if (lane() == 0) mine[k] += sum;
+    }
+  }
+}
+
+// Sums the partial results, a warp for each entry.
+__global__ void __launch_bounds__(128)
+    pama_finish_kernel(const __grid_constant__ PamaArgs args, const double* partial) {
+  const int64_t n = args.sequences.objectives;
+  const int64_t entries = statistics_size(n, args.reduction), k = warp(), entry = k - n;
+  if (k >= entries) return;
+  const bool gram = k >= n && args.reduction == Reduction::kGram;
+  if (gram && entry % n < entry / n) return;
+  double sum = 0;
+  for (int64_t b = lane(); b < args.sequences.count; b += kWarp) sum += partial[b * entries + k];
+  sum = warp_reduce(sum, [](double x, double y) { return x + y; });
+  if (lane() != 0) return;
+  args.statistics[k] = k < n ? (sum != 0 ? 1.0 : 0.0) : sum;
+  if (gram) args.statistics[n + entry % n * n + entry / n] = sum;
+}
+
+// --- combination ---------------------------------------------------------------------------------
+
+struct PamaCombineArgs {
+  PamaArgs batch;
+  View preference, advantages, weights, optimum;
+  bool* active;
+  double* solution;  // weights of the whole batch, by the solving kernel
+  double* scratch;   // of each thread of the token kernel; null: shared memory
+};
+
+// The preference among active objectives. False if nothing is both active and preferred.
+template <class Team>
+__device__ bool pama_preference(const PamaCombineArgs& args, Team team, double* preference) {
+  const View& from = args.preference;
+  bool live = false;
+  for (int64_t i = team.rank(); i < args.batch.sequences.objectives; i += team.size()) {
+    const double p = from.data ? load(from, i * from.token) : 1;
+    preference[i] = args.batch.statistics[i] != 0 ? p : 0;
+    live = live || preference[i] > 0;
+  }
+  team.sync();
+  return team.any(live);
+}
+
+__device__ __forceinline__ void pama_report_active(const PamaCombineArgs& args) {
+  if (blockIdx.x != 0) return;
+  for (int64_t i = threadIdx.x; i < args.batch.sequences.objectives; i += blockDim.x) {
+    args.active[i] = args.batch.statistics[i] != 0;
+  }
+}
+
+// In doubles, for n objectives.
+constexpr int64_t pama_solve_workspace(int64_t n) {
+  return n * n + 3 * n + MinNorm<WarpTeam>::reals(n) + (MinNorm<WarpTeam>::integers(n) + 1) / 2;
+}
+
+// One weight vector for the whole batch, by one warp.
+__global__ void __launch_bounds__(32) pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
+  const int64_t n = args.batch.sequences.objectives;
+  const double* statistics = args.batch.statistics + n;
+  double* problem = args.scratch ? args.scratch : dynamic_shared();
+  double *preference = problem + n * n, *weights = preference + n, *reals = weights + 2 * n;
+  const WarpTeam team;
+  double optimum = 0;
+  if (!pama_preference(args, team, preference)) {
+    for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
+  } else if (args.batch.reduction == Reduction::kGram) {
+    for (int64_t k = lane(); k < n * n; k += kWarp) problem[k] = statistics[k];
+    team.sync();
+    GramProblem<WarpTeam> gram;
+    gram.n = static_cast<int>(n);
+    gram.gram = problem;
+    gram.vector = preference;
+    gram.roundoff = 0x1p-53;
+    gram.options = nullptr;
+    gram.out = weights;
+    gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<WarpTeam>::reals(n))};
+    MinNorm<WarpTeam>(gram).solve();
+  } else {
+    const double count = statistics[0] > 1 ? statistics[0] : 1;
+    for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
+    team.sync();
+    PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
+    optimum = solver.solve(problem, preference, weights);
+  }
+  team.sync();
+  for (int64_t i = lane(); i < n; i += kWarp) {
+    args.solution[i] = weights[i];
+    store(args.weights, i, weights[i]);
+  }
+  if (lane() == 0 && args.batch.reduction == Reduction::kBatch) store(args.optimum, 0, optimum);
+}
+
+// Σ_i w_i A_i of an unmasked token; a weight of 0 drops the objective, whatever its advantage.
+template <class Advantage>
+__device__ __forceinline__ double pama_sum(int64_t n, const double* weights, const Advantage& at) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (weights[i] != 0) sum += weights[i] * at(i);
+  }
+  return sum;
+}
+
+// One weight vector a sequence, a block each: for `sequence` from its means, by the first warp.
+__global__ void __launch_bounds__(128)
+    pama_sequence_kernel(const __grid_constant__ PamaCombineArgs args) {
+  const Sequences& s = args.batch.sequences;
+  const int64_t n = s.objectives, b = blockIdx.x;
+  pama_report_active(args);
+  if (b >= s.count) return;
+  const int64_t size = s.size(b);
+  double *weights = dynamic_shared(), *means = weights + n, *preference = means + n;
+  if (args.batch.reduction == Reduction::kSequence) {
+    const auto add = [](double x, double y) { return x + y; };
+    double tokens = 0;
+    for (int64_t t = threadIdx.x; t < size; t += blockDim.x) tokens += pama_unmasked(args.batch, b, t);
+    tokens = block_reduce(tokens, add);
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = 0;
+      for (int64_t t = threadIdx.x; t < size; t += blockDim.x) {
+        if (!pama_unmasked(args.batch, b, t)) continue;
+        sum += active_part(args.batch.rule, pama_noon(args.batch, i, b, t),
+                           pama_log_ratio(args.batch, b, t));
+      }
+      sum = block_reduce(sum, add);
+      if (threadIdx.x == 0) means[i] = tokens > 0 ? sum / tokens : 0;
+    }
+    __syncthreads();
+    if (threadIdx.x < kWarp) {
+      const WarpTeam team;
+      double optimum = 0;
+      if (pama_preference(args, team, preference) && tokens > 0) {
+        PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {preference + n, nullptr});
+        optimum = solver.solve(means, preference, weights);
+      } else {
+        for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
+      }
+      team.sync();
+      for (int64_t i = lane(); i < n; i += kWarp) store(args.weights, i * s.count + b, weights[i]);
+      if (lane() == 0) store(args.optimum, b, optimum);
+    }
+  } else {
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) weights[i] = args.solution[i];
+  }
+  __syncthreads();
+  const int64_t out = s.first(args.advantages, 0, b);
+  for (int64_t t = threadIdx.x; t < size; t += blockDim.x) {
+    const bool here = pama_unmasked(args.batch, b, t);
+    const auto at = [&](int64_t i) { return pama_noon(args.batch, i, b, t); };
+    store(args.advantages, out + t, here ? pama_sum(n, weights, at) : 0);
+  }
+}
+
+// In doubles, of each thread: parts, weights, preference and the solver's own; odd, so that
+// neighbouring threads' columns start in different banks.
+constexpr int64_t pama_token_workspace(int64_t n) {
+  return (3 * n + PamaWeights<SerialTeam>::reals(n)) | 1;
+}
+
+// Theorem 1 at every token, a thread each. Ragged tokens need no sequence: they are one long row.
+__global__ void __launch_bounds__(128)
+    pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
+  const Sequences& s = args.batch.sequences;
+  const int64_t n = s.objectives, tokens = s.offsets ? s.total : s.count * s.length;
+  PamaCombineArgs flat = args;
+  flat.batch.sequences.offsets = nullptr;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  double* part = args.scratch ? args.scratch + thread * pama_token_workspace(n)
+                              : dynamic_shared() + threadIdx.x * pama_token_workspace(n);
+  double *weights = part + n, *preference = weights + n;
+  pama_report_active(args);
+  const bool live = pama_preference(args, SerialTeam{}, preference);
+  PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
+  for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int64_t b = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
+    double combined = 0, optimum = 0;
+    const bool here = live && pama_unmasked(flat.batch, b, t);
+    if (here) {
+      const double ratio = pama_log_ratio(flat.batch, b, t);
+      for (int64_t i = 0; i < n; ++i) {
+        part[i] = active_part(args.batch.rule, pama_noon(flat.batch, i, b, t), ratio);
+      }
+      optimum = solver.solve(part, preference, weights);
+      combined = pama_sum(n, weights, [&](int64_t i) { return pama_noon(flat.batch, i, b, t); });
+    }
+    for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);
+    store(args.optimum, k, optimum);
+    store(args.advantages, k, combined);
+  }
+}
+
+}  // namespace pama
