@@ -27,3 +27,53 @@ def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float
     # Below the smallest normal number, rounding is absolute.
     worst = float(excess.max()) if excess.numel() else 0.0
     assert worst <= torch.finfo(got.dtype).smallest_normal, f"off by {worst} beyond its bound"
+
+
+# --- weights ------------------------------------------------------------------------------------
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps / 2
+
+
+def assert_on_simplex(weights: Tensor) -> None:
+    """Nonnegative, with sum 1 but for the rounding of each weight to its dtype."""
+    n = weights.shape[-1]
+    assert bool((weights >= 0).all()), weights
+    # Each weight is rounded by a relative u, or by half the smallest subnormal number.
+    tiny = torch.finfo(weights.dtype).tiny * torch.finfo(weights.dtype).eps
+    bound = unit_roundoff(weights.dtype) + n * (2.0**-52 + tiny)
+    off = float((weights.double().sum(-1) - 1).abs().max())
+    assert off <= bound, f"the weights sum to 1 but for {off}, beyond {bound}"
+
+
+def assert_non_conflicting(gram: Tensor, weights: Tensor) -> None:
+    """Gw >= −max(1e-9, n eps) · max diag · ‖w‖₁, with eps of G's dtype."""
+    g, w = gram.double().cpu(), weights.double().cpu()
+    eps = torch.finfo(gram.dtype).eps
+    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1) * w.abs().sum(-1)
+    slope = (g @ w[..., None])[..., 0].amin(-1)
+    bound = -max(1e-9, g.shape[-1] * eps) * scale
+    assert bool((slope >= bound).all()), f"conflict {float((slope / scale).min())}"
+
+
+def gap_bound(gram: Tensor) -> float:
+    """What rounding may leave of the duality gap of min_norm, in units of max diag.
+
+    With norms at most 1 and Σ w = 1, every |(Gw)_i| <= 1. The active set ends where no slope is
+    below the value by more than 8 u64; weights and slopes it works with carry at most 2 (n + 4)
+    roundings of u64 each. Rows equal within 4 u of G's dtype stand for each other, which moves
+    value and slope by 4 u each; and weights rounded to that dtype move each by 3 u.
+    """
+    n = gram.shape[-1]
+    return (8 + 4 * (n + 4)) * 2.0**-53 + 14 * unit_roundoff(gram.dtype)
+
+
+def assert_optimal(gram: Tensor, weights: Tensor) -> None:
+    """The duality gap is that of rounding."""
+    g, w = gram.double().cpu(), weights.double().cpu()
+    slope = (g @ w[..., None])[..., 0]
+    gap = (w * slope).sum(-1) - slope.amin(-1)
+    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)
+    bound = gap_bound(gram) * scale
+    assert bool((gap <= bound).all()), f"gap {float((gap / scale).max())}, bound {gap_bound(gram)}"

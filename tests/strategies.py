@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -100,3 +101,95 @@ def tokens(
         generator,
         device,
     )
+
+
+def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    x = torch.randn((columns, rows), generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(x).Q.mT
+
+
+def _ill_conditioned(n: int, condition: float, generator: torch.Generator) -> Tensor:
+    """Gradients whose Gram matrix has this condition number."""
+    spread = torch.logspace(0, -math.log10(condition) / 2, n, dtype=torch.float64)
+    return (_orthogonal(n, n, generator) * spread) @ _orthogonal(n, 4 * n, generator)
+
+
+def _near_stationary(n: int, distance: float, d: int, generator: torch.Generator) -> Tensor:
+    """Gradients with a convex combination of norm `distance`."""
+    j = torch.randn((n, d), generator=generator, dtype=torch.float64)
+    c = torch.rand(n, generator=generator, dtype=torch.float64)
+    rest = torch.randn(d, generator=generator, dtype=torch.float64)
+    return j - c @ j / c.sum() + distance * rest / rest.norm()
+
+
+def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
+    """Gradients [n, d] in float64, of one of GRADIENT_FAMILIES."""
+    j = torch.randn((n, 4 * n), generator=generator, dtype=torch.float64)
+    half = n // 2
+    if family == "common":
+        j += 1
+    elif family == "rank-deficient":
+        j = j[:, : max(half, 1)]
+    elif family == "rank-deficient common":
+        j = j[:, : max(half, 1)] + 1
+    elif family == "duplicated":
+        j[n - half :] = j[:half]
+    elif family == "opposite":
+        j[n - half :] = -j[:half]
+    elif family == "zero rows":
+        j[half] = 0
+        j[n - 1] = 0
+    elif family == "twelve decades":
+        j *= 10 ** (-12 * torch.rand((n, 1), generator=generator, dtype=torch.float64))
+    elif family.startswith("condition"):
+        j = _ill_conditioned(n, float(family.split()[1]), generator)
+    elif family.startswith("near-stationary"):
+        _, distance, *low = family.split()
+        j = _near_stationary(n, float(distance), max(half, 2) if low else 4 * n, generator)
+    return j
+
+
+GRADIENT_FAMILIES = [
+    "gaussian",
+    "common",
+    "rank-deficient",
+    "rank-deficient common",
+    "duplicated",
+    "opposite",
+    "zero rows",
+    "twelve decades",
+    "condition 1e6",
+    "condition 1e12",
+    "near-stationary 1e-3",
+    "near-stationary 1e-6",
+    "near-stationary 1e-8",
+    "near-stationary 1e-12",
+    "near-stationary 1e-6 flat",
+    "near-stationary 1e-12 flat",
+]
+
+
+@st.composite
+def gram_matrices(
+    draw: st.DrawFn,
+    device: torch.device,
+    *,
+    families: list[str] = GRADIENT_FAMILIES,
+    dtypes: list[torch.dtype] = DTYPES,
+    max_rows: int = 10,
+) -> Tensor:
+    """G = J Jᵀ of gradients of one family, rounded to a dtype (and so perhaps indefinite)."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    n = draw(st.integers(1, max_rows))
+    j = gradients(draw(st.sampled_from(families)), n, generator)
+    # Norms are about sqrt(4 n): the factor keeps their squares within float16.
+    gram = (j @ j.mT / 64).to(draw(st.sampled_from(dtypes)))
+    return arrange(gram, draw(st.sampled_from(["contiguous", "permuted", "sliced"]))).to(device)
+
+
+@st.composite
+def preferences(draw: st.DrawFn, n: int) -> list[float]:
+    """Nonnegative numbers, n of them, some 0 but not all."""
+    numbers = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
+    p = draw(st.lists(numbers, min_size=n, max_size=n))
+    return p if any(p) else [1.0] * n

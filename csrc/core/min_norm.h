@@ -68,34 +68,46 @@ class MinNorm {
   // so exactly: no product in the method overflows, and rows shorter by 10^250 do not underflow.
   // False if an entry of a used row and column is not finite.
   PAMA_HD bool rescale() {
+    if (wanted_) clear_dropped();
     double largest = 0;
     if (!find_largest(&largest)) return false;
     if (largest == 0) return true;
     if (wanted_) {
       scale_by(-ilogb(largest));
-      for (int i = 0; i < n_; ++i) {
-        if (leader_[i] == kDropped) continue;
-        for (int j = team_.rank(); j < n_; j += team_.size()) {
-          if (leader_[j] != kDropped) gram(i, j) = gram(i, j) / (preference_[i] * preference_[j]);
-        }
-      }
+      divide_by_preferences();
       find_largest(&largest);
     }
     scale_by(900 - ilogb(largest));
     return true;
   }
 
-  PAMA_HD bool find_largest(double* largest) {
-    double found = 0;
-    bool finite = true;
+  // Rows and columns that are not used may hold anything; 0 keeps them out of every sum.
+  PAMA_HD void clear_dropped() {
+    for (int i = 0; i < n_; ++i) {
+      for (int j = team_.rank(); j < n_; j += team_.size()) {
+        if (leader_[i] == kDropped || leader_[j] == kDropped) gram(i, j) = 0;
+      }
+    }
+    team_.sync();
+  }
+
+  PAMA_HD void divide_by_preferences() {
     for (int i = 0; i < n_; ++i) {
       if (leader_[i] == kDropped) continue;
       for (int j = team_.rank(); j < n_; j += team_.size()) {
-        if (leader_[j] == kDropped) continue;
-        const double magnitude = fabs(gram(i, j));
-        finite = finite && magnitude <= DBL_MAX;
-        found = fmax(found, magnitude);
+        if (leader_[j] != kDropped) gram(i, j) /= preference_[i] * preference_[j];
       }
+    }
+    team_.sync();
+  }
+
+  PAMA_HD bool find_largest(double* largest) {
+    double found = 0;
+    bool finite = true;
+    for (int i = team_.rank(); i < n_ * n_; i += team_.size()) {
+      const double magnitude = fabs(gram_[i]);
+      finite = finite && magnitude <= DBL_MAX;
+      found = magnitude > found ? magnitude : found;
     }
     *largest = team_.largest(found);
     return !team_.any(!finite);

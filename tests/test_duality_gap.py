@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import assert_rounds
+from strategies import gram_matrices
+
+import pama_ops as po
+
+
+@given(data=st.data())
+def test_duality_gap_is_its_definition(backend, data):
+    gram = data.draw(gram_matrices(backend.device, dtypes=[torch.float64, torch.float32]))
+    n = gram.shape[-1]
+    numbers = data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))
+    weights = torch.tensor(numbers, dtype=torch.float64, device=backend.device)
+    got = po.duality_gap(gram, weights)
+    g = gram.double()
+    slope = g @ weights
+    size = (g.abs() @ weights).amax()
+    assert_rounds(got, weights @ slope - slope.amin(), size * (1 + weights.sum()), 2 * n + 2)
+    assert got.dtype == gram.dtype
+
+
+@given(data=st.data())
+def test_duality_gap_bounds_the_distance_to_the_optimum(backend, data):
+    gram = data.draw(
+        gram_matrices(backend.device, families=["gaussian", "common"], dtypes=[torch.float64])
+    )
+    n = gram.shape[-1]
+    numbers = data.draw(st.lists(st.floats(0.01, 1), min_size=n, max_size=n))
+    w = torch.tensor(numbers, dtype=torch.float64, device=backend.device)
+    w = w / w.sum()
+    best = po.min_norm(gram)
+    excess = w @ gram @ w - best @ gram @ best
+    rounding = 8 * n * 2.0**-53 * gram.diagonal().max()
+    assert float(excess) <= 2 * float(po.duality_gap(gram, w) + rounding)
+
+
+def test_duality_gap_goes_over_a_batch_of_any_strides(backend):
+    generator = torch.Generator().manual_seed(0)
+    j = torch.randn((2, 3, 4, 5), generator=generator, dtype=torch.float64)
+    gram = (j @ j.mT).to(backend.device)
+    weights = torch.rand((4, 3, 2), generator=generator).to(backend.device).permute(2, 1, 0)
+    got = po.duality_gap(gram, weights)
+    assert got.shape == (2, 3)
+    each = [
+        po.duality_gap(gram[i, k].contiguous(), weights[i, k]) for i in range(2) for k in range(3)
+    ]
+    assert torch.equal(got.flatten(), torch.stack(each))
+
+
+def test_duality_gap_of_what_is_not_finite_is_nan(backend):
+    gram = torch.eye(3, device=backend.device)
+    weights = torch.tensor([1.0, 0.0, 0.0], device=backend.device)
+    for x in (torch.nan, torch.inf):
+        gram[1, 2] = gram[2, 1] = x
+        assert po.duality_gap(gram, weights).isnan()
+    assert po.duality_gap(torch.eye(3, device=backend.device), weights * torch.nan).isnan()
+
+
+@pytest.mark.parametrize(
+    ("gram", "weights", "error", "message"),
+    [
+        (torch.eye(2), [0.5, 0.5], TypeError, "weights must be a torch.Tensor, got list"),
+        (
+            torch.eye(2),
+            torch.ones(3),
+            ValueError,
+            r"weights must have the shape \[2\] .* got \[3\]",
+        ),
+        (torch.eye(2), torch.ones(1, 2), ValueError, r"weights must have the shape \[2\]"),
+        (torch.eye(2), torch.ones(2).long(), TypeError, "weights must have a floating-point dtype"),
+        (torch.ones(2, 3), torch.ones(2), ValueError, r"gram must have the shape \[..., n, n\]"),
+    ],
+)
+def test_duality_gap_names_the_bad_argument(backend, gram, weights, error, message):
+    if isinstance(weights, torch.Tensor):
+        weights = weights.to(backend.device)
+    with pytest.raises(error, match=message):
+        po.duality_gap(gram.to(backend.device), weights)

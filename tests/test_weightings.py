@@ -1,0 +1,210 @@
+"""What every weighting owes its caller, one row of the table each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_non_conflicting, assert_on_simplex, unit_roundoff
+from strategies import DTYPES, arrange, gram_matrices
+
+import pama_ops as po
+from pama_ops import _schemas
+
+
+@dataclass
+class Weighting:
+    """A weighting and what it claims."""
+
+    function: Callable[..., torch.Tensor]
+    on_simplex: bool
+    non_conflicting: bool
+    scale_free: bool
+    takes_preference: bool
+    options: tuple[float, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+TABLE = [
+    Weighting(
+        po.min_norm,
+        on_simplex=True,
+        non_conflicting=True,
+        scale_free=True,
+        takes_preference=True,
+    ),
+]
+
+
+@pytest.fixture(params=TABLE, ids=lambda row: row.name)
+def weighting(request: pytest.FixtureRequest) -> Weighting:
+    return request.param
+
+
+def batch_of(n: int, lead: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    j = torch.randn((*lead, n, 2 * n), generator=generator, dtype=torch.float64) + 0.5
+    return (j @ j.mT / n).to(dtype)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_weighting_has_the_properties_it_claims(backend, weighting, data):
+    gram = data.draw(gram_matrices(backend.device, max_rows=8))
+    weights = weighting.function(gram)
+    assert weights.dtype == gram.dtype
+    assert weights.shape == gram.shape[:-1]
+    if weighting.on_simplex:
+        assert_on_simplex(weights)
+    if weighting.non_conflicting:
+        assert_non_conflicting(gram, weights)
+    if weighting.scale_free and gram.dtype == torch.float64:
+        assert torch.equal(weighting.function(gram * 2.0**300), weights)
+        assert torch.equal(weighting.function(gram * 2.0**-300), weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (1, 2, 1, 2, 1, 2, 1, 2)])
+def test_weighting_solves_each_matrix_of_a_batch(backend, weighting, dtype, lead):
+    gram = batch_of(4, lead, dtype).to(backend.device)
+    got = weighting.function(gram)
+    assert got.shape == (*lead, 4)
+    assert got.dtype == dtype
+    assert got.is_contiguous()
+    for g, w in zip(gram.reshape(-1, 4, 4), got.reshape(-1, 4), strict=True):
+        assert torch.equal(weighting.function(g), w)
+        # float64 inside: the narrow result is the wide one, rounded.
+        wide = weighting.function(g.double())
+        if dtype in DTYPES[:2]:
+            torch.testing.assert_close(
+                w.double(), wide, rtol=1.01 * unit_roundoff(dtype), atol=1e-15
+            )
+
+
+def test_weighting_takes_any_strides(backend, weighting):
+    gram = batch_of(3, (4,), torch.float32).to(backend.device)
+    want = weighting.function(gram)
+    wide = torch.zeros((8, 7, 9), device=backend.device)
+    wide[::2, 1::2, ::3] = gram
+    for other in (gram.mT, gram.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+                  arrange(gram, "sliced"), wide[::2, 1::2, ::3]):  # fmt: skip
+        assert torch.equal(weighting.function(other), want)
+    expanded = gram[:1].expand(4, 3, 3)
+    assert torch.equal(weighting.function(expanded), want[:1].expand(4, 3))
+
+
+def test_weighting_is_independent_of_thread_count(weighting):
+    gram = batch_of(6, (700,), torch.float64)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(weighting.function(gram))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_weighting_of_one_bad_matrix_leaves_the_others(backend, weighting):
+    gram = batch_of(4, (3,), torch.float64).to(backend.device)
+    want = weighting.function(gram)
+    gram[1, 2, 2] = torch.nan
+    got = weighting.function(gram)
+    assert bool(got[1].isnan().all())
+    assert torch.equal(got[[0, 2]], want[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_weighting_takes_a_matrix_symmetric_to_rounding_and_no_other(backend, weighting, dtype):
+    gram = batch_of(4, (2,), dtype).to(backend.device)
+    eps = torch.finfo(dtype).eps
+    nearly = gram * (1 + 8 * eps * torch.ones(4, 4, device=backend.device).triu(1).to(dtype))
+    even = (nearly.double() + nearly.mT.double()) / 2
+    want = weighting.function(even).to(dtype)
+    torch.testing.assert_close(weighting.function(nearly), want, rtol=4 * eps, atol=eps)
+    skewed = gram.clone()
+    skewed[1, 0, 3] += 0.5
+    by_itself = {} if backend.checks_values else {"check_values": True}
+    with pytest.raises(ValueError, match="gram must be symmetric to rounding, got"):
+        weighting.function(skewed, **by_itself)
+
+
+BAD = [
+    ([[1.0]], TypeError, "gram must be a torch.Tensor, got list"),
+    (torch.eye(2).long(), TypeError, "gram must have a floating-point dtype, got torch.int64"),
+    (
+        torch.eye(2).cfloat(),
+        TypeError,
+        "gram must have a floating-point dtype, got torch.complex64",
+    ),
+    (torch.ones(2, 3), ValueError, r"gram must have the shape \[..., n, n\] .* got \[2, 3\]"),
+    (torch.ones(4), ValueError, r"gram must have the shape \[..., n, n\] .* got \[4\]"),
+    (torch.tensor(1.0), ValueError, r"gram must have the shape \[..., n, n\] .* got \[\]"),
+    (torch.ones(3, 0, 0), ValueError, r"gram .* n >= 1, got \[3, 0, 0\]"),
+]
+
+
+@pytest.mark.parametrize(("gram", "error", "message"), BAD)
+def test_weighting_names_a_bad_gram(backend, weighting, gram, error, message):
+    gram = gram.to(backend.device) if isinstance(gram, torch.Tensor) else gram
+    with pytest.raises(error, match=message):
+        weighting.function(gram)
+
+
+@pytest.mark.parametrize(
+    ("preference", "error", "message"),
+    [
+        ([1.0, 1.0], ValueError, r"preference must have the 3 entries .* got \[1.0, 1.0\]"),
+        ([1.0, -1.0, 1.0], ValueError, "preference must be nonnegative"),
+        ([0.0, 0.0, 0.0], ValueError, "preference must be .* with a positive sum"),
+        ([torch.nan, 1.0, 1.0], ValueError, "preference must be nonnegative and finite"),
+        ([None, 1.0, 1.0], TypeError, r"preference\[0\] must be a number, got NoneType"),
+        (2.0, TypeError, "preference must be a tensor or a sequence, got float"),
+        (torch.ones(2), ValueError, r"preference must have the shape \[3\] .* got \[2\]"),
+        (torch.ones(3).int(), TypeError, "preference must have a floating-point dtype"),
+    ],
+)
+def test_weighting_names_a_bad_preference(backend, weighting, preference, error, message):
+    if not weighting.takes_preference:
+        return
+    if isinstance(preference, torch.Tensor):
+        preference = preference.to(backend.device)
+    with pytest.raises(error, match=message):
+        weighting.function(torch.eye(3, device=backend.device), preference=preference)
+
+
+@pytest.mark.parametrize("p", [[1.0, -1.0], [0.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0]])
+def test_weighting_checks_the_values_of_a_preference(backend, weighting, p):
+    if not weighting.takes_preference:
+        return
+    by_itself = {} if backend.checks_values else {"check_values": True}
+    p = torch.tensor(p, device=backend.device)
+    with pytest.raises(ValueError, match="preference must be nonnegative and finite"):
+        weighting.function(torch.eye(2, device=backend.device), preference=p, **by_itself)
+
+
+def test_weighting_refuses_a_gradient(backend, weighting):
+    gram = torch.eye(2, device=backend.device, requires_grad=True)
+    with pytest.raises(RuntimeError, match=f"pama_ops.{weighting.name} is not differentiable"):
+        weighting.function(gram).sum().backward()
+
+
+def test_weighting_passes_opcheck(weighting):
+    op = getattr(_schemas, weighting.name)
+    preference = torch.rand(4) if weighting.takes_preference else None
+    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), preference, weighting.options))
+    torch.library.opcheck(op, (batch_of(4, (), torch.float64), None, weighting.options))
+
+
+def test_weighting_compiles_whole(weighting):
+    compiled = torch.compile(weighting.function, fullgraph=True, backend="aot_eager")
+    gram = batch_of(4, (3,), torch.float32)
+    assert torch.equal(compiled(gram), weighting.function(gram))
