@@ -1,0 +1,80 @@
+# Every target sets up what it needs in .venv: `make test` works on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml csrc/*.* csrc/*/*.*)
+
+# Threads of OpenMP that wait without spinning: test processes share the cores.
+test lint bench: export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: help
+help:
+	@echo "make build      build the kernels and install the package into .venv"
+	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
+	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
+	@echo "make test       lint, then all tests"
+	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make bench      the timing suites, against the budgets"
+	@echo "make wheel      a wheel in dist/"
+	@echo "make clean      remove .venv and everything built"
+
+# --- setting up ----------------------------------------------------------------------------------
+
+$(VENV)/.installed: requirements.txt
+	@sh scripts/check_tools.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# PAMA_TESTING compiles the CUDA kernels for the host as well, which the tests run.
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/.built-for-tests: export PAMA_TESTING = ON
+$(VENV)/.built-for-tests: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation --no-deps --editable .
+	touch $@ $(VENV)/.built
+
+.PHONY: build
+build: $(VENV)/.built
+
+# --- using it ------------------------------------------------------------------------------------
+
+.PHONY: demo demo-full
+demo: $(VENV)/.built
+	$(BIN)/python examples/align_reviews.py $(ARGS)
+
+demo-full: $(VENV)/.built
+	$(BIN)/python examples/align_reviews.py --full $(ARGS)
+
+.PHONY: test
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.built-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+.PHONY: format
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' | xargs $(BIN)/clang-format -i
+
+.PHONY: bench
+bench: $(VENV)/.built
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+.PHONY: wheel
+wheel: $(VENV)/.installed
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean:
+	rm -rf $(VENV) build dist pama_ops/*.so *.egg-info
