@@ -19,6 +19,7 @@ class CMakeBuild(build_ext):
         return (ROOT / self.get_ext_fullpath(ext.name)).resolve()
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure and build with CMake, or say in one line why not."""
         # An editable install builds in place, so that a rebuild of one kernel takes seconds.
         built = ROOT / ext.name.replace(".", "/") if self.editable_mode else self._in_wheel(ext)
         output = built.parent

@@ -8,5 +8,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU kernels of pama_ops.";
   m.attr("compiler") = __VERSION__;
   m.attr("torch_built_with") = PAMA_TORCH_VERSION;
-  m.attr("cuda") = PAMA_CUDA_STATUS;
+  m.attr("cuda") = PAMA_CUDA_STATUS;  // empty: the CUDA kernels were built
+  m.attr("cuda_architectures") = PAMA_CUDA_ARCHITECTURES;
 }

@@ -20,17 +20,28 @@ using torch::stable::Tensor;
 
 inline DType dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Bool: return DType::kBool;
-    case ScalarType::Byte: return DType::kUInt8;
-    case ScalarType::Char: return DType::kInt8;
-    case ScalarType::Short: return DType::kInt16;
-    case ScalarType::Int: return DType::kInt32;
-    case ScalarType::Long: return DType::kInt64;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Float: return DType::kFloat;
-    case ScalarType::Double: return DType::kDouble;
-    default: throw std::invalid_argument("a tensor's dtype is not one that pama_ops reads");
+    case ScalarType::Bool:
+      return DType::kBool;
+    case ScalarType::Byte:
+      return DType::kUInt8;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Short:
+      return DType::kInt16;
+    case ScalarType::Int:
+      return DType::kInt32;
+    case ScalarType::Long:
+      return DType::kInt64;
+    case ScalarType::Half:
+      return DType::kHalf;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Float:
+      return DType::kFloat;
+    case ScalarType::Double:
+      return DType::kDouble;
+    default:
+      throw std::invalid_argument("a tensor's dtype is not one that pama_ops reads");
   }
 }
 
@@ -46,11 +57,8 @@ ScalarType result_dtype(const Optional&... tensors) {
 inline View view_of(const Tensor& x, bool ragged = false) {
   const auto strides = x.strides();
   const int64_t dims = x.dim(), lead = ragged ? dims - 2 : dims - 3;
-  return {const_cast<void*>(x.const_data_ptr()),
-          dtype_of(x),
-          lead >= 0 ? strides[lead] : 0,
-          ragged || dims < 2 ? 0 : strides[dims - 2],
-          dims < 1 ? 0 : strides[dims - 1]};
+  return {const_cast<void*>(x.const_data_ptr()), dtype_of(x), lead >= 0 ? strides[lead] : 0,
+          ragged || dims < 2 ? 0 : strides[dims - 2], dims < 1 ? 0 : strides[dims - 1]};
 }
 
 inline View view_of(const std::optional<Tensor>& x, bool ragged = false) {
@@ -63,8 +71,12 @@ inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_s
   const auto sizes = x.sizes();
   const int64_t n = objectives ? sizes[0] : 1, last = sizes[x.dim() - 1];
   if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last};
-  return {n, cu_seqlens->size(0) - 1, last, cu_seqlens->const_data_ptr(),
-          cu_seqlens->scalar_type() == ScalarType::Long, last};
+  return {n,
+          cu_seqlens->size(0) - 1,
+          last,
+          cu_seqlens->const_data_ptr(),
+          cu_seqlens->scalar_type() == ScalarType::Long,
+          last};
 }
 
 // Shape of what PAMA solves one problem for: of the weights without their leading N.

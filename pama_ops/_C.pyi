@@ -1,3 +1,4 @@
 compiler: str
 torch_built_with: str
 cuda: str
+cuda_architectures: str

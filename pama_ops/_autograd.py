@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,10 +34,10 @@ def constant(name: str, result: Result, *inputs: Tensor | None) -> Result:
     traced = [x for x in inputs if x is not None and x.requires_grad]
     if not traced:
         return result
+    apply = cast("Callable[..., Tensor]", _Constant.apply)
     if isinstance(result, Tensor):
-        return _Constant.apply(name, result, *traced)
-    parts = (
-        _Constant.apply(name, x, *traced) if x is not None and x.is_floating_point() else x
-        for x in result  # type: ignore[attr-defined]
+        return cast("Result", apply(name, result, *traced))
+    parts = cast("tuple[Tensor | None, ...]", result)
+    return type(result)(
+        *(x if x is None or not x.is_floating_point() else apply(name, x, *traced) for x in parts)
     )
-    return type(result)(*parts)

@@ -19,15 +19,17 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
         return None, "pama_ops._C was not built"
     try:
         from pama_ops import _C
-    except ImportError as error:  # e.g. a torch older than the stable ABI the kernels were built for
+    except (
+        ImportError
+    ) as error:  # e.g. a torch older than the stable ABI the kernels were built for
         return None, f"pama_ops._C does not load: {error}"
     return _C, ""
 
 
-def _load_cuda() -> tuple[bool, str]:
+def _load_cuda(built: ModuleType) -> tuple[bool, str]:
+    if built.cuda:
+        return False, f"the CUDA kernels were {built.cuda}"
     library = PACKAGE / "_C_cuda.so"
-    if not library.exists():
-        return False, "pama_ops/_C_cuda.so was not built (no nvcc was found, or PAMA_CUDA=0)"
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -47,9 +49,9 @@ def load() -> None:
         if os.environ.get("PAMA_STRICT") == "1":
             raise ImportError(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
-        has_cuda, why_no_cuda = False, "the CUDA kernels need pama_ops._C"
+        has_cuda, why_no_cuda = False, "the CUDA kernels come with pama_ops._C"
         return
-    has_cuda, why_no_cuda = _load_cuda()
+    has_cuda, why_no_cuda = _load_cuda(extension)
     if not has_cuda and torch.cuda.is_available():
         message = (
             f"{why_no_cuda}: CUDA tensors run the slow plain-PyTorch definitions. "

@@ -136,8 +136,10 @@ def whiten(
     x = check.floating("advantages", advantages)
     by_sequence = x.dim() == 2 and cu_seqlens is None
     if by_sequence:  # one row of B scores per objective
+        if mask is not None:
+            check.token_mask(mask, x.shape[1:], "advantages", x.device)
+            mask = mask.unsqueeze(0)
         x = x.unsqueeze(1)
-        mask = mask.unsqueeze(0) if isinstance(mask, Tensor) else mask
     check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
     eps = check.positive("eps", eps)
     if check_values:
@@ -145,7 +147,7 @@ def whiten(
     moments = ops.whiten_moments(x, mask, cu_seqlens)[None]
     if group is not None:
         moments = _gather(moments, group)
-    out = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
+    out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
     return constant("whiten", out.squeeze(1) if by_sequence else out, advantages)
 
 
@@ -192,7 +194,7 @@ def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> T
         )
     if not check.number("eps", eps) >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    out = ops.group_normalize(rewards, group_size, eps)
+    out: Tensor = ops.group_normalize(rewards, group_size, eps)
     return constant("group_normalize", out, rewards)
 
 
@@ -256,7 +258,7 @@ def pama_advantages(
     >>> pama_advantages(advantages).advantages
     tensor([[1., 0.]])
     """
-    advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+    advantages, _ = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
     n = advantages.shape[0]
     if log_ratio is not None:
         tokens = advantages.shape[1:]
@@ -274,7 +276,17 @@ def pama_advantages(
     if group is not None:
         torch.distributed.all_reduce(statistics, group=group)
     combined, weights, optimum, active = ops.pama_combine(
-        advantages, mask, log_ratio, p, cu_seqlens, statistics, kind, low, high, noon, ratio_weighted
+        advantages,
+        mask,
+        log_ratio,
+        p,
+        cu_seqlens,
+        statistics,
+        kind,
+        low,
+        high,
+        noon,
+        ratio_weighted,
     )
     by_gram = reduction == "gram"
     step = PAMAStep(

@@ -3,7 +3,6 @@ host (csrc/testing), on the plain-PyTorch defaults, and on a GPU where there is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -67,7 +66,7 @@ BACKENDS = ["cpu", "emulated", "default", pytest.param("cuda", marks=pytest.mark
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     backend = Backend(request.param)
     if backend.name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -77,4 +76,4 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         assert pama_ops._library.extension is not None, pama_ops._library.why_no_cpu
     for name, op in backend.ops().items():
         monkeypatch.setattr(_schemas, name, op)
-    yield backend
+    return backend

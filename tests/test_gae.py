@@ -33,9 +33,9 @@ def test_gae_is_its_definition(backend, data):
     want = reference.gae(rewards, values, *args)
     # What the recurrence adds up, token by token: the same recurrence over magnitudes.
     last = None if args[1] is None else args[1].double().abs()
-    size = (rewards.double().abs() + 2 * values.double().abs())
+    size = rewards.double().abs() + 2 * values.double().abs()
     slack, _ = reference.gae(size, torch.zeros_like(size), args[0], last, *args[2:])
-    for g, w in zip(got, want):
+    for g, w in zip(got, want, strict=True):
         assert g.is_contiguous()
         terms = 4 * batch.shape[-1] + 8
         assert_rounds(g, w, slack + values.double().abs().nan_to_num(), terms)
@@ -55,8 +55,10 @@ def test_gae_cuts_masked_tokens_out(backend):
     mask = torch.rand(1, 200, generator=generator) < 0.5
     rewards, values = torch.randn(2, 3, 1, 200, generator=generator, dtype=torch.float64)
     got = po.gae(*(x.to(backend.device) for x in (rewards, values, mask)))
-    kept = po.gae(rewards[:, :, mask[0]].to(backend.device), values[:, :, mask[0]].to(backend.device))
-    for whole, part in zip(got, kept):
+    kept = po.gae(
+        rewards[:, :, mask[0]].to(backend.device), values[:, :, mask[0]].to(backend.device)
+    )
+    for whole, part in zip(got, kept, strict=True):
         torch.testing.assert_close(whole[:, :, mask[0]], part, rtol=1e-13, atol=1e-13)
         assert bool((whole[:, :, ~mask[0]] == 0).all())
 
@@ -97,7 +99,11 @@ BAD = {
         (lambda a: {**a, "rewards": a["rewards"][:0]}, ValueError, "at least one objective"),
     ],
     "values": [
-        (lambda a: {**a, "values": a["values"][:1]}, ValueError, r"values .*\[2, 3, 4\].*\[1, 3, 4\]"),
+        (
+            lambda a: {**a, "values": a["values"][:1]},
+            ValueError,
+            r"values .*\[2, 3, 4\].*\[1, 3, 4\]",
+        ),
     ],
     "mask": [
         (lambda a: {**a, "mask": a["mask"][:2]}, ValueError, r"mask .*\[3, 4\].*\[2, 4\]"),
@@ -125,7 +131,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [c for cases in BAD.values() for c in cases])
+@pytest.mark.parametrize(
+    ("change", "error", "message"), [c for cases in BAD.values() for c in cases]
+)
 def test_gae_names_the_bad_argument(backend, change, error, message):
     device = backend.device
     args = {
@@ -151,7 +159,7 @@ def test_gae_checks_values_before_it_writes(backend):
 def test_gae_refuses_a_gradient(backend):
     values = torch.zeros(1, 1, 3, device=backend.device, requires_grad=True)
     out = po.gae(torch.ones(1, 1, 3, device=backend.device), values)
-    with pytest.raises(RuntimeError, match="pama_ops.gae is not differentiable"):
+    with pytest.raises(RuntimeError, match=r"pama_ops\.gae is not differentiable"):
         out.advantages.sum().backward()
 
 

@@ -35,7 +35,9 @@ def drawn(data, backend):
     log_ratio = batch.values(scale=0.3) if data.draw(st.booleans()) else None
     preference = None
     if data.draw(st.booleans()):
-        preference = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0]), min_size=n, max_size=n))
+        preference = data.draw(
+            st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0]), min_size=n, max_size=n)
+        )
         if not any(preference):
             preference = None
     options = {
@@ -103,7 +105,10 @@ def check_theorem_1(batch, advantages, log_ratio, reduction, options, step):
         c_tokens = c[:, :, None]
     else:
         total = rows.mask.sum().clamp(min=1)
-        problem, magnitude = part.sum((1, 2))[:, None] / total, part.abs().sum((1, 2))[:, None] / total
+        problem, magnitude = (
+            part.sum((1, 2))[:, None] / total,
+            part.abs().sum((1, 2))[:, None] / total,
+        )
         empty = torch.zeros(1, dtype=torch.bool, device=part.device)
         c_tokens = c[:, :, None]
     if not bool((p > 0).any()):
@@ -130,7 +135,9 @@ def check_theorem_1(batch, advantages, log_ratio, reduction, options, step):
     assert bool(((value - best).abs() <= noise * spread)[~empty].all())
     optimum = step.optimum.double().reshape(-1)
     assert bool(((optimum - value).abs() <= 2 * noise * spread)[~empty].all())
-    want = rows.unpad(torch.where(rows.mask, (torch.where(c_tokens == 0, 0.0, c_tokens * a)).sum(0), 0.0))
+    want = rows.unpad(
+        torch.where(rows.mask, (torch.where(c_tokens == 0, 0.0, c_tokens * a)).sum(0), 0.0)
+    )
     error = (step.advantages.double() - want).abs()
     size = torch.where(advantages.isfinite(), advantages, 0).double().abs().amax(0)
     assert bool((error <= (n + 2) * unit * size).all())
@@ -226,7 +233,9 @@ def test_noon_collapses_the_clipped_losses_into_one(backend, reduction):
     """Σ c_i min(u A⁺_i, clip(u) A⁺_i) = min(u Ā, clip(u) Ā), the identity that PAMA rests on."""
     generator = torch.Generator().manual_seed(3)
     a = torch.randn(3, 4, 30, generator=generator, dtype=torch.float64).to(backend.device)
-    log_ratio = (0.3 * torch.randn(4, 30, generator=generator, dtype=torch.float64)).to(backend.device)
+    log_ratio = (0.3 * torch.randn(4, 30, generator=generator, dtype=torch.float64)).to(
+        backend.device
+    )
     step = po.pama_advantages(a, None, log_ratio, reduction=reduction)
     u = log_ratio.exp()
 
@@ -350,7 +359,7 @@ def test_values_are_checked_before_anything_is_written(backend):
 
 def test_gradients_are_refused(backend):
     a = torch.ones(2, 1, 3, device=backend.device, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"pama_ops.pama_advantages is not differentiable"):
+    with pytest.raises(RuntimeError, match=r"pama_ops\.pama_advantages is not differentiable"):
         po.pama_advantages(a).advantages.sum().backward()
 
 

@@ -8,7 +8,18 @@
 
 namespace pama {
 
-enum class DType : int8_t { kBool, kUInt8, kInt8, kInt16, kInt32, kInt64, kHalf, kBFloat16, kFloat, kDouble };
+enum class DType : int8_t {
+  kBool,
+  kUInt8,
+  kInt8,
+  kInt16,
+  kInt32,
+  kInt64,
+  kHalf,
+  kBFloat16,
+  kFloat,
+  kDouble
+};
 
 template <class To, class From>
 PAMA_INLINE To bit_cast(From from) {
@@ -43,15 +54,24 @@ struct View {
 PAMA_INLINE double load(const View& view, int64_t i) {
   switch (view.dtype) {
     case DType::kBool:
-    case DType::kUInt8: return static_cast<const uint8_t*>(view.data)[i];
-    case DType::kInt8: return static_cast<const int8_t*>(view.data)[i];
-    case DType::kInt16: return static_cast<const int16_t*>(view.data)[i];
-    case DType::kInt32: return static_cast<const int32_t*>(view.data)[i];
-    case DType::kInt64: return static_cast<double>(static_cast<const int64_t*>(view.data)[i]);
-    case DType::kHalf: return half_to_float(static_cast<const uint16_t*>(view.data)[i]);
-    case DType::kBFloat16: return bfloat16_to_float(static_cast<const uint16_t*>(view.data)[i]);
-    case DType::kFloat: return static_cast<const float*>(view.data)[i];
-    default: return static_cast<const double*>(view.data)[i];
+    case DType::kUInt8:
+      return static_cast<const uint8_t*>(view.data)[i];
+    case DType::kInt8:
+      return static_cast<const int8_t*>(view.data)[i];
+    case DType::kInt16:
+      return static_cast<const int16_t*>(view.data)[i];
+    case DType::kInt32:
+      return static_cast<const int32_t*>(view.data)[i];
+    case DType::kInt64:
+      return static_cast<double>(static_cast<const int64_t*>(view.data)[i]);
+    case DType::kHalf:
+      return half_to_float(static_cast<const uint16_t*>(view.data)[i]);
+    case DType::kBFloat16:
+      return bfloat16_to_float(static_cast<const uint16_t*>(view.data)[i]);
+    case DType::kFloat:
+      return static_cast<const float*>(view.data)[i];
+    default:
+      return static_cast<const double*>(view.data)[i];
   }
 }
 

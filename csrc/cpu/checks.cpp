@@ -15,7 +15,8 @@ bool zeros_and_ones(const T* x, int64_t stride, int64_t count) {
 
 bool zeros_and_ones(const View& mask, int64_t first, int64_t count) {
   switch (mask.dtype) {
-    case DType::kBool: return true;
+    case DType::kBool:
+      return true;
     case DType::kUInt8:
       return zeros_and_ones(static_cast<const uint8_t*>(mask.data) + first, mask.token, count);
     case DType::kInt64:

@@ -75,15 +75,10 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
   Tensor returns = new_empty(rewards, rewards.sizes(), dtype);
   View last = view_of(last_values);
   last.objective = last.sequence;  // [N, B]
-  const Gae gae{sequences,
-                view_of(rewards, ragged),
-                view_of(values, ragged),
-                view_of(mask, ragged),
-                last,
-                view_of(advantages, ragged),
-                view_of(returns, ragged),
-                gamma,
-                lambda};
+  const Gae gae{
+      sequences, view_of(rewards, ragged),    view_of(values, ragged),  view_of(mask, ragged),
+      last,      view_of(advantages, ragged), view_of(returns, ragged), gamma,
+      lambda};
   for_sequences(sequences, [&](int64_t first, int64_t end) {
     std::vector<Carry> carry(sequences.objectives);
     for (int64_t b = first; b < end; ++b) gae_sequence(gae, b, carry.data());

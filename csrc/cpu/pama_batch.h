@@ -28,7 +28,7 @@ inline Batch batch_of(const Tensor& advantages, const std::optional<Tensor>& mas
 template <class Real>
 struct Tile {
   rows::Selection tokens;
-  std::vector<int64_t> objectives;    // those that are loaded
+  std::vector<int64_t> objectives;     // those that are loaded
   std::vector<Real> advantage, parts;  // [objectives][kTile]
   const Real* part;                    // I(A): `parts`, or A itself where there is no ratio
   Real log_ratio[kTile];
@@ -39,7 +39,8 @@ struct Tile {
         parts(batch.log_ratio.data ? objectives.size() * kTile : 0),
         part(batch.log_ratio.data ? parts.data() : advantage.data()) {}
 
-  explicit Tile(const Batch& batch) : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
+  explicit Tile(const Batch& batch)
+      : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
     std::iota(objectives.begin(), objectives.end(), 0);
   }
 

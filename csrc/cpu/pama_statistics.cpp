@@ -24,8 +24,8 @@ PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, 
 }
 
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
-PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<double>& tile,
-                              double* statistics) {
+PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b,
+                              Tile<double>& tile, double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   double* rest = statistics + n;
   for (int64_t t = 0; t < size; t += kTile) {

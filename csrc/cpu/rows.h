@@ -35,15 +35,20 @@ PAMA_INLINE void read(const View& view, int64_t first, int64_t count, Out* out, 
   }
 }
 
-// out[j] = view[first + j * stride] for a floating view; Out is double, or float where that is exact.
+// out[j] = view[first + j * stride] for a floating view; Out is double, or float where that is
+// exact.
 template <class Out>
 PAMA_INLINE void load(const View& view, int64_t first, int64_t count, Out* out) {
   const auto same = [](auto x) { return x; };
   switch (view.dtype) {
-    case DType::kDouble: return read<double>(view, first, count, out, same);
-    case DType::kHalf: return read<uint16_t>(view, first, count, out, half_to_float);
-    case DType::kBFloat16: return read<uint16_t>(view, first, count, out, bfloat16_to_float);
-    default: return read<float>(view, first, count, out, same);
+    case DType::kDouble:
+      return read<double>(view, first, count, out, same);
+    case DType::kHalf:
+      return read<uint16_t>(view, first, count, out, half_to_float);
+    case DType::kBFloat16:
+      return read<uint16_t>(view, first, count, out, bfloat16_to_float);
+    default:
+      return read<float>(view, first, count, out, same);
   }
 }
 
@@ -124,8 +129,8 @@ inline void check_tokens(const std::optional<Tensor>& mask, const std::optional<
 // Calls body(first, last) on ranges of sequences, each range worth a thread's while.
 template <class Body>
 void for_sequences(const Sequences& sequences, const Body& body) {
-  const int64_t tokens =
-      sequences.offsets ? sequences.total / std::max<int64_t>(sequences.count, 1) : sequences.length;
+  const int64_t tokens = sequences.offsets ? sequences.total / std::max<int64_t>(sequences.count, 1)
+                                           : sequences.length;
   const int64_t cost = std::max<int64_t>(sequences.objectives * tokens, 1);
   parallel_for(0, sequences.count, std::max<int64_t>(8192 / cost, 1), body);
 }

@@ -1,6 +1,5 @@
-#include "kernels/gae.cuh"
-
 #include "cuda/launch.h"
+#include "kernels/gae.cuh"
 
 namespace pama {
 namespace {
@@ -18,17 +17,13 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
   Tensor returns = new_empty(rewards, rewards.sizes(), dtype);
   View last = view_of(last_values);
   last.objective = last.sequence;  // [N, B]
-  const GaeArgs args{sequences,
-                     view_of(rewards, ragged),
-                     view_of(values, ragged),
-                     view_of(mask, ragged),
-                     last,
-                     view_of(advantages, ragged),
-                     view_of(returns, ragged),
-                     gamma,
-                     lambda};
+  const GaeArgs args{
+      sequences, view_of(rewards, ragged),    view_of(values, ragged),  view_of(mask, ragged),
+      last,      view_of(advantages, ragged), view_of(returns, ragged), gamma,
+      lambda};
   constexpr int block = 128;
-  launch(gae_kernel, ceil_div(sequences.objectives * sequences.count, block / kWarp), block, 0, args);
+  launch(gae_kernel, ceil_div(sequences.objectives * sequences.count, block / kWarp), block, 0,
+         args);
   return {advantages, returns};
 }
 

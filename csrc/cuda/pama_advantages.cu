@@ -1,14 +1,13 @@
-#include "kernels/pama_advantages.cuh"
-
 #include <vector>
 
 #include "cuda/launch.h"
+#include "kernels/pama_advantages.cuh"
 
 namespace pama {
 namespace {
 
 constexpr int kBlock = 128;
-constexpr int64_t kSharedBytes = 48 * 1024;   // what every GPU grants without asking
+constexpr int64_t kSharedBytes = 48 * 1024;     // what every GPU grants without asking
 constexpr int64_t kScratchThreads = 32 * 1024;  // of the token kernel, beyond shared memory
 
 PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
@@ -62,8 +61,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
   std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
-  Tensor optimum = new_empty(
-      advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
+  Tensor optimum =
+      new_empty(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), n);
   Tensor weights = new_empty(advantages, shape, dtype);
   Tensor combined = new_empty(advantages, tokens, dtype);

@@ -1,5 +1,5 @@
-// Generalised advantage estimation, a warp for each (objective, sequence), right to left in tiles of
-// 128 tokens. Each lane joins its four tokens into one map, the lanes scan their maps in five
+// Generalised advantage estimation, a warp for each (objective, sequence), right to left in tiles
+// of 128 tokens. Each lane joins its four tokens into one map, the lanes scan their maps in five
 // shuffle steps, and each lane replays its tokens from the state that the scan hands it. The
 // loads of the next tile are in flight while this one is scanned: at T = 1024 the walk is eight
 // tiles of shuffle latency, not 1024 dependent steps.
@@ -36,7 +36,8 @@ __device__ __forceinline__ GaeTokens gae_load(const GaeArgs& args, int64_t n, in
     const int64_t i = t + k;
     tokens.inside[k] = i >= 0 && i < size;
     tokens.unmasked[k] = tokens.inside[k] && unmasked(args.mask, mask + i * args.mask.token);
-    tokens.reward[k] = tokens.unmasked[k] ? load(args.rewards, rewards + i * args.rewards.token) : 0;
+    tokens.reward[k] =
+        tokens.unmasked[k] ? load(args.rewards, rewards + i * args.rewards.token) : 0;
     tokens.value[k] = tokens.unmasked[k] ? load(args.values, values + i * args.values.token) : 0;
   }
   return tokens;
@@ -92,8 +93,8 @@ __global__ void __launch_bounds__(128, 4) gae_kernel(const __grid_constant__ Gae
       if (!tokens.inside[k]) continue;
       const bool here = tokens.unmasked[k];
       if (here) {
-        state = gae_apply(
-            gae_token(tokens.reward[k], tokens.value[k], args.gamma, args.lambda), state);
+        state =
+            gae_apply(gae_token(tokens.reward[k], tokens.value[k], args.gamma, args.lambda), state);
       }
       store(args.advantages, advantages + t + k, here ? state.advantage : 0);
       store(args.returns, returns + t + k, here ? state.advantage + state.value : 0);

@@ -1,5 +1,5 @@
-// PAMA on the GPU in at most four launches: partial statistics of each sequence, their sums, weights
-// for the whole batch (`gram` and `batch` only), and the combination, which for `token` and
+// PAMA on the GPU in at most four launches: partial statistics of each sequence, their sums,
+// weights for the whole batch (`gram` and `batch` only), and the combination, which for `token` and
 // `sequence` finds its weights on the way.
 #pragma once
 
@@ -38,8 +38,9 @@ __device__ __forceinline__ bool pama_unmasked(const PamaArgs& args, int64_t b, i
 
 // --- statistics ----------------------------------------------------------------------------------
 
-// The statistics of one sequence, by a block. Tiles of I(A), [n][tile], are staged in shared memory;
-// then each warp sums the entries that it owns over the tile, and adds them to its partial result.
+// The statistics of one sequence, by a block. Tiles of I(A), [n][tile], are staged in shared
+// memory; then each warp sums the entries that it owns over the tile, and adds them to its partial
+// result.
 __global__ void __launch_bounds__(128)
     pama_partial_kernel(const __grid_constant__ PamaArgs args, int tile, double* partial) {
   const int64_t n = args.sequences.objectives, b = blockIdx.x, size = args.sequences.size(b);
@@ -60,10 +61,12 @@ __global__ void __launch_bounds__(128)
             here ? active_part(args.rule, pama_noon(args, i, b, start + j), ratio) : 0;
       }
     }
-    const double count = block_reduce(static_cast<double>(unmasked_here),
-                                      [](double x, double y) { return x + y; });
+    const double count =
+        block_reduce(static_cast<double>(unmasked_here), [](double x, double y) { return x + y; });
     for (int64_t k = threadIdx.x / kWarp; k < entries; k += warps_per_block()) {
-      const int64_t entry = k - n, i = k < n ? k : args.reduction == Reduction::kGram ? entry / n : entry - 1;
+      const int64_t entry = k - n, i = k < n                                ? k
+                                       : args.reduction == Reduction::kGram ? entry / n
+                                                                            : entry - 1;
       const int64_t other = entry % n;
       const bool gram = k >= n && args.reduction == Reduction::kGram;
       if (gram && other < i) continue;  // the finishing kernel mirrors it
@@ -135,7 +138,8 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
 }
 
 // One weight vector for the whole batch, by one warp.
-__global__ void __launch_bounds__(32) pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
+__global__ void __launch_bounds__(32)
+    pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
   const int64_t n = args.batch.sequences.objectives;
   const double* statistics = args.batch.statistics + n;
   double* problem = args.scratch ? args.scratch : dynamic_shared();
@@ -193,7 +197,8 @@ __global__ void __launch_bounds__(128)
   if (args.batch.reduction == Reduction::kSequence) {
     const auto add = [](double x, double y) { return x + y; };
     double tokens = 0;
-    for (int64_t t = threadIdx.x; t < size; t += blockDim.x) tokens += pama_unmasked(args.batch, b, t);
+    for (int64_t t = threadIdx.x; t < size; t += blockDim.x)
+      tokens += pama_unmasked(args.batch, b, t);
     tokens = block_reduce(tokens, add);
     for (int64_t i = 0; i < n; ++i) {
       double sum = 0;

@@ -5,6 +5,8 @@
 // threads in an order shuffled by PAMA_EMULATE_SEED, so that a missing barrier shows.
 #pragma once
 
+#include <ucontext.h>
+
 #include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
@@ -13,7 +15,6 @@
 #include <memory>
 #include <random>
 #include <stdexcept>
-#include <ucontext.h>
 #include <vector>
 
 #define __global__
@@ -170,7 +171,8 @@ T exchange(T value, int source) {
 
 }  // namespace pama::emulator
 
-#define threadIdx (::pama::emulator::Index{static_cast<unsigned>(::pama::emulator::machine.current)})
+#define threadIdx \
+  (::pama::emulator::Index{static_cast<unsigned>(::pama::emulator::machine.current)})
 #define blockIdx (::pama::emulator::machine.block_index)
 #define blockDim (::pama::emulator::machine.block_size)
 #define gridDim (::pama::emulator::machine.grid_size)
@@ -209,5 +211,7 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return votes;
 }
 
-inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline bool __any_sync(unsigned mask, bool predicate) {
+  return __ballot_sync(mask, predicate) != 0;
+}
 inline bool __all_sync(unsigned mask, bool predicate) { return !__any_sync(mask, !predicate); }
