@@ -1,0 +1,38 @@
+// PPO's clipped surrogate min(u A, clip(u) A) of a token.
+#pragma once
+
+#include <cmath>
+
+#include "core/exponential.h"
+
+namespace pama {
+
+// The clip on the ratio u and, since comparing is exact there, on its logarithm.
+struct Clip {
+  double low, high, log_low, log_high;
+};
+
+inline Clip clip_of(double low, double high) {
+  return {1 - low, 1 + high, low < 1 ? std::log1p(-low) : -HUGE_VAL, std::log1p(high)};
+}
+
+struct Surrogate {
+  double value;      // min(u A, clip(u) A)
+  double slope;      // its derivative in log u
+  double flat;       // 1 where the clip holds it flat, else 0
+  double ratio;      // u
+  double approx_kl;  // u − 1 − log u, the k3 estimate of KL(π_old ‖ π)
+};
+
+// A NaN in the ratio or the advantage is never clipped, so that it goes through to the value.
+PAMA_INLINE Surrogate surrogate(const Clip& clip, double log_ratio, double advantage) {
+  const Exponential u = exponential(log_ratio);
+  const bool above = (advantage > 0) & (log_ratio > clip.log_high);
+  const bool under = (advantage < 0) & (log_ratio < clip.log_low);
+  const double bound = above ? clip.high : clip.low, plain = u.value * advantage;
+  const bool flat = above | under;
+  return {flat ? bound * advantage : plain, flat ? 0.0 : plain, flat ? 1.0 : 0.0, u.value,
+          u.remainder};
+}
+
+}  // namespace pama

@@ -1,0 +1,53 @@
+// Normalising rewards within groups of consecutive completions, one group after another: a batch
+// holds one reward per sequence, a thousandth of what the other ops read.
+#include "core/group.h"
+#include "cpu/rows.h"
+
+namespace pama {
+namespace {
+
+// Around the first reward that applies, then around the mean.
+Moments group_moments(const View& rewards, int64_t first, int64_t size) {
+  Moments moments{};
+  double shift = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    double count = 0, sum = 0, squares = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      const double reward = load(rewards, first + j * rewards.token);
+      if (reward != reward) continue;
+      if (pass == 0 && count == 0) shift = reward;
+      count += 1;
+      sum += reward - shift;
+      squares += (reward - shift) * (reward - shift);
+    }
+    moments = moments_about(shift, count, sum, squares);
+    shift = moments.mean;
+  }
+  return moments;
+}
+
+Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
+  Tensor result = new_empty(rewards, rewards.sizes(), result_dtype(&rewards));
+  const View in = view_of(rewards), out = view_of(result);
+  const int64_t groups = rewards.size(rewards.dim() - 1) / group_size;
+  const int64_t objectives = rewards.dim() > 1 ? rewards.size(0) : 1;
+  const int64_t grain = std::max<int64_t>(4096 / group_size, 1);
+  parallel_for(0, objectives * groups, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / groups, token = i % groups * group_size;
+      const int64_t from = n * in.sequence + token * in.token, to = n * out.sequence + token;
+      const Moments group = group_moments(in, from, group_size);
+      for (int64_t j = 0; j < group_size; ++j) {
+        store(out, to + j, group_normalized(load(in, from + j * in.token), group, eps));
+      }
+    }
+  });
+  return result;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
+  m.impl("group_normalize", TORCH_BOX(&group_normalize));
+}
+
+}  // namespace
+}  // namespace pama

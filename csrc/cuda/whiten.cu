@@ -1,0 +1,57 @@
+#include "cuda/launch.h"
+#include "kernels/whiten.cuh"
+
+namespace pama {
+namespace {
+
+WhitenArgs arguments(const Tensor& x, const std::optional<Tensor>& mask,
+                     const std::optional<Tensor>& cu_seqlens) {
+  const bool ragged = cu_seqlens.has_value();
+  const Sequences sequences = sequences_of(x, cu_seqlens);
+  return {.sequences = sequences,
+          .chunks = chunks_of(sequences),
+          .x = view_of(x, ragged),
+          .mask = view_of(mask, ragged),
+          .out = {},
+          .partials = nullptr,
+          .moments = {},
+          .ranks = 0,
+          .eps = 0};
+}
+
+Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
+                      const std::optional<Tensor>& cu_seqlens) {
+  const Launcher launch(x);
+  WhitenArgs args = arguments(x, mask, cu_seqlens);
+  const int64_t objectives = args.sequences.objectives;
+  const int64_t blocks = args.sequences.count * args.chunks;
+  Tensor partials = new_empty(x, {objectives, blocks, 3}, ScalarType::Double);
+  Tensor out = new_empty(x, {objectives, 3}, ScalarType::Double);
+  args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
+  launch(whiten_moments_kernel, objectives * blocks, kBlock, 0, args);
+  launch(whiten_merge_kernel, objectives, kBlock, 0, static_cast<const Moments*>(args.partials),
+         blocks, static_cast<double*>(out.mutable_data_ptr()));
+  return out;
+}
+
+Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
+                    const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
+  const Launcher launch(x);
+  Tensor out = new_empty(x, x.sizes(), result_dtype(&x));
+  WhitenArgs args = arguments(x, mask, cu_seqlens);
+  args.out = view_of(out, cu_seqlens.has_value());
+  args.moments = view_of(moments);
+  args.ranks = moments.size(0);
+  args.eps = eps;
+  const Sequences& s = args.sequences;
+  launch(whiten_apply_kernel, s.objectives * s.count * args.chunks, kBlock, 0, args);
+  return out;
+}
+
+PAMA_CUDA_LIBRARY(m) {
+  m.impl("whiten_moments", TORCH_BOX(&whiten_moments));
+  m.impl("whiten_apply", TORCH_BOX(&whiten_apply));
+}
+
+}  // namespace
+}  // namespace pama

@@ -1,0 +1,44 @@
+// Normalising rewards within groups of consecutive completions, a warp for each group, which it
+// reads twice: for the moments, each lane around the first reward it meets, and for the result.
+#pragma once
+
+#include "core/group.h"
+#include "kernels/reduce.cuh"
+
+namespace pama {
+
+struct GroupArgs {
+  View rewards, out;  // the dimension before the last is `sequence`
+  int64_t groups;     // of a row
+  int64_t count;      // of all rows
+  int64_t size;
+  double eps;
+};
+
+__global__ void __launch_bounds__(128)
+    group_normalize_kernel(const __grid_constant__ GroupArgs args) {
+  const int64_t group = warp();
+  if (group >= args.count) return;
+  const int64_t row = group / args.groups, token = group % args.groups * args.size;
+  const View &in = args.rewards, &out = args.out;
+  const int64_t from = row * in.sequence + token * in.token, to = row * out.sequence + token;
+  double shift = 0, count = 0, sum = 0, squares = 0;
+  for (int64_t j = lane(); j < args.size; j += kWarp) {
+    const double reward = load(in, from + j * in.token);
+    if (reward != reward) continue;
+    if (count == 0) shift = reward;
+    count += 1;
+    sum += reward - shift;
+    squares += (reward - shift) * (reward - shift);
+  }
+  const auto merge = [](const Moments& a, const Moments& b) { return moments_merge(a, b); };
+  Moments moments = warp_reduce(moments_about(shift, count, sum, squares), merge);
+  moments.count = __shfl_sync(kFullWarp, moments.count, 0);
+  moments.mean = __shfl_sync(kFullWarp, moments.mean, 0);
+  moments.squares = __shfl_sync(kFullWarp, moments.squares, 0);
+  for (int64_t j = lane(); j < args.size; j += kWarp) {
+    store(out, to + j, group_normalized(load(in, from + j * in.token), moments, args.eps));
+  }
+}
+
+}  // namespace pama

@@ -1,0 +1,56 @@
+// Reductions over the threads of a block, in a fixed order, of any struct of doubles.
+#pragma once
+
+#include "core/view.h"
+#include "kernels/device.cuh"
+
+namespace pama {
+
+template <class T>
+__device__ __forceinline__ T shuffle_down(const T& value, int distance) {
+  constexpr int words = sizeof(T) / sizeof(double);
+  static_assert(sizeof(T) == words * sizeof(double));
+  struct Words {
+    double word[words];
+  };
+  Words all = bit_cast<Words>(value);
+#pragma unroll
+  for (int i = 0; i < words; ++i) {
+    all.word[i] = __shfl_down_sync(kFullWarp, all.word[i], distance);
+  }
+  return bit_cast<T>(all);
+}
+
+// `join` need not commute: it is applied to neighbours, left to right. Lane 0 has the result.
+template <class T, class Join>
+__device__ __forceinline__ T warp_reduce(T value, const Join& join) {
+  // Rolled: a join may hold a float64 division, which five times over costs registers and spills.
+#pragma unroll 1
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    value = join(value, shuffle_down(value, distance));
+  }
+  return value;
+}
+
+// Every thread of the block gets the result; T{} is the identity of `join`. Blocks of whole warps.
+template <class T, class Join>
+__device__ __forceinline__ T block_reduce(T value, const Join& join) {
+  constexpr int words = sizeof(T) / sizeof(double);
+  __shared__ double shared[kWarp * words];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  value = warp_reduce(value, join);
+  __syncthreads();  // the last call's result has been read
+  if (lane() == 0) memcpy(shared + warp * words, &value, sizeof(T));
+  __syncthreads();
+  if (warp == 0) {
+    T part{};
+    if (lane() < warps_per_block()) memcpy(&part, shared + lane() * words, sizeof(T));
+    part = warp_reduce(part, join);
+    if (lane() == 0) memcpy(shared, &part, sizeof(T));
+  }
+  __syncthreads();
+  memcpy(&value, shared, sizeof(T));
+  return value;
+}
+
+}  // namespace pama

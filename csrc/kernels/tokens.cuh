@@ -1,0 +1,116 @@
+// How a block walks the tokens of a sequence: threads side by side on neighbouring tokens, four
+// tokens a thread in flight, each dtype told apart once for the four.
+#pragma once
+
+#include "core/view.h"
+#include "kernels/device.cuh"
+
+namespace pama {
+
+inline constexpr int kBlock = 256;
+inline constexpr int kTokens = 4;
+inline constexpr int64_t kChunk = kBlock * kTokens;
+
+// A long sequence is shared by `chunks` blocks: block c takes every chunks-th chunk, from the c-th.
+// The number follows from the shapes alone, and with it the order of every sum.
+inline int64_t chunks_of(const Sequences& s) {
+  const int64_t tokens = s.offsets ? s.total / (s.count > 0 ? s.count : 1) : s.length;
+  return tokens > kChunk ? (tokens + kChunk - 1) / kChunk : 1;
+}
+
+// The part of a batch that this block takes. Objectives are innermost: in a [B, T, N] layout
+// neighbouring blocks then share cache lines.
+struct Part {
+  int64_t objective, chunk, sequence;
+};
+
+__device__ __forceinline__ Part block_part(const Sequences& s, int64_t chunks) {
+  const int64_t block = blockIdx.x, rest = block / s.objectives;
+  return {block % s.objectives, rest % chunks, rest / chunks};
+}
+
+// The tokens of one thread in one chunk: `first`, `first` + kBlock, ...
+struct Tokens {
+  int64_t first;
+  bool inside[kTokens], unmasked[kTokens];
+};
+
+namespace detail {
+
+template <class T, class Convert>
+__device__ __forceinline__ void load_each(const View& view, int64_t first, const bool* take,
+                                          double* out, const Convert& convert) {
+  const T* from = static_cast<const T*>(view.data) + first;
+  const int64_t step = kBlock * view.token;
+  T bits[kTokens];
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) bits[k] = take[k] ? from[k * step] : T{};
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) out[k] = static_cast<double>(convert(bits[k]));
+}
+
+}  // namespace detail
+
+// out[k] of the tokens to take, 0 for the others, which are not read.
+__device__ __forceinline__ void load_tokens(const View& view, int64_t first, const bool* take,
+                                            double* out) {
+  const auto same = [](auto x) { return x; };
+  const auto half = [](uint16_t x) { return half_to_float(x); };
+  const auto bfloat16 = [](uint16_t x) { return bfloat16_to_float(x); };
+  switch (view.dtype) {
+    case DType::kDouble:
+      return detail::load_each<double>(view, first, take, out, same);
+    case DType::kHalf:
+      return detail::load_each<uint16_t>(view, first, take, out, half);
+    case DType::kBFloat16:
+      return detail::load_each<uint16_t>(view, first, take, out, bfloat16);
+    default:
+      return detail::load_each<float>(view, first, take, out, same);
+  }
+}
+
+// `t` is this thread's first token, of a sequence of `size`.
+__device__ __forceinline__ Tokens find_tokens(const Sequences& s, const View& mask,
+                                              int64_t sequence, int64_t t, int64_t size) {
+  Tokens tokens;
+  tokens.first = t;
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) {
+    tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
+  }
+  if (!mask.data) return tokens;
+  const int64_t first = s.first(mask, 0, sequence) + t * mask.token;
+  if (mask.dtype <= DType::kUInt8) {
+    double value[kTokens];
+    detail::load_each<uint8_t>(mask, first, tokens.inside, value, [](uint8_t x) { return x; });
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
+  } else {
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) {
+      tokens.unmasked[k] = tokens.inside[k] && load(mask, first + k * kBlock * mask.token) != 0;
+    }
+  }
+  return tokens;
+}
+
+// Results are contiguous along tokens; masked ones become 0.
+__device__ __forceinline__ void store_tokens(const View& view, int64_t first, const Tokens& tokens,
+                                             const double* value) {
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) {
+    if (tokens.inside[k]) store(view, first + k * kBlock, tokens.unmasked[k] ? value[k] : 0);
+  }
+}
+
+// Calls body(tokens) on each chunk of the part.
+template <class Body>
+__device__ __forceinline__ void for_tokens(const Sequences& s, const View& mask, const Part& part,
+                                           int64_t chunks, const Body& body) {
+  const int64_t size = s.size(part.sequence), thread = threadIdx.x;
+  for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
+    body(find_tokens(s, mask, part.sequence, start + thread, size));
+  }
+}
+
+}  // namespace pama
