@@ -113,7 +113,7 @@ def test_min_norm_is_the_rational_optimum_on_integers(backend, rows):
         ("near-stationary 1e-3", 1e-9),
     ],
 )
-@pytest.mark.parametrize("n", [2, 4, 7])
+@pytest.mark.parametrize("n", [2, 4, 7, 12])
 def test_min_norm_is_accurate_where_the_optimum_is_small(backend, family, relative, n):
     generator = torch.Generator().manual_seed(n)
     for _ in range(3):
@@ -123,6 +123,14 @@ def test_min_norm_is_accurate_where_the_optimum_is_small(backend, family, relati
         best = optimum(exact, [i for i in range(n) if weights[i] > 0])
         got = value(exact, [Fraction(x) for x in weights])
         assert float((got - best) / best) <= relative
+
+
+@pytest.mark.parametrize("apart", [1e-6, 1e-10, 1e-13])
+def test_min_norm_tells_rows_apart_that_are_nearly_equal(backend, apart):
+    """By symmetry the weights are equal, but only a method that sees slopes differ finds them."""
+    got = po.min_norm(on(backend, [1, 1 - apart], [1 - apart, 1]))
+    # Each of the three differences of elements of G is rounded by u64 at most, relative to `apart`.
+    torch.testing.assert_close(got, on(backend, 0.5, 0.5), rtol=4 * 2.0**-53 / apart, atol=0)
 
 
 @settings(max_examples=15)

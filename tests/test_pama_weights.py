@@ -20,7 +20,7 @@ U = 2.0**-53
 
 
 def exact_projection(values: list[float], preference: list[float]) -> list[Fraction]:
-    """The projection of p onto {c on the simplex, Σ c a = 0}: the support whose point is optimal."""
+    """The projection of p onto {c on the simplex, Σ c a = 0}: of all supports the optimal one."""
     n = len(values)
     a, p = [Fraction(x) for x in values], [Fraction(x) for x in preference]
     p = [x / sum(p) for x in p]
