@@ -66,15 +66,6 @@ def _draw_plane(
     start: Mapping[str, float],
 ) -> None:
     names = list(start)[:2]
-    axes.scatter(start[names[0]], start[names[1]], marker="*", s=130, color="0.45", zorder=3)
-    axes.annotate(
-        "fine-tuned",
-        (start[names[0]], start[names[1]]),
-        xytext=(8, 4),
-        textcoords="offset points",
-        fontsize=8,
-        color="0.35",
-    )
     means = {}
     for method, runs in groups.items():
         points = np.array([[run["after"]["rewards"][n] for n in names] for run in runs])
@@ -87,6 +78,18 @@ def _draw_plane(
     front = np.array(sorted(tuple(means[m]) for m in FRONT if m in means))
     if len(front) > 1:
         axes.plot(*front.T, color="0.6", lw=1, ls="--", zorder=1)
+    axes.margins(0.12)
+    # Off the panel, or the methods would stand in one corner.
+    begin = ", ".join(f"{start[name]:.2f}" for name in names)
+    axes.annotate(
+        f"↙ from the fine-tuned model ({begin})",
+        (0, 0),
+        xycoords="axes fraction",
+        xytext=(4, 5),
+        textcoords="offset points",
+        fontsize=8,
+        color="0.35",
+    )
     axes.set(xlabel=names[0], ylabel=names[1])
 
 
@@ -115,7 +118,7 @@ def draw(
             start = before[pair]["rewards"][name]
             axes[k].axhline(start, color="0.6", lw=1, ls=":")
             axes[k].annotate(
-                "fine-tuned",
+                "fine-tuned model",
                 (1, start),
                 xycoords=("axes fraction", "data"),
                 xytext=(-2, 3),

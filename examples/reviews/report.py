@@ -185,7 +185,7 @@ def table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any], pair: st
         "VADER: a judge that no method sees. KL: nats per text to the fine-tuned model. "
         "s/it: seconds per iteration; weights: share of them spent on choosing the weights. "
         "signed: noon=False. HV: area above the fine-tuned model. "
-        f"{versus}: each reward above (+), below (-) or not told apart (=) from equal fixed weights."
+        f"{versus}: each reward above (+), below (-) or not told apart (=) from equal weights."
     )
     result.caption_justify = "left"
     return result
