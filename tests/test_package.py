@@ -1,0 +1,162 @@
+"""What a stranger meets first: README, docstrings, the command line, errors of a build."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pama_ops as po
+from pama_ops import _library
+from pama_ops.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = [name for name in po.__all__ if name.islower()]
+
+
+def test_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["logp"].grad.shape == (8, 32)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_hold_what_a_user_needs(name):
+    doc = getattr(po, name).__doc__
+    for section in ("Args:", "Returns:", "Raises:", "Complexity", "Source", ">>>"):
+        assert section in doc, f"{name} lacks {section}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstring_examples_run(name):
+    names = {"torch": torch, "po": po, **{n: getattr(po, n) for n in FUNCTIONS}}
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder(recurse=False).find(getattr(po, name), name, globs=names):
+        runner.run(test)
+    assert runner.summarize().failed == 0
+
+
+def test_info_says_what_is_compiled(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert f"torch         {torch.__version__}" in out
+    assert re.search(r"CPU kernels +built by", out)
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["infos"])
+    assert "invalid choice: 'infos'" in capsys.readouterr().err
+
+
+def test_without_kernels_the_package_works_and_says_so_once():
+    script = (
+        "import sys; sys.modules['pama_ops._C'] = None\n"
+        "import torch, pama_ops as po\n"
+        "print(po.gae(torch.ones(1, 1, 2), torch.zeros(1, 1, 2)).advantages.tolist())\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("[[[1.95")
+    assert run.stderr.count("every op runs its slow plain-PyTorch definition") == 1
+    strict = {**os.environ, "PAMA_STRICT": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=strict, check=False
+    )
+    assert run.returncode != 0
+    assert "ImportError: " in run.stderr
+
+
+needs_nvcc = pytest.mark.skipif(
+    bool(_library.extension and _library.extension.cuda), reason="needs nvcc"
+)
+
+
+@needs_nvcc
+def test_the_cuda_library_loads_and_registers_its_kernels():
+    assert _library.has_cuda, _library.why_no_cuda
+    from pama_ops import _schemas
+
+    missing = [
+        name
+        for name in _schemas.SCHEMAS
+        if name != "refuse_gradient"
+        and not torch._C._dispatch_has_kernel_for_dispatch_key(f"pama_ops::{name}", "CUDA")
+    ]
+    assert not missing
+
+
+@needs_nvcc
+def test_fake_cuda_tensors_pass_through_the_token_door():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        rewards = torch.empty(3, 4, 5, device="cuda")
+        mask = torch.empty(4, 5, device="cuda", dtype=torch.bool)
+        advantages, returns = po.gae(rewards, rewards, mask)
+        step = po.pama_advantages(po.whiten(advantages, mask), mask, rewards[0])
+        loss = po.ppo_loss(rewards[0], rewards[0], step.advantages, mask)
+        assert loss.loss.device.type == "cuda"
+        assert po.value_loss(rewards, returns, mask).shape == (3,)
+
+
+def configure(
+    tmp_path: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-G", "Ninja",
+               f"-DPython3_EXECUTABLE={sys.executable}", *options]  # fmt: skip
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path, **environment},
+    )
+
+
+def fake_nvcc(tmp_path: Path) -> Path:
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'error: unsupported host compiler' >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+def test_an_unfit_nvcc_is_an_error_only_when_cuda_is_insisted_on(tmp_path):
+    nvcc = fake_nvcc(tmp_path)
+    run = configure(tmp_path, f"-DNVCC={nvcc}", "-DPAMA_CUDA=1")
+    assert run.returncode != 0
+    message = f"not built: {nvcc} cannot compile C++20"
+    assert message in " ".join(run.stderr.split())
+    assert "unsupported host compiler" in run.stderr
+    run = configure(tmp_path, f"-DNVCC={nvcc}", "-DPAMA_CUDA=auto")
+    assert run.returncode == 0
+    assert message in run.stdout
+
+
+def test_cuda_can_be_forbidden(tmp_path):
+    run = configure(tmp_path, "-DPAMA_CUDA=0")
+    assert run.returncode == 0
+    assert "CUDA kernels not built: PAMA_CUDA=0" in run.stdout
+
+
+def test_unknown_architectures_are_left_out(tmp_path):
+    run = configure(tmp_path, "-DTORCH_CUDA_ARCH_LIST=1.0", "-DPAMA_CUDA=1")
+    assert run.returncode != 0
+    assert "TORCH_CUDA_ARCH_LIST=1.0" in run.stderr or "no nvcc was found" in run.stderr
+
+
+def test_a_missing_compiler_is_named_in_one_line():
+    environment = {**os.environ, "CXX": "no-such-compiler"}
+    run = subprocess.run(
+        ["sh", str(ROOT / "scripts/check_tools.sh"), sys.executable],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert run.stderr == ("pama_ops: a C++ compiler is missing: install g++ (or set CXX)\n")
