@@ -101,6 +101,13 @@ def number(name: str, x: object) -> float:
     return x
 
 
+def finite(name: str, x: object) -> float:
+    value = number(name, x)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}")
+    return value
+
+
 def positive(name: str, x: object) -> float:
     value = number(name, x)
     if not 0 < value < math.inf:
@@ -132,8 +139,9 @@ def choice(name: str, x: object, options: Sequence[str]) -> int:
 
 def gram(name: str, x: object) -> Tensor:
     x = floating(name, x)
-    if x.dim() < 2 or x.shape[-1] != x.shape[-2] or x.shape[-1] == 0:
-        raise ValueError(f"{name} must have the shape [..., n, n] with n >= 1, got {list(x.shape)}")
+    shape = x.shape
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(f"{name} must have the shape [..., n, n] with n >= 1, got {list(shape)}")
     return x
 
 
@@ -186,3 +194,9 @@ def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, f
     if x.device != like.device:
         raise ValueError(f"normalizer must be on {like.device} like the loss, got {x.device}")
     return x, 0.0
+
+
+def normalizer_value(x: Tensor | None) -> None:
+    """The check of a normalizer tensor that a CPU kernel makes by itself; synchronises."""
+    if x is not None and x.item() < 0:
+        raise ValueError(f"normalizer must not be negative, got {x.item()}")

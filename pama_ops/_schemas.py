@@ -46,7 +46,6 @@ def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-
 def _refuse_gradient(grad: Tensor, name: str) -> Tensor:
     raise RuntimeError(
         f"pama_ops.{name} is not differentiable: its result is a constant of the optimisation. "
@@ -271,13 +270,10 @@ def _ppo_loss_backward(
     constants = (None,) * 12
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *constants
-    logp, old_logp, advantages, mask, ref_logp, _n, cu, low, high, _a, _d, coef, estimator = _kept(
-        ctx
-    )[:13]
-    row_weights = _kept(ctx)[14]
-    slope = ppo_loss_backward(
-        grad, row_weights, logp, old_logp, advantages, mask, ref_logp, cu, low, high, coef, estimator
-    )
+    logp, old_logp, advantages, mask, ref_logp, _normalizer, cu_seqlens, *options = _kept(ctx)
+    low, high, _aggregate, _divisor, kl_coef, estimator, _statistics, row_weights = options
+    tokens = (logp, old_logp, advantages, mask, ref_logp, cu_seqlens)
+    slope = ppo_loss_backward(grad, row_weights, *tokens, low, high, kl_coef, estimator)
     return slope.to(logp.dtype), *constants
 
 
@@ -292,9 +288,25 @@ def _value_loss_backward(
     return slope.to(values.dtype), *constants
 
 
-for _name, _backward in {
-    "kl_divergence": _kl_divergence_backward,
-    "ppo_loss": _ppo_loss_backward,
-    "value_loss": _value_loss_backward,
-}.items():
-    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_keep)
+def _refuse_again(name: str) -> Callable[..., Any]:
+    def backward(_ctx: Any, *_grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"pama_ops.{name} can be differentiated once, not twice: its gradient has none. "
+            "Detach that gradient, or write the formula in plain PyTorch."
+        )
+
+    return backward
+
+
+def register_autograd(namespace: str) -> None:
+    """Make the losses of a namespace differentiable once; the tests have namespaces of their own."""
+    for name, backward in {
+        "kl_divergence": _kl_divergence_backward,
+        "ppo_loss": _ppo_loss_backward,
+        "value_loss": _value_loss_backward,
+    }.items():
+        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=_keep)
+        torch.library.register_autograd(f"{namespace}::{name}_backward", _refuse_again(name))
+
+
+register_autograd(NAMESPACE)

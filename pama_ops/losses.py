@@ -1,4 +1,4 @@
-"""Losses on tokens: the clipped policy loss, the value loss, and estimators of the KL divergence."""
+"""Losses on tokens: the clipped policy loss, the value loss, estimates of the KL divergence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PPOLoss(NamedTuple):
         clip_fraction: share of tokens where the clip holds the surrogate flat.
         approx_kl: k3 estimate of KL(π_old ‖ π), never negative.
         ratio_mean: mean of u.
-        kl: estimate of the KL divergence to `ref_logp` that the loss holds; 0 without one.
+        kl: mean estimate of the KL divergence to `ref_logp`, of which the loss holds β; 0 without.
     """
 
     loss: Tensor
@@ -70,7 +70,9 @@ def kl_divergence(
         check.token_mask(mask, logp.shape, "logp", logp.device)
         if check_values:
             check.values(mask, None, logp.shape[-1])
-    return ops.kl_divergence(logp, ref_logp, mask, 1 + check.choice("estimator", estimator, ESTIMATORS))
+    kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
+    kl: Tensor = ops.kl_divergence(logp, ref_logp, mask, kind)
+    return kl
 
 
 def ppo_loss(
@@ -107,12 +109,14 @@ def ppo_loss(
         mask: same shape, bool, integer or float 0/1; None is all ones.
         clip: ε, or the pair (ε_low, ε_high).
         aggregate: one of the four above.
-        normalizer: positive number, or a tensor of one element.
+        normalizer: positive number, or a tensor of one element (on a CPU checked not to be
+            negative), a constant.
         ref_logp: log π_ref, same shape; needed when kl_coef is not 0.
-        kl_coef: β.
+        kl_coef: β; where it is 0, `ref_logp` only serves the statistic.
         kl_estimator: "k1", "k2" or "k3", see `kl_divergence`.
         cu_seqlens: ragged arrays, see `gae`.
-        check_values: check the values of `mask` and `cu_seqlens` on a GPU too (synchronises).
+        check_values: check the values of `mask`, `cu_seqlens` and `normalizer` on a GPU too
+            (synchronises).
 
     Returns:
         `PPOLoss`, scalars in the widest dtype given (at least float32). Sums run in float64. No
@@ -135,12 +139,13 @@ def ppo_loss(
     low, high = check.clip(clip)
     kind = check.choice("aggregate", aggregate, AGGREGATES)
     estimator = 1 + check.choice("kl_estimator", kl_estimator, ESTIMATORS)
-    kl_coef = check.number("kl_coef", kl_coef)
+    kl_coef = check.finite("kl_coef", kl_coef)
     if kl_coef != 0 and ref_logp is None:
         raise ValueError(f"ref_logp must be given when kl_coef is not 0, got None and {kl_coef}")
     norm, divisor = check.normalizer(normalizer, logp)
     if check_values:
         check.values(mask, cu_seqlens, logp.shape[-1])
+        check.normalizer_value(norm)
     loss, statistics, _ = ops.ppo_loss(
         logp,
         old_logp,
@@ -180,7 +185,7 @@ def value_loss(
         mask: [B, T], bool, integer or float 0/1; None is all ones.
         old_values: V_old, same shape, constants; None is no clipping.
         clip: ε > 0.
-        normalizer: positive number, or a tensor of one element, in place of Z.
+        normalizer: positive number, or a tensor of one element, in place of Z; a constant.
         cu_seqlens: ragged arrays, see `gae`.
         check_values: see `gae`.
 
@@ -204,6 +209,7 @@ def value_loss(
     norm, divisor = check.normalizer(normalizer, values)
     if check_values:
         check.values(mask, cu_seqlens, values.shape[-1])
+        check.normalizer_value(norm)
     loss: Tensor = ops.value_loss(
         values, returns, mask, old_values, norm, cu_seqlens, clip, divisor
     )[0]

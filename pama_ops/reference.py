@@ -109,13 +109,18 @@ def whiten_apply(
 
 
 def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
-    r = rewards.detach().to(torch.float64).unflatten(-1, (-1, group_size))
+    batch = rewards.shape[-1]
+    r = rewards.detach().to(torch.float64)
+    r = r.reshape(*r.shape[:-1], batch // group_size, group_size)
     valid = ~r.isnan()
     count = valid.sum(-1, keepdim=True)
+    # Around the first valid reward, so that equal rewards deviate by exactly 0.
+    r = r - r.gather(-1, valid.int().argmax(-1, keepdim=True))
     mean = torch.where(valid, r, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
     deviation = torch.where(valid, r - mean, 0.0)
     std = ((deviation**2).sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    return torch.where(count > 1, deviation / (std + eps), 0.0).flatten(-2)
+    normalized = deviation / (std + eps)
+    return torch.where((count > 1) & (deviation != 0), normalized, 0.0).reshape(rewards.shape)
 
 
 def _kl(log_ratio: Tensor, estimator: int) -> Tensor:
@@ -123,7 +128,16 @@ def _kl(log_ratio: Tensor, estimator: int) -> Tensor:
         return log_ratio
     if estimator == K2:
         return 0.5 * log_ratio**2
-    return torch.expm1(-log_ratio) + log_ratio
+    return _expm2(-log_ratio)
+
+
+def _expm2(x: Tensor) -> Tensor:
+    """exp(x) − 1 − x, by its series where the difference cancels."""
+    series = torch.zeros_like(x)
+    for j in range(20, 1, -1):
+        series = series * x + 1 / math.factorial(j)
+    # The exponential outgrows x, also where both are infinite.
+    return torch.where(x.abs() < 1, x * x * series, torch.expm1(x) - x.clamp(max=710))
 
 
 def _kl_slope(log_ratio: Tensor, estimator: int) -> Tensor:
@@ -149,13 +163,18 @@ def _ppo_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
     log_ratio = tokens.select(logp) - tokens.select(old_logp)
-    ratio, a = log_ratio.exp(), tokens.select(advantages)
-    plain, clipped = ratio * a, ratio.clamp(1 - low, 1 + high) * a
-    flat = clipped < plain
-    return log_ratio, torch.where(flat, clipped, plain), flat, plain
+    a = tokens.select(advantages)
+    plain = log_ratio.exp() * a
+    # In logarithms, so that the test is exact; false for NaN, which so goes through.
+    above = (a > 0) & (log_ratio > math.log1p(high))
+    under = (a < 0) & (log_ratio < (math.log1p(-low) if low < 1 else -math.inf))
+    clipped = torch.where(above, (1 + high) * a, (1 - low) * a)
+    return log_ratio, torch.where(above | under, clipped, plain), above | under, plain
 
 
-def _row_weights(tokens: _Tokens, aggregate: int, normalizer: Tensor | None, divisor: float) -> Tensor:
+def _row_weights(
+    tokens: _Tokens, aggregate: int, normalizer: Tensor | None, divisor: float
+) -> Tensor:
     """What one token of each sequence counts in the loss: [B]."""
     count = tokens.count.to(torch.float64)
     rows = (count > 0).to(torch.float64)
@@ -163,12 +182,14 @@ def _row_weights(tokens: _Tokens, aggregate: int, normalizer: Tensor | None, div
     if aggregate == SEQUENCE_MEAN_TOKEN_MEAN:
         weights = rows / count.clamp(min=1)
     if normalizer is not None:
-        return weights / normalizer.to(torch.float64)
-    if divisor != 0:
-        return weights / divisor
-    if aggregate == TOKEN_MEAN:
-        return weights / count.sum().clamp(min=1)
-    return weights if aggregate == TOKEN_SUM else weights / rows.sum().clamp(min=1)
+        total = normalizer.to(torch.float64).reshape(())
+    elif divisor != 0:
+        total = count.new_tensor(divisor)
+    elif aggregate == TOKEN_MEAN:
+        total = count.sum().clamp(min=1)
+    else:
+        total = count.new_ones(()) if aggregate == TOKEN_SUM else rows.sum().clamp(min=1)
+    return torch.where(count > 0, weights / total, 0.0)
 
 
 def ppo_loss(
@@ -193,12 +214,13 @@ def ppo_loss(
     if ref_logp is not None:
         kl = _kl(tokens.select(logp) - tokens.select(ref_logp), estimator)
     weights = _row_weights(tokens, aggregate, normalizer, divisor)
-    row_loss = torch.where(tokens.mask, kl_coef * kl - surrogate, 0.0).sum(-1)
+    penalty = kl_coef * kl if kl_coef != 0 else torch.zeros_like(kl)
+    row_loss = torch.where(tokens.mask, penalty - surrogate, 0.0).sum(-1)
     # An empty sequence is left out, not multiplied by 0.
     loss = torch.where(tokens.count > 0, weights * row_loss, 0.0).sum()
     parts = torch.stack([flat.double(), _kl(-log_ratio, K3), log_ratio.exp(), kl])
-    statistics = torch.where(tokens.mask, parts, 0.0).sum((-2, -1)) / tokens.count.sum().clamp(min=1)
-    return loss, statistics, weights
+    sums = torch.where(tokens.mask, parts, 0.0).sum((-2, -1))
+    return loss, sums / tokens.count.sum().clamp(min=1), weights
 
 
 def ppo_loss_backward(
@@ -218,8 +240,9 @@ def ppo_loss_backward(
     tokens = _Tokens(logp, mask, cu_seqlens)
     _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
     slope = -torch.where(flat, 0.0, plain)
-    if ref_logp is not None:
-        slope = slope + kl_coef * _kl_slope(tokens.select(logp) - tokens.select(ref_logp), estimator)
+    if ref_logp is not None and kl_coef != 0:
+        log_ratio = tokens.select(logp) - tokens.select(ref_logp)
+        slope = slope + kl_coef * _kl_slope(log_ratio, estimator)
     slope = grad.double() * row_weights.double()[:, None] * slope
     return tokens.unpad(torch.where(tokens.mask, slope, 0.0))
 
@@ -233,8 +256,9 @@ def _value_errors(
     if old_values is not None:
         old = tokens.select(old_values)
         clipped = (v.clamp(old - clip, old + clip) - r) ** 2
-        slope = torch.where(clipped > error, 0.0, slope)
-        error = torch.where(clipped > error, clipped, error)
+        # `maximum` lets a NaN of the old value through.
+        slope = torch.where(clipped.isnan(), clipped, torch.where(clipped > error, 0.0, slope))
+        error = torch.maximum(clipped, error)
     return torch.where(tokens.mask, error, 0.0), torch.where(tokens.mask, slope, 0.0)
 
 
@@ -251,11 +275,13 @@ def value_loss(
     """One loss per objective [N], and what one token counts in it []."""
     tokens = _Tokens(values, mask, cu_seqlens)
     error, _ = _value_errors(tokens, values, returns, old_values, clip)
+    count = tokens.count.sum()
     if normalizer is not None:
         scale = 1.0 / normalizer.to(torch.float64).reshape(())
     else:
-        scale = 1.0 / (tokens.count.sum().clamp(min=1) if divisor == 0 else error.new_tensor(divisor))
-    return 0.5 * error.sum((-2, -1)) * scale, scale.to(torch.float64)
+        scale = 1.0 / (count.clamp(min=1) if divisor == 0 else error.new_tensor(divisor))
+    loss = torch.where(count > 0, 0.5 * error.sum((-2, -1)) * scale, 0.0)
+    return loss, scale.to(torch.float64)
 
 
 def value_loss_backward(
@@ -372,13 +398,11 @@ def pama_combine(
     return tokens.unpad(torch.where(tokens.mask, combined, 0.0)), weights, optimum, active
 
 
-WEIGHTINGS: dict[str, Callable[[Tensor, Tensor | None, list[float]], Tensor]] = {}
+WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
 
 
-def _weighting(
-    function: Callable[[Tensor, Tensor | None, list[float]], Tensor],
-) -> Callable[[Tensor, Tensor | None, list[float]], Tensor]:
-    """Makes a function Gram matrix -> weights the default of the op of its name."""
+def _weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes a function (Gram matrix, preference, options) -> weights the default of its op."""
     WEIGHTINGS[function.__name__] = function
     return function
 
@@ -396,9 +420,7 @@ def _relative(preference: Tensor | None, like: Tensor) -> Tensor:
 
 
 @_weighting
-def min_norm(
-    gram: Tensor, preference: Tensor | None, options: list[float] | None = None
-) -> Tensor:
+def min_norm(gram: Tensor, preference: Tensor | None, options: list[float] | None = None) -> Tensor:
     """Wolfe's method with a dense solve on each corral, problem by problem."""
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
@@ -408,7 +430,7 @@ def min_norm(
     q = q[kept]
     w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
     for b, m in enumerate(g.reshape(-1, n, n)):
-        m = (m + m.T)[kept][:, kept] / 2
+        m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
         w[b, kept] = _min_norm(m, q, _roundoff(gram)) if bool(m.isfinite().all()) else math.nan
         if bool(w[b].isnan().any()):
             w[b] = math.nan
@@ -419,7 +441,8 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
     zeros = g.diagonal() <= 0
     if bool(zeros.any()):
         return torch.where(zeros, q, 0.0) / q[zeros].sum()
-    g = g / 2.0 ** math.frexp(float(g.diagonal().amax()))[1] / q[:, None] / q
+    unit = 2.0 ** (math.frexp(float(g.diagonal().amax()))[1] - 1)
+    g = g / unit / q[:, None] / q
     x = _shortest_combination(g, roundoff)
     norm = g.diagonal().sqrt()
     close = (g[:, None] - g).abs() <= 4 * roundoff * norm * norm[:, None, None]
@@ -429,8 +452,7 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
 
 
 def _shortest_combination(g: Tensor, roundoff: float) -> Tensor:
-    """argmin xᵀ G x over the simplex; the visited point of least duality gap if rounding keeps the
-    method from ending."""
+    """argmin xᵀ G x over the simplex; at the limit, the visited point of least duality gap."""
     n, norm = g.shape[0], g.diagonal().sqrt()
     corral = [int(g.diagonal().argmin())]
     x = g.new_zeros(n)

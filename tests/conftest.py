@@ -46,7 +46,8 @@ class Backend:
                 )
             }
         if self.name == "default":
-            return dict(_schemas.DEFAULTS)
+            namespace = torch.ops.pama_ops_default
+            return {name: getattr(namespace, name).default for name in _schemas.SCHEMAS}
         return {}
 
 
@@ -55,10 +56,26 @@ def emulated_library() -> object:
     """The CUDA kernels compiled for the host, as ops in a namespace of their own."""
     if not EMULATED.exists():
         pytest.fail(f"{EMULATED} is missing: build with PAMA_TESTING=ON, as `make test` does")
-    library = torch.library.Library("pama_ops_emulated", "DEF")
+    library = define("pama_ops_emulated")
+    torch.ops.load_library(EMULATED)
+    return library
+
+
+@pytest.fixture(scope="session")
+def default_library() -> object:
+    """The plain-PyTorch defaults, with no kernel over them."""
+    library = define("pama_ops_default")
+    for name, default in _schemas.DEFAULTS.items():
+        library.impl(name, default, "CompositeExplicitAutograd")
+    return library
+
+
+def define(namespace: str) -> torch.library.Library:
+    """The library's schemas, and their autograd, in another namespace."""
+    library = torch.library.Library(namespace, "DEF")
     for name, schema in _schemas.SCHEMAS.items():
         library.define(name + schema)
-    torch.ops.load_library(EMULATED)
+    _schemas.register_autograd(namespace)
     return library
 
 
@@ -70,8 +87,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     backend = Backend(request.param)
     if backend.name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    if backend.name == "emulated":
-        request.getfixturevalue("emulated_library")
+    if backend.name in ("emulated", "default"):
+        request.getfixturevalue(f"{backend.name}_library")
     if backend.name == "cpu":
         assert pama_ops._library.extension is not None, pama_ops._library.why_no_cpu
     for name, op in backend.ops().items():

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24}
+ROUNDOFF = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
 
 
 def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float) -> None:
@@ -25,8 +30,9 @@ def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float
     error = torch.where(special, 0.0, (got.double() - want).abs())
     excess = error - torch.where(special, 0.0, bound)
     # Below the smallest normal number, rounding is absolute.
+    absolute = ROUNDOFF[got.dtype] * torch.finfo(got.dtype).smallest_normal
     worst = float(excess.max()) if excess.numel() else 0.0
-    assert worst <= torch.finfo(got.dtype).smallest_normal, f"off by {worst} beyond its bound"
+    assert worst <= absolute, f"off by {worst} beyond its bound"
 
 
 # --- weights ------------------------------------------------------------------------------------
