@@ -52,6 +52,23 @@ ScalarType result_dtype(const Optional&... tensors) {
   return wide ? ScalarType::Double : ScalarType::Float;
 }
 
+// A contiguous tensor on the device of `like`. Unlike new_empty it does not go through the
+// dispatcher, which looks the operator up by its name: 0.4 us instead of 1.7.
+inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t d = shape.size(); d-- > 0; stride *= shape[d] > 1 ? shape[d] : 1) strides[d] = stride;
+  int32_t device = 0, index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
+                                                         shape.data(), strides.data(), code, device,
+                                                         index, &handle));
+  return Tensor(handle);
+}
+
 // `x` as [objective, sequence, token]: the last dimension is the token, the one before it the
 // sequence unless the arrays are ragged, and the one before that the objective.
 inline View view_of(const Tensor& x, bool ragged = false) {

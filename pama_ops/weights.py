@@ -42,12 +42,12 @@ def _solve(
     # The ops walk up to six leading dimensions by their strides.
     flat = gram.flatten(0, -3) if gram.dim() > 8 else gram
     weights: Tensor = getattr(ops, name)(flat, p, options)
-    return constant(name, weights.view(gram.shape[:-1]) if flat is not gram else weights, gram)
+    if flat is not gram:
+        weights = weights.view(gram.shape[:-1])
+    return constant(name, weights, gram) if gram.requires_grad else weights
 
 
-def min_norm(
-    gram: Tensor, *, preference: Preference = None, check_values: bool = False
-) -> Tensor:
+def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
     """Weights of the shortest vector in the convex hull of n gradients (MGDA).
 
     c = argmin cᵀ G c over {c >= 0, Σ c_i = 1}, exactly, by a finite active-set method. Then
@@ -170,4 +170,5 @@ def pama_weights(
     weights, optimum = ops.pama_weights(flat, p)
     if flat is not values:
         weights, optimum = weights.view(values.shape), optimum.view(values.shape[:-1])
-    return constant("pama_weights", PAMAWeights(weights, optimum), values)
+    result = PAMAWeights(weights, optimum)
+    return constant("pama_weights", result, values) if values.requires_grad else result

@@ -64,8 +64,9 @@ class MinNorm {
 
   PAMA_HD double& gram(int i, int j) { return gram_[i * n_ + j]; }
 
-  // Divides by the preferences and brings the largest entry to about 2^900, by a power of two and
-  // so exactly: no product in the method overflows, and rows shorter by 10^250 do not underflow.
+  // Divides by the preferences and, if it is far from 1, brings the largest entry to about 2^900,
+  // by a power of two and so exactly: no product in the method overflows, and rows shorter by
+  // 10^90 do not underflow.
   // False if an entry of a used row and column is not finite.
   PAMA_HD bool rescale() {
     if (wanted_) clear_dropped();
@@ -77,7 +78,8 @@ class MinNorm {
       divide_by_preferences();
       find_largest(&largest);
     }
-    scale_by(900 - ilogb(largest));
+    const int exponent = ilogb(largest);
+    if (exponent < -300 || exponent > 900) scale_by(900 - exponent);
     return true;
   }
 

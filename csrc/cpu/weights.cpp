@@ -47,23 +47,19 @@ void for_problems(int64_t count, int64_t n, const Body& body) {
 template <class T, class Convert>
 bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, Convert convert) {
   const T* from = static_cast<const T*>(gram.data) + gram.offset(b);
-  const double roundoff = unit_roundoff(gram.dtype);
-  const auto at = [&](int64_t i, int64_t j) -> double {
-    return convert(from[i * gram.row + j * gram.column]);
-  };
-  bool symmetric = true;
   for (int64_t i = 0; i < n; ++i) {
-    to[i * n + i] = at(i, i);
+    const T* row = from + i * gram.row;
+    for (int64_t j = 0; j < n; ++j) to[i * n + j] = convert(row[j * gram.column]);
+  }
+  bool symmetric = true;
+  for (int64_t i = 1; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
-      const double lower = at(i, j), upper = at(j, i);
-      double element = lower;
-      if (lower != upper) {
-        const double norm_i = std::sqrt(std::fabs(at(i, i)));
-        const double norm_j = std::sqrt(std::fabs(at(j, j)));
-        symmetric = symmetric && symmetric_to_rounding(lower, upper, norm_i, norm_j, roundoff);
-        element = 0.5 * lower + 0.5 * upper;
-      }
-      to[i * n + j] = to[j * n + i] = element;
+      double &lower = to[i * n + j], &upper = to[j * n + i];
+      if (lower == upper) continue;
+      const double norm_i = std::sqrt(std::fabs(to[i * n + i]));
+      const double norm_j = std::sqrt(std::fabs(to[j * n + j]));
+      symmetric &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype));
+      lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
   return symmetric;
@@ -117,7 +113,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
   if (!Method::kScalar) shape.push_back(n);
-  Tensor out = new_empty(gram, shape, gram.scalar_type());
+  Tensor out = allocate(gram, shape, gram.scalar_type());
   const Stack from = stack_of(gram, 2, gram, 2), vectors = stack_of(vector, 1, gram, 2);
   Stack to{};
   to.data = out.mutable_data_ptr();
@@ -155,9 +151,9 @@ std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
   check_preference(preference);
   std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
   const int64_t n = shape.back();
-  Tensor weights = new_empty(values, shape, values.scalar_type());
+  Tensor weights = allocate(values, shape, values.scalar_type());
   shape.pop_back();
-  Tensor optimum = new_empty(values, shape, values.scalar_type());
+  Tensor optimum = allocate(values, shape, values.scalar_type());
   const Stack from = stack_of(values, 1, values, 1), vectors = stack_of(preference, 1, values, 1);
   Stack to{}, optima{};
   to.data = weights.mutable_data_ptr();

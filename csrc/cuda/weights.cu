@@ -18,7 +18,7 @@ void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args,
   const int64_t bytes = size * static_cast<int64_t>(sizeof(double));
   if (args.n > kSharedRows) {
     const int64_t warps = std::min(args.count, kScratchWarps);
-    Tensor scratch = new_empty(like, {warps * size}, ScalarType::Double);
+    Tensor scratch = allocate(like, {warps * size}, ScalarType::Double);
     args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
     launch(kernel, warps, kWarp, 0, args);
     return;
@@ -34,7 +34,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1);
   if (!Solver<WarpTeam>::kScalar) shape.push_back(n);
-  Tensor out = new_empty(gram, shape, gram.scalar_type());
+  Tensor out = allocate(gram, shape, gram.scalar_type());
   StackArgs args{};
   args.input = stack_of(gram, 2, gram, 2);
   args.vector = stack_of(vector, 1, gram, 2);
@@ -50,9 +50,9 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
 std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
                                         const std::optional<Tensor>& preference) {
   std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
-  Tensor weights = new_empty(values, shape, values.scalar_type());
+  Tensor weights = allocate(values, shape, values.scalar_type());
   shape.pop_back();
-  Tensor optimum = new_empty(values, shape, values.scalar_type());
+  Tensor optimum = allocate(values, shape, values.scalar_type());
   StackArgs args{};
   args.input = stack_of(values, 1, values, 1);
   args.vector = stack_of(preference, 1, values, 1);
