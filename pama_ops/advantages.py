@@ -144,7 +144,7 @@ def whiten(
     eps = check.positive("eps", eps)
     if check_values:
         check.values(mask, cu_seqlens, x.shape[-1])
-    moments = ops.whiten_moments(x, mask, cu_seqlens)[None]
+    moments = ops.whiten_moments(x, mask, cu_seqlens).unsqueeze(0)
     if group is not None:
         moments = _gather(moments, group)
     out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
@@ -180,7 +180,7 @@ def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> T
     Complexity: O(N B). Source: Shao et al., arXiv 2402.03300, §4.1.2.
 
     >>> group_normalize(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2)
-    tensor([[-0.7070,  0.7070,  0.0000,  0.0000]])
+    tensor([[-0.7071,  0.7071,  0.0000,  0.0000]])
     """
     rewards = check.floating("rewards", rewards)
     if rewards.dim() not in (1, 2):

@@ -46,7 +46,7 @@ def test_docstring_examples_run(name):
 def test_info_says_what_is_compiled(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    assert f"torch         {torch.__version__}" in out
+    assert re.search(rf"^torch +{re.escape(torch.__version__)}$", out, re.MULTILINE)
     assert re.search(r"CPU kernels +built by", out)
 
 
@@ -100,8 +100,9 @@ def test_fake_cuda_tensors_pass_through_the_token_door():
         rewards = torch.empty(3, 4, 5, device="cuda")
         mask = torch.empty(4, 5, device="cuda", dtype=torch.bool)
         advantages, returns = po.gae(rewards, rewards, mask)
-        step = po.pama_advantages(po.whiten(advantages, mask), mask, rewards[0])
-        loss = po.ppo_loss(rewards[0], rewards[0], step.advantages, mask)
+        logp = torch.empty(4, 5, device="cuda")
+        step = po.pama_advantages(po.whiten(advantages, mask), mask, logp)
+        loss = po.ppo_loss(logp, logp, step.advantages, mask)
         assert loss.loss.device.type == "cuda"
         assert po.value_loss(rewards, returns, mask).shape == (3,)
 
