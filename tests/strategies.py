@@ -55,6 +55,16 @@ class Tokens:
         return arrange(x.to(self.dtype), self.layout).to(self.device)
 
 
+def long_batch(device: torch.device, ragged: bool) -> Tokens:
+    """Sequences beyond the 1024 tokens that a block of the CUDA kernels takes at a time."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4501,) if ragged else (2, 2500)
+    mask = (torch.rand(shape, generator=generator) < 0.7).to(device)
+    cu_seqlens = torch.tensor([0, 4000, 4001, 4501], device=device) if ragged else None
+    layout = "contiguous"
+    return Tokens(2, mask, shape, cu_seqlens, torch.float32, layout, generator, device)
+
+
 @st.composite
 def tokens(
     draw: st.DrawFn,
