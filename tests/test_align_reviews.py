@@ -290,6 +290,16 @@ def test_summary_tells_above_from_below_from_equal(seeds: int) -> None:
     assert (deviation is None) == (seeds == 1)
 
 
+def test_run_cut_short_counts_only_where_it_is_the_only_one() -> None:
+    cut = [{**fake_run(name, 1, 0.1, 0.1), "finished": False} for name in ("token", "gram")]
+    runs = [fake_run("token", 0, 0.5, 0.7), *cut]
+    rows = report.summarise(report.settled(runs), before())
+    assert [(row["method"], row["seeds"], row["cut_short"]) for row in rows] == [
+        ("token", [0], 0),
+        ("gram", [1], 1),
+    ]
+
+
 def test_table_and_figure_stand_for_any_set_of_methods(tmp_path: Path) -> None:
     from reviews.figure import draw
 
