@@ -65,7 +65,7 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   const Sequences& s = batch.sequences;
   check_tokens(mask, cu_seqlens, s);
   const int64_t n = s.objectives, size = statistics_size(n, reduction);
-  Tensor result = new_empty(advantages, {size}, ScalarType::Double);
+  Tensor result = allocate(advantages, {size}, ScalarType::Double);
   double* total = static_cast<double*>(result.mutable_data_ptr());
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
