@@ -146,6 +146,10 @@ def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
         j[n - half :] = j[:half]
     elif family == "opposite":
         j[n - half :] = -j[:half]
+    elif family.startswith("integers"):  # everything that can be degenerate is
+        j = torch.randint(-2, 3, (n, max(half, 2)), generator=generator).double()
+        if family == "integers of nine decades":
+            j *= 10.0 ** -torch.randint(0, 10, (n, 1), generator=generator).double()
     elif family == "zero rows":
         j[half] = 0
         j[n - 1] = 0
@@ -167,6 +171,8 @@ GRADIENT_FAMILIES = [
     "duplicated",
     "opposite",
     "zero rows",
+    "integers",
+    "integers of nine decades",
     "twelve decades",
     "condition 1e6",
     "condition 1e12",
