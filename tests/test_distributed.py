@@ -102,3 +102,32 @@ def test_whiten_gives_ranks_the_same_bits(ranks):
     x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(1))
     ours, theirs = ranks(whiten_twin, x)
     assert torch.equal(ours, theirs)
+
+
+# --- pama_advantages ----------------------------------------------------------------------------
+
+
+def pama_shard(
+    rank: int, first: int, x: torch.Tensor, mask: torch.Tensor, reduction: str
+) -> tuple[torch.Tensor, ...]:
+    x, mask = shard(rank, first, x, 1), shard(rank, first, mask, 0)
+    group = torch.distributed.group.WORLD
+    step = po.pama_advantages(x, mask, reduction=reduction, group=group)
+    return step.advantages, step.weights, step.active
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "gram", "batch"])
+@pytest.mark.parametrize("first", [2, 0])
+def test_pama_over_ranks_is_that_of_the_whole_batch(ranks, first, reduction):
+    """An objective that is active on one rank alone is active on all, and in one problem."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 40, generator=generator, dtype=torch.float64)
+    x[1, :4] = 0
+    mask = torch.rand(5, 40, generator=generator) < 0.6
+    whole = po.pama_advantages(x, mask, reduction=reduction)
+    parts = ranks(pama_shard, first, x, mask, reduction)
+    got = torch.cat([advantages for advantages, _, _ in parts])
+    torch.testing.assert_close(got, whole.advantages, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(active, whole.active) for _, _, active in parts)
+    if reduction in ("gram", "batch"):
+        assert torch.equal(parts[0][1], parts[1][1])
