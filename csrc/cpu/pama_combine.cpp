@@ -70,7 +70,10 @@ struct TokenTile : Tile<Real> {
         weight_at(this->size()),
         values(this->size()),
         solution(this->size()),
-        reals(PamaWeights<SerialTeam>::reals(this->size())) {}
+        reals(PamaWeights<SerialTeam>::reals(this->size())),
+        solver({}, static_cast<int>(this->size()), {reals.data(), nullptr}) {
+    solver.prefer(preference.relative.data());
+  }
 
   std::vector<Real> weight;  // [used objectives][kTile]
   // Where each objective's A, I(A) and weights lie: in the tile, or in the tensors themselves.
@@ -79,6 +82,7 @@ struct TokenTile : Tile<Real> {
   Real combined[kTile], optimum[kTile];
   Real poison[kTile];                           // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
+  PamaWeights<SerialTeam> solver;
 };
 
 // Points at a tile of the tensors where they can be read and written as they are (Noon is then left
@@ -163,9 +167,8 @@ PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
 
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
-PAMA_INLINE void choose_straddling(const Preference& p, TokenTile<Real>& tile) {
+PAMA_INLINE void choose_straddling(TokenTile<Real>& tile) {
   const int64_t used = tile.size();
-  PamaWeights<SerialTeam> solver({}, static_cast<int>(used), {tile.reals.data(), nullptr});
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
@@ -174,8 +177,8 @@ PAMA_INLINE void choose_straddling(const Preference& p, TokenTile<Real>& tile) {
       high = std::max(high, tile.values[k]);
     }
     if (!(low < 0 && high > 0) || tile.poison[j] != 0) continue;
-    tile.optimum[j] = static_cast<Real>(
-        solver.solve(tile.values.data(), p.relative.data(), tile.solution.data()));
+    tile.optimum[j] =
+        static_cast<Real>(tile.solver.solve(tile.values.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
       tile.weight_at[k][j] = static_cast<Real>(tile.solution[k]);
@@ -196,7 +199,7 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
       p.uniform ? choose_by_token<true, true>(p, tile) : choose_by_token<false, true>(p, tile);
     } else {
       p.uniform ? choose_by_token<true, false>(p, tile) : choose_by_token<false, false>(p, tile);
-      choose_straddling(p, tile);
+      choose_straddling(tile);
     }
     for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
@@ -265,12 +268,13 @@ void combine_by_sequence(const Combine& job) {
     Tile<double> tile(job.batch);
     std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
     PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
+    solver.prefer(job.preference.raw.data());
     for (int64_t b = first; b < end; ++b) {
       mean_parts(job.batch, b, tile, means.data());
       double optimum = 0;
       std::fill(weights.begin(), weights.end(), 0.0);
       if (means[n] > 0) {
-        optimum = solver.solve(means.data(), job.preference.raw.data(), weights.data());
+        optimum = solver.solve(means.data(), weights.data());
       }
       for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
       store(job.optimum, b, optimum);
@@ -301,8 +305,8 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
     std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
     for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
     PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
-    store(job.optimum, 0,
-          solver.solve(problem.data() + 1, job.preference.raw.data(), weights.data()));
+    solver.prefer(job.preference.raw.data());
+    store(job.optimum, 0, solver.solve(problem.data() + 1, weights.data()));
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
   for_sequences(s, [&](int64_t first, int64_t end) {

@@ -165,7 +165,8 @@ __global__ void __launch_bounds__(32)
     for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
     team.sync();
     PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
-    optimum = solver.solve(problem, preference, weights);
+    solver.prefer(preference);
+    optimum = solver.solve(problem, weights);
   }
   team.sync();
   for (int64_t i = lane(); i < n; i += kWarp) {
@@ -216,7 +217,8 @@ __global__ void __launch_bounds__(128)
       double optimum = 0;
       if (pama_preference(args, team, preference) && tokens > 0) {
         PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {preference + n, nullptr});
-        optimum = solver.solve(means, preference, weights);
+        solver.prefer(preference);
+        optimum = solver.solve(means, weights);
       } else {
         for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
       }
@@ -256,6 +258,7 @@ __global__ void __launch_bounds__(128)
   pama_report_active(args);
   const bool live = pama_preference(args, SerialTeam{}, preference);
   PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
+  solver.prefer(preference);
   for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t b = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
     double combined = 0, optimum = 0;
@@ -265,7 +268,7 @@ __global__ void __launch_bounds__(128)
       for (int64_t i = 0; i < n; ++i) {
         part[i] = active_part(args.batch.rule, pama_noon(flat.batch, i, b, t), ratio);
       }
-      optimum = solver.solve(part, preference, weights);
+      optimum = solver.solve(part, weights);
       combined = pama_sum(n, weights, [&](int64_t i) { return pama_noon(flat.batch, i, b, t); });
     }
     for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);

@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(128) pama_weights_kernel(const __grid_constant
     load_vector(args.vector, b, n, preference);
     __syncwarp();
     PamaWeights<WarpTeam> solver({}, n, {reals, nullptr});
-    const double optimum = solver.solve(values, args.vector.data ? preference : nullptr, weights);
+    solver.prefer(args.vector.data ? preference : nullptr);
+    const double optimum = solver.solve(values, weights);
     __syncwarp();
     for (int i = lane(); i < n; i += kWarp) store(args.out, b * n + i, weights[i]);
     if (lane() == 0) store(args.optimum, b, optimum);
