@@ -83,7 +83,11 @@ def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device)
 
 def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
     """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
-    if mask is not None and mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+    if (
+        mask is not None
+        and mask.dtype != torch.bool
+        and not bool(((mask == 0) | (mask == 1)).all())
+    ):
         raise ValueError("mask must hold only 0 and 1, got other values")
     if cu_seqlens is not None and not (
         int(cu_seqlens[0]) == 0
@@ -152,9 +156,8 @@ def symmetric(gram: Tensor) -> None:
     size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
     apart = (g - g.mT).abs()
     if bool((apart > 64 * torch.finfo(gram.dtype).eps * size).any()):
-        raise ValueError(
-            f"gram must be symmetric to rounding, got elements {float(apart.nan_to_num().amax())} apart"
-        )
+        worst = float(apart.nan_to_num().amax())
+        raise ValueError(f"gram must be symmetric to rounding, got elements {worst} apart")
 
 
 def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tensor | None:

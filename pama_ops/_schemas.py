@@ -299,7 +299,7 @@ def _refuse_again(name: str) -> Callable[..., Any]:
 
 
 def register_autograd(namespace: str) -> None:
-    """Make the losses of a namespace differentiable once; the tests have namespaces of their own."""
+    """Make the losses of a namespace differentiable once; tests have namespaces of their own."""
     for name, backward in {
         "kl_divergence": _kl_divergence_backward,
         "ppo_loss": _ppo_loss_backward,
