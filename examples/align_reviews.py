@@ -33,7 +33,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"methods: {', '.join(methods.ALL)} (morlhf-W for any W in [0, 1])\n"
+        epilog=f"methods: {', '.join(methods.ALL)}\n"
+        "morlhf-W and token-W for any W in [0, 1]: the weight, or PAMA's preference, of sentiment\n"
         f"cache: {cache_root()}",
     )
     size = parser.add_mutually_exclusive_group()

@@ -176,7 +176,9 @@ def test_log_probs_are_those_of_the_whole_model_without_a_cache(
     assert policy.values(hidden).shape == (2, *drawn.responses.shape)
 
 
-@pytest.mark.parametrize("name", ["morlhf", "morlhf-0.3", *methods.MAIN[1:], *methods.REST[:3]])
+@pytest.mark.parametrize(
+    "name", ["morlhf", "morlhf-0.3", "token-0.7", *methods.MAIN[1:], *methods.REST[:3]]
+)
 def test_every_method_trains_and_repeats_itself(
     name: str, assets: prepare.Assets, corpus: data.Corpus
 ) -> None:
@@ -214,8 +216,10 @@ def test_fixed_weights_of_the_sweep_are_read_from_the_name() -> None:
     assert methods.find_method("morlhf-0.3", 3).keywords["weights"] == pytest.approx(
         (0.3, 0.35, 0.35)
     )
-    for name in ("morlhf-2", "pama", ""):
-        with pytest.raises(ValueError, match=r"unknown method|could not convert"):
+    preference = methods.find_method("token-0.7", 2).keywords["preference"]
+    assert preference == pytest.approx((0.7, 0.3))
+    for name in ("morlhf-2", "token-x", "pama", ""):
+        with pytest.raises(ValueError, match="unknown method"):
             methods.find_method(name, 2)
 
 

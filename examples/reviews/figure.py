@@ -155,5 +155,5 @@ def draw(
                 )
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=125)
         plt.close(figure)

@@ -188,7 +188,7 @@ def table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any], pair: st
             " ".join(verdict.values()) if verdict else "",
         )
     result.caption = (
-        f"Mean ± standard deviation over {seeds} seeds. "
+        f"Mean ± standard deviation over up to {seeds} seeds. "
         if seeds > 1
         else "One seed: the spread between seeds is not known. "
     ) + (
