@@ -96,7 +96,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
     const int64_t bytes = pama_solve_workspace(n) * word;
     if (bytes > kSharedBytes) args.scratch = args.solution + n;
-    launch(pama_solve_kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
+    const auto kernel =
+        reduction == Reduction::kGram ? pama_solve_kernel<true> : pama_solve_kernel<false>;
+    launch(kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
   launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);

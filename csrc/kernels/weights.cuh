@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
   }
 }
 
-__global__ void __launch_bounds__(128) pama_weights_kernel(const __grid_constant__ StackArgs args) {
+__global__ void __launch_bounds__(128, 1)
+    pama_weights_kernel(const __grid_constant__ StackArgs args) {
   const int n = args.n;
   double* values = warp_workspace(args, values_workspace(n));
   double *preference = values + n, *weights = preference + n, *reals = weights + n;
