@@ -7,6 +7,7 @@ Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantage
 
 from pama_ops import _library
 from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advantages, whiten
+from pama_ops.backward import pareto_backward
 from pama_ops.gradients import combine, gram, gram_accumulate
 from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
 from pama_ops.weights import PAMAWeights, duality_gap, min_norm, pama_weights
@@ -27,6 +28,7 @@ __all__ = [
     "min_norm",
     "pama_advantages",
     "pama_weights",
+    "pareto_backward",
     "ppo_loss",
     "value_loss",
     "whiten",

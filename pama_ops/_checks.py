@@ -84,7 +84,11 @@ def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device)
 
 def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
     """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
-    if mask is not None and mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+    if (
+        mask is not None
+        and mask.dtype != torch.bool
+        and not bool(((mask == 0) | (mask == 1)).all())
+    ):
         raise ValueError("mask must hold only 0 and 1, got other values")
     if cu_seqlens is not None and not (
         int(cu_seqlens[0]) == 0
@@ -217,7 +221,10 @@ def gradients(name: str, grads: object) -> tuple[list[Tensor], int, bool]:
         raise ValueError(f"{name} must hold at least one objective, got none")
     single = all(x is None or isinstance(x, Tensor) for x in grads)
     lists: list[Sequence[Tensor | None]] = [[x] for x in grads] if single else list(grads)
-    where = (lambda i, p: f"{name}[{i}]") if single else (lambda i, p: f"{name}[{i}][{p}]")
+
+    def where(i: int, p: int) -> str:
+        return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
+
     for i, row in enumerate(lists):
         if isinstance(row, Tensor) or not isinstance(row, Sequence):
             raise TypeError(

@@ -417,8 +417,9 @@ def register_autograd(namespace: str) -> None:
     }.items():
         torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=_keep)
         torch.library.register_autograd(f"{namespace}::{name}_backward", _refuse_again(name))
-    for name, backward in {"gram": _gram_backward, "combine": _combine_backward}.items():
-        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=_keep_list)
+    of_lists: dict[str, Callable[..., Any]] = {"gram": _gram_backward, "combine": _combine_backward}
+    for name, slopes in of_lists.items():
+        torch.library.register_autograd(f"{namespace}::{name}", slopes, setup_context=_keep_list)
 
 
 register_autograd(NAMESPACE)

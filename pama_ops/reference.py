@@ -33,7 +33,9 @@ class _Tokens:
             self._inside = steps < lengths[:, None]
             self._index = torch.where(self._inside, starts[:, None] + steps, 0)
         if mask is None:
-            mask = torch.ones(like.shape[-1 if cu_seqlens is not None else -2 :], device=like.device)
+            mask = torch.ones(
+                like.shape[-1 if cu_seqlens is not None else -2 :], device=like.device
+            )
         self.mask = self.pad(mask) != 0
         self.count = self.mask.sum(-1)
 
@@ -317,7 +319,9 @@ def _active_part(
         return a, a
     l = tokens.select(log_ratio)  # noqa: E741
     # In logarithms, so that the test is exact; NaN in the ratio is data and goes through.
-    flat = torch.where(a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high))
+    flat = torch.where(
+        a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high)
+    )
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
     return a, torch.where(flat, 0.0, part * l.exp()) if ratio_weighted else part
 
