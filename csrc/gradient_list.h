@@ -105,4 +105,39 @@ class GradientList {
   std::vector<bool> in_place_;  // not through copies
 };
 
+// Where combined gradients go: tensors in the layouts that the gradients are walked in.
+struct Combination {
+  std::vector<Tensor> tensors;
+  std::vector<void*> data;
+  std::vector<int64_t> moved;  // whose given tensor lies otherwise
+
+  Combination(const GradientList& grads, const std::vector<Tensor>& like) {
+    for (int64_t p = 0; p < grads.parameters; ++p) {
+      tensors.push_back(grads.empty_like(like, p));
+      data.push_back(tensors.back().mutable_data_ptr());
+    }
+  }
+
+  // In the given tensors; in copies of theirs, `write_back` later, where the layouts differ.
+  Combination(const GradientList& grads, const std::vector<Tensor>& like,
+              const std::vector<Tensor>& out, bool accumulate)
+      : tensors(out) {
+    for (int64_t p = 0; p < grads.parameters; ++p) {
+      if (!grads.walks(like, p, out[p])) {
+        tensors[p] = grads.empty_like(like, p);
+        if (accumulate) torch::stable::copy_(tensors[p], out[p]);
+        moved.push_back(p);
+      }
+      data.push_back(tensors[p].mutable_data_ptr());
+    }
+  }
+
+  void write_back(const std::vector<Tensor>& out) const {
+    for (const int64_t p : moved) {
+      Tensor to = out[p];
+      torch::stable::copy_(to, tensors[p]);
+    }
+  }
+};
+
 }  // namespace pama

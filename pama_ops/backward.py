@@ -126,25 +126,35 @@ def _gradients(
     losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]], *, retain_last: bool
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
     """For each loss its gradients in the shared tensors and in its own parameters."""
+    _refuse_reentrant_checkpoints(losses, shared)
     rows: list[list[Tensor | None]] = []
     tasks: list[list[Tensor | None]] = []
     for i, loss in enumerate(losses):
         keep = retain_last or i + 1 < len(losses)
-        try:
-            grads = torch.autograd.grad(
-                loss, [*shared, *heads[i]], retain_graph=keep, allow_unused=True
-            )
-        except RuntimeError as error:
-            if "use_reentrant" not in str(error):
-                raise
-            raise ValueError(
-                "losses must not pass through reentrant activation checkpointing, which autograd "
-                "cannot take gradients of chosen tensors through: call "
-                "torch.utils.checkpoint.checkpoint with use_reentrant=False"
-            ) from error
+        grads = torch.autograd.grad(
+            loss, [*shared, *heads[i]], retain_graph=keep, allow_unused=True
+        )
         rows.append(list(grads[: len(shared)]))
         tasks.append(list(grads[len(shared) :]))
     return rows, tasks
+
+
+def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> None:
+    """Autograd would not raise: it would pass over what such a checkpoint hides, as unreached."""
+    seen = {x.grad_fn for x in shared}
+    nodes = [loss.grad_fn for loss in losses]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                "losses must not pass through reentrant activation checkpointing, which hides "
+                "parameters from torch.autograd.grad: call torch.utils.checkpoint.checkpoint "
+                "with use_reentrant=False"
+            )
+        nodes.extend(following for following, _ in node.next_functions)
 
 
 def _weights(

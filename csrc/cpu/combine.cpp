@@ -172,35 +172,17 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
 
 std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& weights) {
   const GradientList grads(tensors, weights.size(0));
-  std::vector<Tensor> out;
-  std::vector<void*> data;
-  for (int64_t p = 0; p < grads.parameters; ++p) {
-    out.push_back(grads.empty_like(tensors, p));
-    data.push_back(out.back().mutable_data_ptr());
-  }
-  combine_runs(grads, weights, data, false);
-  return out;
+  const Combination to(grads, tensors);
+  combine_runs(grads, weights, to.data, false);
+  return to.tensors;
 }
 
 void combine_into(const std::vector<Tensor>& out, const std::vector<Tensor>& tensors,
                   const Tensor& weights, bool accumulate) {
   const GradientList grads(tensors, weights.size(0));
-  std::vector<Tensor> kept(out);
-  std::vector<void*> data;
-  std::vector<int64_t> moved;
-  for (int64_t p = 0; p < grads.parameters; ++p) {
-    if (!grads.walks(tensors, p, out[p])) {
-      kept[p] = grads.empty_like(tensors, p);
-      if (accumulate) torch::stable::copy_(kept[p], out[p]);
-      moved.push_back(p);
-    }
-    data.push_back(kept[p].mutable_data_ptr());
-  }
-  combine_runs(grads, weights, data, accumulate);
-  for (const int64_t p : moved) {
-    Tensor to = out[p];
-    torch::stable::copy_(to, kept[p]);
-  }
+  const Combination to(grads, tensors, out, accumulate);
+  combine_runs(grads, weights, to.data, accumulate);
+  to.write_back(out);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
