@@ -1,8 +1,8 @@
 // Weighted sums of n gradients, read where they lie and written once.
 //
-// Bound by memory: n reads and a write, for which 64 columns at a time stay in registers while the
-// rows pass. An ordinary store would first read what it overwrites, so results beyond the caches
-// are written past them. float64 gradients are summed in float64, all others in float32.
+// Bound by memory: n reads and a write, for which 256 bytes of sums at a time stay in registers
+// while the rows pass. An ordinary store would first read what it overwrites, so results beyond the
+// caches are written past them. float64 gradients are summed in float64, all others in float32.
 #include "cpu/rows.h"
 #include "gradient_list.h"
 
@@ -15,44 +15,66 @@ namespace pama {
 namespace {
 
 constexpr int64_t kChunk = 16 * 1024;  // columns that a thread takes at a time
-constexpr int64_t kStrip = 64;         // columns summed in registers
+constexpr int64_t kAhead = 1024;       // columns fetched ahead of those summed
 // Results of this size in bytes pass the caches by: they would not be found there again.
 constexpr int64_t kStreamed = int64_t{4} << 20;
 
-template <class From, class Real>
-PAMA_INLINE Real widen(From x, DType dtype) {
-  if constexpr (sizeof(From) == 2) {
-    return dtype == DType::kHalf ? half_to_float(x) : bfloat16_to_float(x);
-  } else {
-    return x;
+// Elements in memory, 64 bytes of sums, and the way between the two. The compiler splits vectors
+// on processors with shorter registers.
+template <class ElementType, class RealType>
+struct Lanes {
+  using Element = ElementType;
+  using Real = RealType;
+  static constexpr int64_t kCount = 64 / sizeof(Real);
+  typedef Real Vector __attribute__((vector_size(64)));
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef Element InMemory
+      __attribute__((vector_size(kCount * sizeof(Element)), aligned(alignof(Element)), may_alias));
+};
+
+struct Floats : Lanes<float, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
+};
+
+struct Doubles : Lanes<double, double> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
+};
+
+struct BFloat16s : Lanes<uint16_t, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
+    to = reinterpret_cast<Vector>(__builtin_convertvector(x, Bits) << 16);
   }
-}
-
-// Without a branch, so that the loop vectorises; NaN stays NaN.
-PAMA_INLINE uint16_t to_bfloat16(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
-}
-
-PAMA_INLINE uint16_t to_half(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
-  const uint32_t small = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
-  uint32_t half = magnitude < 0x38800000u ? small : normal;
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;
-  return static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
-}
-
-template <class To, class Real>
-PAMA_INLINE To narrow(Real x, DType dtype) {
-  if constexpr (sizeof(To) == 2) {
-    return dtype == DType::kHalf ? to_half(x) : to_bfloat16(x);
-  } else {
-    return x;
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) {
+    const Bits bits = reinterpret_cast<Bits>(x);
+    const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Bits result = (bits & 0x7fffffff) > 0x7f800000 ? rounded * 0 + 0x7fc0 : rounded;
+    to = __builtin_convertvector(result, InMemory);
   }
-}
+};
+
+// core/view.h and core/stack.h say why these bits.
+struct Halves : Lanes<uint16_t, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
+    const Bits bits = __builtin_convertvector(x, Bits);
+    const Vector magnitude =
+        reinterpret_cast<Vector>((bits & 0x7fff) << 13) * 5.192296858534828e33f;
+    const Bits special = magnitude >= 65536.0f ? bits * 0 + 0x7f800000 : bits * 0;
+    to = reinterpret_cast<Vector>(reinterpret_cast<Bits>(magnitude) | special |
+                                  (bits & 0x8000) << 16);
+  }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) {
+    const Bits bits = reinterpret_cast<Bits>(x), magnitude = bits & 0x7fffffff;
+    const Vector shifted = reinterpret_cast<Vector>(magnitude) + 0.5f;
+    const Bits small = reinterpret_cast<Bits>(shifted) - 0x3f000000;
+    const Bits normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    Bits half = magnitude < 0x38800000 ? small : normal;
+    half = magnitude >= 0x477ff000 ? bits * 0 + 0x7c00 : half;
+    half = magnitude > 0x7f800000 ? bits * 0 + 0x7e00 : half;
+    to = __builtin_convertvector(half | (bits >> 16 & 0x8000), InMemory);
+  }
+};
 
 // Columns of one parameter that a thread combines.
 struct Run {
@@ -64,63 +86,99 @@ struct Run {
   void* out;
 };
 
-template <class Element, class Real, int64_t kWidth>
-PAMA_INLINE void strip(const Run& run, int64_t at, int64_t width, Real* sum) {
-  const DType dtype = run.dtype;
-  const Element* out = static_cast<const Element*>(run.out) + at;
-  for (int64_t k = 0; k < kWidth; ++k) sum[k] = 0;
+constexpr int64_t kVectors = 4;  // summed in registers at a time
+
+// `kVectors` vectors of the result, from column `at` of rows and of `before` on.
+template <class L>
+PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* before,
+                       typename L::Element* to) {
+  using InMemory = typename L::InMemory;
+  typename L::Vector s0{}, s1{}, s2{}, s3{}, x;
+  const auto part = [](const typename L::Element* from, int64_t k) -> const InMemory& {
+    return *reinterpret_cast<const InMemory*>(from + k * L::kCount);
+  };
   if (run.accumulate) {
-    for (int64_t k = 0; k < width; ++k) sum[k] = widen<Element, Real>(out[k], dtype);
+    L::widen(part(before, 0), s0);
+    L::widen(part(before, 1), s1);
+    L::widen(part(before, 2), s2);
+    L::widen(part(before, 3), s3);
   }
   for (int64_t i = 0; i < run.count; ++i) {
-    const Element* row = static_cast<const Element*>(run.rows[i]) + at;
-    const Real w = static_cast<Real>(run.weights[i]);
-    for (int64_t k = 0; k < width; ++k) sum[k] += w * widen<Element, Real>(row[k], dtype);
+    const typename L::Element* row = static_cast<const typename L::Element*>(run.rows[i]) + at;
+    const auto w = static_cast<typename L::Real>(run.weights[i]);
+    const char* ahead = reinterpret_cast<const char*>(row + kAhead);
+    for (size_t k = 0; k < kVectors * sizeof(InMemory); k += 64) {
+      __builtin_prefetch(ahead + k, 0, 3);
+    }
+    L::widen(part(row, 0), x), s0 += w * x;
+    L::widen(part(row, 1), x), s1 += w * x;
+    L::widen(part(row, 2), x), s2 += w * x;
+    L::widen(part(row, 3), x), s3 += w * x;
   }
+  InMemory* out = reinterpret_cast<InMemory*>(to);
+  L::narrow(s0, out[0]);
+  L::narrow(s1, out[1]);
+  L::narrow(s2, out[2]);
+  L::narrow(s3, out[3]);
 }
 
-template <class Element, class Real>
+template <class L>
 PAMA_INLINE void combine_columns(const Run& run) {
-  alignas(64) Real sum[kStrip];
-  alignas(64) Element result[kStrip];
+  using Element = typename L::Element;
+  constexpr int64_t width = kVectors * L::kCount;
+  alignas(64) Element result[width];
   Element* out = static_cast<Element*>(run.out);
   int64_t at = run.first;
-  const auto finish = [&](int64_t width) {
-    strip<Element, Real, kStrip>(run, at, width, sum);
-    for (int64_t k = 0; k < width; ++k) out[at + k] = narrow<Element, Real>(sum[k], run.dtype);
-    at += width;
+  // Fewer columns than a strip, through a copy of them.
+  const auto rest = [&](int64_t count) {
+    alignas(64) Element row[width] = {};
+    alignas(64) typename L::Real sum[width] = {};
+    using InMemory = typename L::InMemory;
+    using Vector = typename L::Vector;
+    const auto add = [&](typename L::Real w) {
+      for (int64_t k = 0; k < kVectors; ++k) {
+        Vector x;
+        L::widen(reinterpret_cast<const InMemory*>(row)[k], x);
+        reinterpret_cast<Vector*>(sum)[k] += w * x;
+      }
+    };
+    if (run.accumulate) {
+      std::copy_n(out + at, count, row);
+      add(1);
+    }
+    for (int64_t i = 0; i < run.count; ++i) {
+      std::copy_n(static_cast<const Element*>(run.rows[i]) + at, count, row);
+      add(static_cast<typename L::Real>(run.weights[i]));
+    }
+    for (int64_t k = 0; k < kVectors; ++k) {
+      L::narrow(reinterpret_cast<const Vector*>(sum)[k], reinterpret_cast<InMemory*>(result)[k]);
+    }
+    std::copy_n(result, count, out + at);
+    at += count;
   };
 #if defined(PAMA_STREAM)
-  if (run.streamed) {
-    // Up to the first whole cache line; it is there in all but views at odd addresses.
-    const int64_t past = reinterpret_cast<uintptr_t>(out + at) % 64;
-    if (past % sizeof(Element) == 0) {
-      if (past > 0) finish(std::min<int64_t>((64 - past) / sizeof(Element), run.last - at));
-      for (; at + kStrip <= run.last; at += kStrip) {
-        strip<Element, Real, kStrip>(run, at, kStrip, sum);
-        for (int64_t k = 0; k < kStrip; ++k) result[k] = narrow<Element, Real>(sum[k], run.dtype);
-        const __m128i* from = reinterpret_cast<const __m128i*>(result);
-        __m128i* to = reinterpret_cast<__m128i*>(out + at);
-        constexpr size_t words = kStrip * sizeof(Element) / sizeof(__m128i);
-        for (size_t k = 0; k < words; ++k) _mm_stream_si128(to + k, from[k]);
-      }
+  const int64_t past = reinterpret_cast<uintptr_t>(out + at) % 64;
+  if (run.streamed && past % sizeof(Element) == 0) {
+    // From the first whole cache line on.
+    const int64_t before = (64 - past) % 64 / static_cast<int64_t>(sizeof(Element));
+    if (before > 0) rest(std::min(before, run.last - at));
+    for (; at + width <= run.last; at += width) {
+      strip<L>(run, at, out + at, result);
+      const __m128i* from = reinterpret_cast<const __m128i*>(result);
+      __m128i* to = reinterpret_cast<__m128i*>(out + at);
+      constexpr size_t words = width * sizeof(Element) / sizeof(__m128i);
+      for (size_t k = 0; k < words; ++k) _mm_stream_si128(to + k, from[k]);
     }
   }
 #endif
-  for (; at + kStrip <= run.last;) finish(kStrip);
-  if (at < run.last) finish(run.last - at);
+  for (; at + width <= run.last; at += width) strip<L>(run, at, out + at, out + at);
+  if (at < run.last) rest(run.last - at);
 }
 
-PAMA_CLONES void combine_float(const Run& run) { combine_columns<float, float>(run); }
-PAMA_CLONES void combine_double(const Run& run) { combine_columns<double, double>(run); }
-PAMA_CLONES void combine_bfloat16(Run run) {
-  run.dtype = DType::kBFloat16;  // known to the compiler, which drops the other branch
-  combine_columns<uint16_t, float>(run);
-}
-PAMA_CLONES void combine_half(Run run) {
-  run.dtype = DType::kHalf;
-  combine_columns<uint16_t, float>(run);
-}
+PAMA_CLONES void combine_float(const Run& run) { combine_columns<Floats>(run); }
+PAMA_CLONES void combine_double(const Run& run) { combine_columns<Doubles>(run); }
+PAMA_CLONES void combine_bfloat16(const Run& run) { combine_columns<BFloat16s>(run); }
+PAMA_CLONES void combine_half(const Run& run) { combine_columns<Halves>(run); }
 
 void combine_run(const Run& run) {
   switch (run.dtype) {

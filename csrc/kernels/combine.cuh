@@ -14,7 +14,7 @@ struct CombineArgs {
 };
 
 template <class Element>
-__global__ void __launch_bounds__(kCombineBlock)
+__global__ void __launch_bounds__(kCombineBlock, 4)
     combine_kernel(const __grid_constant__ CombineArgs args) {
   using Real = decltype(real(Element{}));
   constexpr int width = Pack<Element>::kSize;
