@@ -23,7 +23,7 @@ namespace pama {
 namespace gram {
 namespace {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 768;
 // Rows of the stage lie 64 bytes past a multiple of a page: equal offsets would share a cache set.
 constexpr int64_t kPitch = kBlock + 16;
 constexpr int64_t kMaxSlots = 64;
