@@ -1,11 +1,14 @@
 """Fused multi-objective training: Pareto weights at the cost of a single objective.
 
+Gradient space (any model): `gram`, `combine`, `pareto_backward`.
 Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
 `value_loss`, `kl_divergence`. Weights: `min_norm`, `pama_weights`, `duality_gap`.
 """
 
 from pama_ops import _library
 from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advantages, whiten
+from pama_ops.backward import pareto_backward
+from pama_ops.gradients import combine, gram, gram_accumulate
 from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
 from pama_ops.weights import PAMAWeights, duality_gap, min_norm, pama_weights
 
@@ -15,13 +18,17 @@ __all__ = [
     "PAMAStep",
     "PAMAWeights",
     "PPOLoss",
+    "combine",
     "duality_gap",
     "gae",
+    "gram",
+    "gram_accumulate",
     "group_normalize",
     "kl_divergence",
     "min_norm",
     "pama_advantages",
     "pama_weights",
+    "pareto_backward",
     "ppo_loss",
     "value_loss",
     "whiten",

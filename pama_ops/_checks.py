@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -203,3 +204,102 @@ def normalizer_value(x: Tensor | None) -> None:
     """The check of a normalizer tensor that a CPU kernel makes by itself; synchronises."""
     if x is not None and x.item() < 0:
         raise ValueError(f"normalizer must not be negative, got {x.item()}")
+
+
+def gradients(name: str, grads: object) -> tuple[list[Tensor], int, bool]:
+    """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
+
+    None becomes an empty tensor, which the ops read as zeros.
+    """
+    if isinstance(grads, Tensor) or not isinstance(grads, Sequence):
+        raise TypeError(
+            f"{name} must be a list of tensors, or of lists of tensors, one an objective, "
+            f"got {type(grads).__name__}"
+        )
+    if len(grads) == 0:
+        raise ValueError(f"{name} must hold at least one objective, got none")
+    single = all(x is None or isinstance(x, Tensor) for x in grads)
+    lists: list[Sequence[Tensor | None]] = [[x] for x in grads] if single else list(grads)
+
+    def where(i: int, p: int) -> str:
+        return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
+
+    for i, row in enumerate(lists):
+        if isinstance(row, Tensor) or not isinstance(row, Sequence):
+            raise TypeError(
+                f"{name}[{i}] must be a list of tensors like {name}[0], got {type(row).__name__}"
+            )
+        if len(row) != len(lists[0]):
+            raise ValueError(
+                f"{name}[{i}] must have as many tensors as {name}[0], {len(lists[0])}, "
+                f"got {len(row)}"
+            )
+    columns = list(zip(*lists, strict=True))
+    device: torch.device | None = None
+    for p, column in enumerate(columns):
+        first: Tensor | None = None
+        for i, x in enumerate(column):
+            if x is None:
+                continue
+            if first is None:
+                first, of = _gradient(where(i, p), x), where(i, p)
+                device = device or first.device
+                if first.device != device:
+                    raise ValueError(
+                        f"{where(i, p)} must be on {device} like the others, got {first.device}"
+                    )
+            elif x.__class__ is not first.__class__ and not isinstance(x, Tensor):
+                raise TypeError(f"{where(i, p)} must be a torch.Tensor, got {type(x).__name__}")
+            elif x.shape != first.shape:
+                raise ValueError(
+                    f"{where(i, p)} must have the shape {list(first.shape)} of {of}, "
+                    f"got {list(x.shape)}"
+                )
+            elif x.dtype != first.dtype:
+                raise TypeError(
+                    f"{where(i, p)} must have the dtype {first.dtype} of {of}, got {x.dtype}"
+                )
+            elif x.device != first.device:
+                raise ValueError(
+                    f"{where(i, p)} must be on {first.device} like {of}, got {x.device}"
+                )
+            elif x.layout != torch.strided:
+                raise TypeError(f"{where(i, p)} must be a dense tensor, got {x.layout}")
+    if device is None:
+        raise ValueError(f"{name} must hold at least one tensor, got none but None")
+    missing = any(x is None for row in lists for x in row)
+    if missing:
+        columns = [_fill(column, device) for column in columns]
+        flat = [x for row in zip(*columns, strict=True) for x in row]
+    else:
+        flat = [x for row in lists for x in row]
+    return cast("list[Tensor]", flat), len(lists), single
+
+
+def _gradient(name: str, x: object) -> Tensor:
+    x = floating(name, x)
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {x.layout}")
+    if x.element_size() == 1:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
+    return x
+
+
+def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor, ...]:
+    like = next((x for x in column if x is not None), None)
+    empty = torch.empty(0, device=device) if like is None else like.new_empty(0)
+    return tuple(empty if x is None else x for x in column)
+
+
+def outputs(name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int) -> None:
+    """`out` holds one tensor like each of the P gradients."""
+    count = len(flat) // n
+    if len(out) != count:
+        raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
+    for p, x in enumerate(out):
+        like = max(flat[p::count], key=Tensor.numel)
+        match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
+        if x.dtype != like.dtype:
+            raise TypeError(
+                f"{name}[{p}] must have the gradients' dtype {like.dtype}, got {x.dtype}"
+            )

@@ -8,7 +8,7 @@ by the names they have here, after checking their arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,8 +35,12 @@ def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[
     def rounded(*args: Any) -> Any:
         with torch.no_grad():
             results, declared = default(*args), fake(*args)
+        if results is None:  # the op writes into its arguments
+            return None
         if isinstance(results, Tensor):
             return results.to(declared.dtype).contiguous()
+        if isinstance(results, list):
+            return [d.copy_(r) for r, d in zip(results, declared, strict=True)]
         return tuple(r.to(d.dtype).contiguous() for r, d in zip(results, declared, strict=True))
 
     SCHEMAS[name], DEFAULTS[name] = schema, rounded
@@ -143,6 +147,57 @@ pama_combine = _define(
     " -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
     reference.pama_combine,
     _fake_pama_combine,
+)
+
+# --- gradients ----------------------------------------------------------------------------------
+
+# The n x P gradients come as one flat list, objective by objective; an empty tensor among others
+# that are not stands for a gradient of zeros.
+
+
+def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
+    """Space for the p-th combined gradient, in the layout that the kernels walk."""
+    mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
+    if not mine:
+        return torch.empty_like(grads[p])
+    first = mine[0]
+    same = all(x.stride() == first.stride() for x in mine)
+    if same and torch.ops.aten.is_non_overlapping_and_dense(first):
+        return torch.empty_like(first)
+    return first.new_empty(first.shape)
+
+
+def _fake_combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
+    n = weights.shape[0]
+    return [_empty_combination(grads, n, p) for p in range(len(grads) // n)]
+
+
+gram = _define(
+    "gram",
+    "(Tensor[] grads, int n) -> Tensor",
+    reference.gram,
+    lambda grads, n: grads[0].new_empty((n, n), dtype=torch.float64),
+)
+
+gram_accumulate = _define(
+    "gram_accumulate",
+    "(Tensor(a!) gram, Tensor[] grads) -> ()",
+    reference.gram_accumulate,
+    lambda gram, grads: None,
+)
+
+combine = _define(
+    "combine",
+    "(Tensor[] grads, Tensor weights) -> Tensor[]",
+    reference.combine,
+    _fake_combine,
+)
+
+combine_into = _define(
+    "combine_into",
+    "(Tensor(a!)[] out, Tensor[] grads, Tensor weights, bool accumulate) -> ()",
+    reference.combine_into,
+    lambda out, grads, weights, accumulate: None,
 )
 
 # --- weights ------------------------------------------------------------------------------------
@@ -288,6 +343,58 @@ def _value_loss_backward(
     return slope.to(values.dtype), *constants
 
 
+def _gram_backward(ctx: Any, grad: Tensor | None) -> tuple[list[Tensor | None] | None, None]:
+    """(S + Sᵀ) J, row by row."""
+    if grad is None:
+        return None, None
+    *grads, n = _kept_list(ctx)
+    rows = grad + grad.mT
+    result: list[Tensor | None] = []
+    for i in range(n):
+        mine = grads[i * (len(grads) // n) : (i + 1) * (len(grads) // n)]
+        if any(x.requires_grad for x in mine):
+            combined = combine(grads, rows[i])
+            result += [c if x.requires_grad else None for c, x in zip(combined, mine, strict=True)]
+        else:
+            result += [None] * len(mine)
+    return result, None
+
+
+def _combine_backward(
+    ctx: Any, slopes: list[Tensor | None]
+) -> tuple[list[Tensor | None] | None, Tensor | None]:
+    *grads, weights = _kept_list(ctx)
+    n, count = weights.shape[0], len(grads) // weights.shape[0]
+    given = [p for p in range(count) if slopes[p] is not None]
+    if not given:
+        return None, None
+    slope = [cast("Tensor", slopes[p]) for p in given]
+    result: list[Tensor | None] = [None] * len(grads)
+    for i in range(n):
+        if any(grads[i * count + p].requires_grad for p in given):
+            scaled = combine(slope, weights[i : i + 1])
+            for p, x in zip(given, scaled, strict=True):
+                if grads[i * count + p].requires_grad:
+                    result[i * count + p] = x
+    if not weights.requires_grad:
+        return result, None
+    # Row 0 of the Gram matrix of the slope beside the gradients: ⟨slope, g_i⟩.
+    beside = slope + [grads[i * count + p] for i in range(n) for p in given]
+    return result, gram(beside, n + 1)[0, 1:].to(weights.dtype)
+
+
+def _keep_list(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the list of gradients and the argument after it."""
+    grads, last = inputs
+    tensors = (*grads, last) if isinstance(last, Tensor) else tuple(grads)
+    ctx.save_for_backward(*tensors)
+    ctx.last = None if isinstance(last, Tensor) else last
+
+
+def _kept_list(ctx: Any) -> list[Any]:
+    return [*ctx.saved_tensors] if ctx.last is None else [*ctx.saved_tensors, ctx.last]
+
+
 def _refuse_again(name: str) -> Callable[..., Any]:
     def backward(_ctx: Any, *_grads: Tensor | None) -> Any:
         raise RuntimeError(
@@ -299,7 +406,10 @@ def _refuse_again(name: str) -> Callable[..., Any]:
 
 
 def register_autograd(namespace: str) -> None:
-    """Make the losses of a namespace differentiable once; tests have namespaces of their own."""
+    """Make the losses of a namespace differentiable once, and `gram` and `combine` without end.
+
+    The tests have namespaces of their own.
+    """
     for name, backward in {
         "kl_divergence": _kl_divergence_backward,
         "ppo_loss": _ppo_loss_backward,
@@ -307,6 +417,9 @@ def register_autograd(namespace: str) -> None:
     }.items():
         torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=_keep)
         torch.library.register_autograd(f"{namespace}::{name}_backward", _refuse_again(name))
+    of_lists: dict[str, Callable[..., Any]] = {"gram": _gram_backward, "combine": _combine_backward}
+    for name, slopes in of_lists.items():
+        torch.library.register_autograd(f"{namespace}::{name}", slopes, setup_context=_keep_list)
 
 
 register_autograd(NAMESPACE)

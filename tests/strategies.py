@@ -209,3 +209,53 @@ def preferences(draw: st.DrawFn, n: int) -> list[float]:
     numbers = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
     p = draw(st.lists(numbers, min_size=n, max_size=n))
     return p if any(p) else [1.0] * n
+
+
+# --- gradients over the same parameters ---------------------------------------------------------
+
+SHAPES = [(), (0,), (3, 0), (1,), (7,), (16,), (3, 5), (2, 3, 4, 5), (1023,), (1025,), (33, 65)]
+LAYOUTS = ["contiguous", "odd", "transposed", "channels last", "sliced", "mixed"]
+
+
+def lay(x: Tensor, layout: str) -> Tensor:
+    """`x` with the same values in another layout, for any number of dimensions."""
+    if layout == "odd":  # one element past where the allocator aligns to
+        return x.new_zeros(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    if layout == "transposed":
+        order = tuple(reversed(range(x.dim())))
+        return x.permute(order).contiguous().permute(order)
+    if layout == "channels last" and x.dim() == 4:
+        return x.to(memory_format=torch.channels_last)
+    if layout == "sliced" and x.dim() > 0:
+        wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1] + 1))
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+    return x.clone()
+
+
+@st.composite
+def gradient_lists(
+    draw: st.DrawFn,
+    device: torch.device,
+    *,
+    max_objectives: int = 18,
+    dtypes: list[torch.dtype] = DTYPES,
+    missing: bool = True,
+) -> list[list[Tensor | None]]:
+    """n lists of P gradients: assorted shapes, dtypes and layouts; constant, normal or spread."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    n = draw(st.one_of(st.integers(1, 9), st.integers(1, max_objectives)))
+    rows: list[list[Tensor | None]] = [[] for _ in range(n)]
+    for shape in draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=5)):
+        dtype, layout = draw(st.sampled_from(dtypes)), draw(st.sampled_from(LAYOUTS))
+        kind = draw(st.sampled_from(["normal", "constant", "decades"]))
+        for i, row in enumerate(rows):
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if kind == "constant":
+                x = torch.full(shape, float(x.sum() + 1) / (3 * x.numel() + 1)).double()
+            elif kind == "decades":
+                x = x * 10 ** (-4 * torch.rand(shape, generator=generator, dtype=torch.float64))
+            of = LAYOUTS[i % 3] if layout == "mixed" else layout
+            absent = missing and i > 0 and draw(st.sampled_from([False] * 7 + [True]))
+            row.append(None if absent else lay(x.to(dtype), of).to(device))
+    return rows

@@ -1,0 +1,254 @@
+// Weighted sums of n gradients, read where they lie and written once.
+//
+// Bound by memory: n reads and a write, for which 256 bytes of sums at a time stay in registers
+// while the rows pass. An ordinary store would first read what it overwrites, so results beyond the
+// caches are written past them. float64 gradients are summed in float64, all others in float32.
+#include "cpu/rows.h"
+#include "gradient_list.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <emmintrin.h>
+#define PAMA_STREAM
+#endif
+
+namespace pama {
+namespace {
+
+constexpr int64_t kChunk = 16 * 1024;  // columns that a thread takes at a time
+// Fetched ahead of what is summed, into the second cache. Not 4 KB: rows often lie on page borders,
+// and with all of them in the same sets of the caches 16 rows took twice as long.
+constexpr int64_t kAheadBytes = 3072;
+// Results of this size in bytes pass the caches by: they would not be found there again.
+constexpr int64_t kStreamed = int64_t{4} << 20;
+
+// Elements in memory, 64 bytes of sums, and the way between the two. The compiler splits vectors
+// on processors with shorter registers.
+template <class ElementType, class RealType>
+struct Lanes {
+  using Element = ElementType;
+  using Real = RealType;
+  static constexpr int64_t kCount = 64 / sizeof(Real);
+  typedef Real Vector __attribute__((vector_size(64)));
+  typedef uint32_t Bits __attribute__((vector_size(64)));
+  typedef Element InMemory
+      __attribute__((vector_size(kCount * sizeof(Element)), aligned(alignof(Element)), may_alias));
+};
+
+struct Floats : Lanes<float, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
+};
+
+struct Doubles : Lanes<double, double> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
+};
+
+struct BFloat16s : Lanes<uint16_t, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
+    to = reinterpret_cast<Vector>(__builtin_convertvector(x, Bits) << 16);
+  }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) {
+    const Bits bits = reinterpret_cast<Bits>(x);
+    const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Bits result = (bits & 0x7fffffff) > 0x7f800000 ? rounded * 0 + 0x7fc0 : rounded;
+    to = __builtin_convertvector(result, InMemory);
+  }
+};
+
+// core/view.h and core/stack.h say why these bits.
+struct Halves : Lanes<uint16_t, float> {
+  static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
+    const Bits bits = __builtin_convertvector(x, Bits);
+    const Vector magnitude =
+        reinterpret_cast<Vector>((bits & 0x7fff) << 13) * 5.192296858534828e33f;
+    const Bits special = magnitude >= 65536.0f ? bits * 0 + 0x7f800000 : bits * 0;
+    to = reinterpret_cast<Vector>(reinterpret_cast<Bits>(magnitude) | special |
+                                  (bits & 0x8000) << 16);
+  }
+  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) {
+    const Bits bits = reinterpret_cast<Bits>(x), magnitude = bits & 0x7fffffff;
+    const Vector shifted = reinterpret_cast<Vector>(magnitude) + 0.5f;
+    const Bits small = reinterpret_cast<Bits>(shifted) - 0x3f000000;
+    const Bits normal = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    Bits half = magnitude < 0x38800000 ? small : normal;
+    half = magnitude >= 0x477ff000 ? bits * 0 + 0x7c00 : half;
+    half = magnitude > 0x7f800000 ? bits * 0 + 0x7e00 : half;
+    to = __builtin_convertvector(half | (bits >> 16 & 0x8000), InMemory);
+  }
+};
+
+// Columns of one parameter that a thread combines.
+struct Run {
+  const void* const* rows;
+  const double* weights;
+  int64_t count, first, last;
+  DType dtype;
+  bool accumulate, streamed;
+  void* out;
+};
+
+constexpr int64_t kVectors = 4;  // summed in registers at a time
+
+// `kVectors` vectors of the result, from column `at` of rows and of `before` on.
+template <class L>
+PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* before,
+                       typename L::Element* to) {
+  using InMemory = typename L::InMemory;
+  typename L::Vector s0{}, s1{}, s2{}, s3{}, x;
+  const auto part = [](const typename L::Element* from, int64_t k) -> const InMemory& {
+    return *reinterpret_cast<const InMemory*>(from + k * L::kCount);
+  };
+  if (run.accumulate) {
+    L::widen(part(before, 0), s0);
+    L::widen(part(before, 1), s1);
+    L::widen(part(before, 2), s2);
+    L::widen(part(before, 3), s3);
+  }
+  for (int64_t i = 0; i < run.count; ++i) {
+    const typename L::Element* row = static_cast<const typename L::Element*>(run.rows[i]) + at;
+    const auto w = static_cast<typename L::Real>(run.weights[i]);
+    const char* ahead = reinterpret_cast<const char*>(row) + kAheadBytes;
+    for (size_t k = 0; k < kVectors * sizeof(InMemory); k += 64) {
+      __builtin_prefetch(ahead + k, 0, 2);
+    }
+    L::widen(part(row, 0), x), s0 += w * x;
+    L::widen(part(row, 1), x), s1 += w * x;
+    L::widen(part(row, 2), x), s2 += w * x;
+    L::widen(part(row, 3), x), s3 += w * x;
+  }
+  InMemory* out = reinterpret_cast<InMemory*>(to);
+  L::narrow(s0, out[0]);
+  L::narrow(s1, out[1]);
+  L::narrow(s2, out[2]);
+  L::narrow(s3, out[3]);
+}
+
+template <class L>
+PAMA_INLINE void combine_columns(const Run& run) {
+  using Element = typename L::Element;
+  constexpr int64_t width = kVectors * L::kCount;
+  alignas(64) Element result[width];
+  Element* out = static_cast<Element*>(run.out);
+  int64_t at = run.first;
+  // Fewer columns than a strip, through a copy of them.
+  const auto rest = [&](int64_t count) {
+    alignas(64) Element row[width] = {};
+    alignas(64) typename L::Real sum[width] = {};
+    using InMemory = typename L::InMemory;
+    using Vector = typename L::Vector;
+    const auto add = [&](typename L::Real w) {
+      for (int64_t k = 0; k < kVectors; ++k) {
+        Vector x;
+        L::widen(reinterpret_cast<const InMemory*>(row)[k], x);
+        reinterpret_cast<Vector*>(sum)[k] += w * x;
+      }
+    };
+    if (run.accumulate) {
+      std::copy_n(out + at, count, row);
+      add(1);
+    }
+    for (int64_t i = 0; i < run.count; ++i) {
+      std::copy_n(static_cast<const Element*>(run.rows[i]) + at, count, row);
+      add(static_cast<typename L::Real>(run.weights[i]));
+    }
+    for (int64_t k = 0; k < kVectors; ++k) {
+      L::narrow(reinterpret_cast<const Vector*>(sum)[k], reinterpret_cast<InMemory*>(result)[k]);
+    }
+    std::copy_n(result, count, out + at);
+    at += count;
+  };
+#if defined(PAMA_STREAM)
+  const int64_t past = reinterpret_cast<uintptr_t>(out + at) % 64;
+  if (run.streamed && past % sizeof(Element) == 0) {
+    // From the first whole cache line on.
+    const int64_t before = (64 - past) % 64 / static_cast<int64_t>(sizeof(Element));
+    if (before > 0) rest(std::min(before, run.last - at));
+    for (; at + width <= run.last; at += width) {
+      strip<L>(run, at, out + at, result);
+      const __m128i* from = reinterpret_cast<const __m128i*>(result);
+      __m128i* to = reinterpret_cast<__m128i*>(out + at);
+      constexpr size_t words = width * sizeof(Element) / sizeof(__m128i);
+      for (size_t k = 0; k < words; ++k) _mm_stream_si128(to + k, from[k]);
+    }
+  }
+#endif
+  for (; at + width <= run.last; at += width) strip<L>(run, at, out + at, out + at);
+  if (at < run.last) rest(run.last - at);
+}
+
+PAMA_CLONES void combine_float(const Run& run) { combine_columns<Floats>(run); }
+PAMA_CLONES void combine_double(const Run& run) { combine_columns<Doubles>(run); }
+PAMA_CLONES void combine_bfloat16(const Run& run) { combine_columns<BFloat16s>(run); }
+PAMA_CLONES void combine_half(const Run& run) { combine_columns<Halves>(run); }
+
+void combine_run(const Run& run) {
+  switch (run.dtype) {
+    case DType::kDouble:
+      return combine_double(run);
+    case DType::kHalf:
+      return combine_half(run);
+    case DType::kBFloat16:
+      return combine_bfloat16(run);
+    default:
+      return combine_float(run);
+  }
+}
+
+// out[p] = Σ w_i g_ip, for outputs in the layout that the gradients are walked in.
+void combine_runs(const GradientList& grads, const Tensor& weights, const std::vector<void*>& out,
+                  bool accumulate) {
+  const View view = view_of(weights);
+  std::vector<double> w(grads.objectives);
+  for (int64_t i = 0; i < grads.objectives; ++i) w[i] = load(view, i * view.token);
+  std::vector<int64_t> chunks(grads.parameters + 1, 0);
+  int64_t bytes = 0;
+  for (int64_t p = 0; p < grads.parameters; ++p) {
+    chunks[p + 1] = chunks[p] + (grads.size[p] + kChunk - 1) / kChunk;
+    bytes += grads.size[p] * 4;
+  }
+  parallel_for(0, chunks.back(), 4, [&](int64_t first, int64_t last) {
+    std::vector<const void*> rows;
+    std::vector<double> used;
+    int64_t p = std::upper_bound(chunks.begin(), chunks.end(), first) - chunks.begin() - 1;
+    while (first < last) {
+      while (chunks[p + 1] <= first) ++p;
+      rows.clear(), used.clear();
+      for (int64_t i = 0; i < grads.objectives; ++i) {
+        if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
+      }
+      const int64_t end = std::min(last, chunks[p + 1]);
+      const int64_t begin_column = (first - chunks[p]) * kChunk;
+      const int64_t end_column = std::min((end - chunks[p]) * kChunk, grads.size[p]);
+      combine_run(Run{rows.data(), used.data(), static_cast<int64_t>(rows.size()), begin_column,
+                      end_column, grads.dtype[p], accumulate, bytes >= kStreamed, out[p]});
+      first = end;
+    }
+#if defined(PAMA_STREAM)
+    _mm_sfence();
+#endif
+  });
+}
+
+std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& weights) {
+  const GradientList grads(tensors, weights.size(0));
+  const Combination to(grads, tensors);
+  combine_runs(grads, weights, to.data, false);
+  return to.tensors;
+}
+
+void combine_into(const std::vector<Tensor>& out, const std::vector<Tensor>& tensors,
+                  const Tensor& weights, bool accumulate) {
+  const GradientList grads(tensors, weights.size(0));
+  const Combination to(grads, tensors, out, accumulate);
+  combine_runs(grads, weights, to.data, accumulate);
+  to.write_back(out);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
+  m.impl("combine", TORCH_BOX(&combine));
+  m.impl("combine_into", TORCH_BOX(&combine_into));
+}
+
+}  // namespace
+}  // namespace pama

@@ -1,0 +1,285 @@
+// The Gram matrix of n gradients, read where they lie.
+//
+// The columns of all parameters in a row are cut into at most 64 slots, the same whatever the
+// number of threads; a slot is summed by one thread and slots are added in order. Within a slot,
+// blocks of 1024 columns pass through all pairs of rows as tiles (gram_tile.h) while they are in
+// the cache. Half types, and what a tensor leaves beyond whole registers, are staged as float32 or
+// float64 columns; columns of different tensors share a block, so that small tensors cost little.
+#include <cmath>
+#include <cstdlib>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PAMA_X86
+// g++ 12's headers leave the operand that a mask replaces undefined, and warn of it themselves.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
+#include "cpu/gram_tile.h"
+#include "cpu/rows.h"
+#include "gradient_list.h"
+
+namespace pama {
+namespace gram {
+namespace {
+
+constexpr int64_t kBlock = 768;
+// Rows of the stage lie 64 bytes past a multiple of a page: equal offsets would share a cache set.
+constexpr int64_t kPitch = kBlock + 16;
+constexpr int64_t kMaxSlots = 64;
+constexpr int64_t kRegister = 16;  // columns: whole registers of any processor and dtype
+
+// --- one instance of the tiles for each generation of processors ---------------------------------
+
+namespace baseline {
+#define PAMA_TILE_TARGET
+#define PAMA_TILE_WIDEN(x) \
+  typename V::Wide { double(x[0] + x[2]), double(x[1] + x[3]) }
+#include "cpu/gram_tile.inc"
+}  // namespace baseline
+#if defined(PAMA_X86)
+namespace v3 {
+#undef PAMA_TILE_TARGET
+#undef PAMA_TILE_WIDEN
+#define PAMA_TILE_TARGET __attribute__((target("arch=x86-64-v3")))
+#define PAMA_TILE_WIDEN(x) \
+  _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)))
+#include "cpu/gram_tile.inc"
+}  // namespace v3
+namespace v4 {
+#undef PAMA_TILE_TARGET
+#undef PAMA_TILE_WIDEN
+#define PAMA_TILE_TARGET __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
+#define PAMA_TILE_WIDEN(x) \
+  _mm512_maskz_cvtps_pd(   \
+      0xff, _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xff, x, 1)))
+#include "cpu/gram_tile.inc"
+}  // namespace v4
+#endif
+#undef PAMA_TILE_TARGET
+#undef PAMA_TILE_WIDEN
+
+// PAMA_CPU_LEVEL=1..4 caps the x86-64 level, so that a test can run what older processors run.
+const Processor& processor() {
+  static const Processor chosen = [] {
+    const char* cap = std::getenv("PAMA_CPU_LEVEL");
+    const int level = cap ? std::atoi(cap) : 4;
+#if defined(PAMA_X86)
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    if (v4 && level >= 4) return v4::processor_of<64, 4>();
+    if (v3 && level >= 3) return v3::processor_of<32, 2>();
+#endif
+    (void)level;
+    return baseline::processor_of<16, 2>();
+  }();
+  return chosen;
+}
+
+// --- a slot --------------------------------------------------------------------------------------
+
+template <class From, class Real, class Convert>
+PAMA_INLINE void convert(const void* from, int64_t first, int64_t count, Real* to, Convert f) {
+  const From* x = static_cast<const From*>(from) + first;
+  for (int64_t k = 0; k < count; k += 32) __builtin_prefetch(x + kBlock + k, 0, 2);
+  for (int64_t k = 0; k < count; ++k) to[k] = f(x[k]);
+}
+
+// Elements [first, first + count) of a gradient as float32.
+PAMA_CLONES void read(DType dtype, const void* from, int64_t first, int64_t count, float* to) {
+  if (dtype == DType::kBFloat16)
+    return convert<uint16_t>(from, first, count, to, bfloat16_to_float);
+  if (dtype == DType::kHalf) return convert<uint16_t>(from, first, count, to, half_to_float);
+  convert<float>(from, first, count, to, [](float x) { return x; });
+}
+
+void read(DType, const void* from, int64_t first, int64_t count, double* to) {
+  std::copy_n(static_cast<const double*>(from) + first, count, to);
+}
+
+template <class Real>
+class Stage {
+ public:
+  explicit Stage(int64_t n) : n_(n) {}
+
+  // Appends columns [first, last) of parameter p, and calls `full` when a block is full.
+  template <class Full>
+  void append(const GradientList& grads, int64_t p, int64_t first, int64_t last, const Full& full) {
+    if (first == last) return;
+    if (data_.empty()) data_.resize(n_ * kPitch);
+    while (first < last) {
+      const int64_t count = std::min(last - first, kBlock - columns_);
+      for (int64_t i = 0; i < n_; ++i) {
+        Real* to = data_.data() + i * kPitch + columns_;
+        if (const void* from = grads.at(i, p)) {
+          read(grads.dtype[p], from, first, count, to);
+        } else {
+          std::fill_n(to, count, Real(0));
+        }
+      }
+      first += count;
+      columns_ += count;
+      if (columns_ == kBlock) flush(full);
+    }
+  }
+
+  // Hands the staged columns on, rounded up to whole registers by columns of zeros.
+  template <class Full>
+  void flush(const Full& full) {
+    if (columns_ == 0) return;
+    const int64_t columns = (columns_ + kRegister - 1) / kRegister * kRegister;
+    for (int64_t i = 0; i < n_; ++i) {
+      std::fill(data_.data() + i * kPitch + columns_, data_.data() + i * kPitch + columns, Real(0));
+    }
+    columns_ = 0;
+    full(data_.data(), columns);
+  }
+
+ private:
+  int64_t n_, columns_ = 0;
+  std::vector<Real> data_;
+};
+
+// One thread's work: columns of the list, walked in order.
+class Slot {
+ private:
+  static void add_block(const Block<float>& block, const Sums& s) {
+    gram::add_block(processor().floats, block, s);
+  }
+  static void add_block(const Block<double>& block, const Sums& s) {
+    gram::add_block(processor().doubles, block, s);
+  }
+
+  template <class Real>
+  auto staged() {
+    return [this](const Real* data, int64_t columns) {
+      std::vector<const Real*> rows;
+      for (int64_t i = 0; i < grads_.objectives; ++i) rows.push_back(data + i * kPitch);
+      add_block(Block<Real>{rows.data(), all_.data(), grads_.objectives, columns, 0}, sums_);
+    };
+  }
+
+ public:
+  Slot(const GradientList& grads, const Sums& sums)
+      : grads_(grads), sums_(sums), floats_(grads.objectives), doubles_(grads.objectives) {
+    for (int64_t i = 0; i < grads.objectives; ++i) all_.push_back(i);
+  }
+
+  // Columns [first, last) of parameter p.
+  void add(int64_t p, int64_t first, int64_t last) {
+    if (grads_.dtype[p] == DType::kFloat) return add_in_place(p, first, last, floats_);
+    if (grads_.dtype[p] == DType::kDouble) return add_in_place(p, first, last, doubles_);
+    floats_.append(grads_, p, first, last, staged<float>());
+  }
+
+  void finish() {
+    floats_.flush(staged<float>());
+    doubles_.flush(staged<double>());
+  }
+
+ private:
+  template <class Real>
+  void add_in_place(int64_t p, int64_t first, int64_t last, Stage<Real>& stage) {
+    const int64_t whole = first + (last - first) / kRegister * kRegister;
+    if (first < whole) {
+      std::vector<const Real*> rows;
+      std::vector<int64_t> objective;
+      for (int64_t i = 0; i < grads_.objectives; ++i) {
+        if (const void* from = grads_.at(i, p)) {
+          rows.push_back(static_cast<const Real*>(from) + first);
+          objective.push_back(i);
+        }
+      }
+      const int64_t count = static_cast<int64_t>(rows.size());
+      while (first < whole) {
+        const int64_t columns = std::min(whole - first, kBlock);
+        const int64_t next = std::min(whole - first - columns, kBlock);
+        add_block(Block<Real>{rows.data(), objective.data(), count, columns, next}, sums_);
+        for (const Real*& row : rows) row += columns;
+        first += columns;
+      }
+    }
+    stage.append(grads_, p, first, last, staged<Real>());
+  }
+
+  const GradientList& grads_;
+  const Sums& sums_;
+  std::vector<int64_t> all_;
+  Stage<float> floats_;
+  Stage<double> doubles_;
+};
+
+// --- the op --------------------------------------------------------------------------------------
+
+// Adds J Jᵀ to the n x n matrix `out`.
+void accumulate(const GradientList& grads, double* out) {
+  const int64_t n = grads.objectives;
+  std::vector<int64_t> start(grads.parameters + 1, 0);
+  std::partial_sum(grads.size.begin(), grads.size.end(), start.begin() + 1);
+  const int64_t total = start.back();
+  // Each slot keeps 2 n² numbers: 1 MB for all of them, up to n = 128.
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / (n * n), 4, kMaxSlots);
+  const int64_t slots = std::clamp<int64_t>(total / (8 * kBlock), 1, most);
+  const int64_t width = (total + slots - 1) / slots;
+  std::vector<double> memory(2 * slots * n * n, 0.0);
+  const auto sums_of = [&](int64_t slot) {
+    double* at = memory.data() + 2 * slot * n * n;
+    return Sums{n, at, at + n * n};
+  };
+  parallel_for(0, slots, 1, [&](int64_t first_slot, int64_t last_slot) {
+    for (int64_t s = first_slot; s < last_slot; ++s) {
+      const Sums sums = sums_of(s);
+      Slot slot(grads, sums);
+      const int64_t begin = s * width, end = std::min((s + 1) * width, total);
+      int64_t p = std::upper_bound(start.begin(), start.end(), begin) - start.begin() - 1;
+      // A border within a tensor goes to the next block of it, which keeps the rows aligned.
+      const auto border = [&](int64_t parameter, int64_t column) {
+        const int64_t inside = std::max<int64_t>(column - start[parameter], 0);
+        return std::min((inside + kBlock - 1) / kBlock * kBlock, grads.size[parameter]);
+      };
+      for (; p < grads.parameters && start[p] < end; ++p) {
+        slot.add(p, border(p, begin), border(p, end));
+      }
+      slot.finish();
+    }
+  });
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = i; j < n; ++j) {
+      const Sums whole = sums_of(0);
+      for (int64_t s = 1; s < slots; ++s) {
+        const Sums part = sums_of(s);
+        whole.add(i, j, part.sum[i * n + j]);
+        whole.error[i * n + j] += part.error[i * n + j];
+      }
+      const double sum = whole.sum[i * n + j], error = whole.error[i * n + j];
+      const double entry = std::isfinite(error) ? sum + error : sum;
+      out[i * n + j] += entry;
+      if (i != j) out[j * n + i] += entry;
+    }
+  }
+}
+
+Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
+  Tensor out = allocate(grads.at(0), {n, n}, ScalarType::Double);
+  double* entries = static_cast<double*>(out.mutable_data_ptr());
+  std::fill_n(entries, n * n, 0.0);
+  accumulate(GradientList(grads, n), entries);
+  return out;
+}
+
+void gram_accumulate(Tensor& gram, const std::vector<Tensor>& grads) {
+  accumulate(GradientList(grads, gram.size(0)), static_cast<double*>(gram.mutable_data_ptr()));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
+  m.impl("gram", TORCH_BOX(&gram));
+  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate));
+}
+
+}  // namespace
+}  // namespace gram
+}  // namespace pama

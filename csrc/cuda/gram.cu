@@ -1,0 +1,127 @@
+#include "cuda/gradient_launch.h"
+#include "kernels/gram.cuh"
+
+namespace pama {
+namespace {
+
+using Kernel = void (*)(GramArgs);
+
+template <class Element>
+Kernel pairs_kernel(int n) {
+  switch (n) {
+    case 1:
+      return gram_pairs_kernel<Element, 1>;
+    case 2:
+      return gram_pairs_kernel<Element, 2>;
+    case 3:
+      return gram_pairs_kernel<Element, 3>;
+    case 4:
+      return gram_pairs_kernel<Element, 4>;
+    case 5:
+      return gram_pairs_kernel<Element, 5>;
+    case 6:
+      return gram_pairs_kernel<Element, 6>;
+    case 7:
+      return gram_pairs_kernel<Element, 7>;
+    default:
+      return gram_pairs_kernel<Element, 8>;
+  }
+}
+
+constexpr int kMaxPairs = 8;  // rows whose pairs fit in registers
+
+template <class Element>
+Kernel kernel_of(int rows) {
+  return rows <= kMaxPairs ? pairs_kernel<Element>(rows) : gram_tiles_kernel<Element>;
+}
+
+Kernel kernel_of(DType dtype, int rows) {
+  switch (dtype) {
+    case DType::kDouble:
+      return kernel_of<double>(rows);
+    case DType::kHalf:
+      return kernel_of<HalfElement>(rows);
+    case DType::kBFloat16:
+      return kernel_of<BFloat16Element>(rows);
+    default:
+      return kernel_of<float>(rows);
+  }
+}
+
+// Adds the Gram matrix of `rows` objectives (from `low` on the first `split`, then from `high` on)
+// to args.gram.
+void add_gram(const Tensor& like, const GradientList& grads, GramFinishArgs finish) {
+  const Launcher launch(like);
+  const bool tiles = finish.rows > kMaxPairs;
+  finish.tiles = tiles;
+  finish.entries =
+      tiles ? tile_count(finish.rows) * kTileRows * kTileRows : finish.rows * (finish.rows + 1) / 2;
+  int64_t total = 0;
+  for (const int64_t size : grads.size) total += size;
+  if (total == 0) return;
+  // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
+  finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, kGradientBlocks);
+  Tensor partial = allocate(like, {finish.blocks * finish.entries}, ScalarType::Double);
+  finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
+  const auto row = [&](int i, int64_t p) {
+    return grads.at(i < finish.split ? finish.low + i : finish.high + i - finish.split, p);
+  };
+  bool add = false;
+  for (const DType dtype : kGradientDTypes) {
+    const int64_t size = dtype == DType::kDouble ? sizeof(double) : sizeof(float);
+    const int64_t shared = tiles ? tile_shared_bytes(finish.rows, size) : 0;
+    for_tables(grads, dtype, finish.rows, row, [&](const PointerTable& table, int64_t) {
+      const GramArgs args{table, const_cast<double*>(finish.partial), add};
+      launch(kernel_of(dtype, finish.rows), finish.blocks, kGramBlock, shared, args);
+      add = true;
+    });
+  }
+  launch(gram_finish_kernel, std::min<int64_t>(ceil_div(finish.entries, 4), 256), 128, 0, finish);
+}
+
+void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
+  const int64_t n = grads.objectives;
+  GramFinishArgs finish{};
+  finish.gram = gram;
+  finish.n = n;
+  if (n <= kGramRows) {
+    finish.rows = finish.split = static_cast<int>(n);
+    finish.inside_low = true;
+    add_gram(like, grads, finish);
+    return;
+  }
+  // Pairs of groups of rows; pairs within a group belong to one launch that holds it.
+  constexpr int64_t group = kGramRows / 2;
+  const int64_t groups = ceil_div(n, group);
+  for (int64_t a = 0; a < groups; ++a) {
+    for (int64_t b = a + 1; b < groups; ++b) {
+      finish.low = a * group;
+      finish.high = b * group;
+      finish.split = static_cast<int>(group);
+      finish.rows = static_cast<int>(group + std::min(group, n - b * group));
+      finish.inside_low = b == a + 1;
+      finish.inside_high = a == groups - 2;
+      add_gram(like, grads, finish);
+    }
+  }
+}
+
+Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
+  Tensor out = allocate(grads.at(0), {n, n}, ScalarType::Double);
+  torch::stable::zero_(out);
+  accumulate(grads[0], GradientList(grads, n), static_cast<double*>(out.mutable_data_ptr()));
+  return out;
+}
+
+void gram_accumulate(Tensor gram, const std::vector<Tensor>& grads) {
+  accumulate(gram, GradientList(grads, gram.size(0)),
+             static_cast<double*>(gram.mutable_data_ptr()));
+}
+
+PAMA_CUDA_LIBRARY(m) {
+  m.impl("gram", TORCH_BOX(&gram));
+  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate));
+}
+
+}  // namespace
+}  // namespace pama

@@ -1,0 +1,143 @@
+// Gradients as kernels walk them: one run of elements a parameter and objective, where they lie.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "tensors.h"
+
+namespace pama {
+
+// Whether the elements of x fill a run of memory in some order of its dimensions.
+inline bool is_dense(const Tensor& x) {
+  if (x.is_contiguous()) return true;
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::vector<size_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return strides[a] < strides[b]; });
+  int64_t run = 1;
+  for (const size_t d : order) {
+    if (sizes[d] == 1) continue;
+    if (strides[d] != run) return false;
+    run *= sizes[d];
+  }
+  return true;
+}
+
+// Whether walking a and b, of equal sizes and both dense, meets their elements in the same order.
+inline bool same_order(const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), left = a.strides(), right = b.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1 && left[d] != right[d]) return false;
+  }
+  return true;
+}
+
+// The n x P gradients of a flat list (objective by objective). An empty tensor among others that
+// are not stands for a gradient of zeros.
+class GradientList {
+ public:
+  GradientList(const std::vector<Tensor>& grads, int64_t n)
+      : objectives(n),
+        parameters(n > 0 ? static_cast<int64_t>(grads.size()) / n : 0),
+        data(grads.size(), nullptr),
+        size(parameters, 0),
+        dtype(parameters, DType::kFloat),
+        model(parameters, -1),
+        in_place_(parameters, true) {
+    for (int64_t p = 0; p < parameters; ++p) place(grads, p);
+  }
+
+  int64_t objectives, parameters;
+  std::vector<const void*> data;  // [objective][parameter], null: zeros
+  std::vector<int64_t> size;      // elements of each parameter's gradient
+  std::vector<DType> dtype;
+  std::vector<int64_t> model;  // index in the flat list of a tensor whose layout is walked
+  std::vector<Tensor> copies;  // of gradients whose layouts differ among the objectives
+
+  const void* at(int64_t objective, int64_t parameter) const {
+    return data[objective * parameters + parameter];
+  }
+
+  // A tensor in the layout that parameter p is walked in.
+  Tensor empty_like(const std::vector<Tensor>& grads, int64_t p) const {
+    const Tensor& like = grads[model[p]];
+    const std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
+    if (in_place_[p] && !like.is_contiguous()) return torch::stable::empty_like(like);
+    return allocate(like, sizes, like.scalar_type());
+  }
+
+  // Whether x lies in that layout.
+  bool walks(const std::vector<Tensor>& grads, int64_t p, const Tensor& x) const {
+    const Tensor& like = grads[model[p]];
+    if (!in_place_[p] || like.is_contiguous()) return x.is_contiguous();
+    return is_dense(x) && same_order(like, x);
+  }
+
+ private:
+  void place(const std::vector<Tensor>& grads, int64_t p) {
+    bool in_place = true;
+    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
+      if (model[p] < 0 || size[p] == 0) model[p] = k, size[p] = grads[k].numel();
+    }
+    const Tensor& first = grads[model[p]];
+    dtype[p] = dtype_of(first);
+    if (size[p] == 0) return;
+    const bool dense = is_dense(first), contiguous = first.is_contiguous();
+    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
+      if (grads[k].numel() == 0) continue;
+      in_place &= contiguous ? grads[k].is_contiguous() : dense && same_order(first, grads[k]);
+    }
+    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
+      if (grads[k].numel() == 0) continue;
+      if (in_place) {
+        data[k] = grads[k].const_data_ptr();
+      } else {
+        copies.push_back(torch::stable::contiguous(grads[k]));
+        data[k] = copies.back().const_data_ptr();
+      }
+    }
+    in_place_[p] = in_place;
+  }
+
+  std::vector<bool> in_place_;  // not through copies
+};
+
+// Where combined gradients go: tensors in the layouts that the gradients are walked in.
+struct Combination {
+  std::vector<Tensor> tensors;
+  std::vector<void*> data;
+  std::vector<int64_t> moved;  // whose given tensor lies otherwise
+
+  Combination(const GradientList& grads, const std::vector<Tensor>& like) {
+    for (int64_t p = 0; p < grads.parameters; ++p) {
+      tensors.push_back(grads.empty_like(like, p));
+      data.push_back(tensors.back().mutable_data_ptr());
+    }
+  }
+
+  // In the given tensors; in copies of theirs, `write_back` later, where the layouts differ.
+  Combination(const GradientList& grads, const std::vector<Tensor>& like,
+              const std::vector<Tensor>& out, bool accumulate)
+      : tensors(out) {
+    for (int64_t p = 0; p < grads.parameters; ++p) {
+      if (!grads.walks(like, p, out[p])) {
+        tensors[p] = grads.empty_like(like, p);
+        if (accumulate) torch::stable::copy_(tensors[p], out[p]);
+        moved.push_back(p);
+      }
+      data.push_back(tensors[p].mutable_data_ptr());
+    }
+  }
+
+  void write_back(const std::vector<Tensor>& out) const {
+    for (const int64_t p : moved) {
+      Tensor to = out[p];
+      torch::stable::copy_(to, tensors[p]);
+    }
+  }
+};
+
+}  // namespace pama

@@ -1,0 +1,73 @@
+// Weighted sums of gradients on a GPU: 16 bytes of each row at a time, summed in registers.
+#pragma once
+
+#include "kernels/gradient_list.cuh"
+
+namespace pama {
+
+inline constexpr int kCombineBlock = 256;
+
+struct CombineArgs {
+  PointerTable table;  // the last row of a piece is its result
+  Stack weights;
+  bool accumulate;
+};
+
+template <class Element>
+__global__ void __launch_bounds__(kCombineBlock, 4)
+    combine_kernel(const __grid_constant__ CombineArgs args) {
+  using Real = decltype(real(Element{}));
+  constexpr int width = Pack<Element>::kSize;
+  const PointerTable& table = args.table;
+  const int n = table.rows - 1;
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  Real* weight = reinterpret_cast<Real*>(dynamic_shared());
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kCombineBlock) {
+    weight[i] = static_cast<Real>(load(args.weights, i * args.weights.column));
+  }
+  __syncthreads();
+  int64_t dealt = 0;
+#pragma unroll 1
+  for (int piece = 0; piece < table.pieces; ++piece) {
+    const int64_t columns = table.columns(piece);
+    const int64_t packs = table.aligned(piece) ? columns / width : 0;
+    Element* out = const_cast<Element*>(table.row<Element>(piece, n));
+#pragma unroll 1
+    for (int64_t u = first_unit(dealt); u < packs; u += threads) {
+      Pack<Element>& to = reinterpret_cast<Pack<Element>*>(out)[u];
+      Real sum[width] = {};
+      if (args.accumulate) {
+        const Pack<Element> before = to;
+#pragma unroll
+        for (int k = 0; k < width; ++k) sum[k] = real(before.at[k]);
+      }
+#pragma unroll 4
+      for (int i = 0; i < n; ++i) {
+        const Element* row = table.row<Element>(piece, i);
+        if (!row) continue;
+        const Pack<Element> pack = reinterpret_cast<const Pack<Element>*>(row)[u];
+#pragma unroll
+        for (int k = 0; k < width; ++k) sum[k] += weight[i] * real(pack.at[k]);
+      }
+      Pack<Element> rounded;
+#pragma unroll
+      for (int k = 0; k < width; ++k) round_to(sum[k], rounded.at[k]);
+      to = rounded;
+    }
+    dealt += packs;
+    const int64_t rest = columns - packs * width;
+#pragma unroll 1
+    for (int64_t u = first_unit(dealt); u < rest; u += threads) {
+      const int64_t at = packs * width + u;
+      Real sum = args.accumulate ? real(out[at]) : Real(0);
+      for (int i = 0; i < n; ++i) {
+        const Element* row = table.row<Element>(piece, i);
+        if (row) sum += weight[i] * real(row[at]);
+      }
+      round_to(sum, out[at]);
+    }
+    dealt += rest;
+  }
+}
+
+}  // namespace pama

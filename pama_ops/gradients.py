@@ -1,0 +1,157 @@
+"""Gradient space: the Gram matrix of n gradients, and their weighted sum.
+
+Gradients are n tensors, or n lists of P tensors, as autograd returned them; they are read where
+they lie. `None` stands for a gradient of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from pama_ops import _checks as check
+from pama_ops import _schemas as ops
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Gradients = Sequence[Tensor | None] | Sequence[Sequence[Tensor | None]]
+
+
+def gram(
+    grads: Gradients,
+    *,
+    group: ProcessGroup | None = None,
+    dtype: torch.dtype = torch.float64,
+    check_finite: bool = False,
+) -> Tensor:
+    """The Gram matrix of n gradients over the same parameters: G_ij = Σ_k g_ik g_jk.
+
+    Nothing is concatenated. A parameter's gradients are walked in memory order if all n have the
+    same strides without holes (contiguous, transposed, channels-last); otherwise they are made
+    contiguous first, which costs a copy of that parameter's gradients.
+
+    float32 and half gradients are multiplied and chained for at most L products in float32 and
+    then summed in float64: |ΔG_ij| <= (L + 2)·2⁻²⁴ Σ_k |g_ik g_jk|, with L = 16 on a CPU and 64 on
+    a GPU. Half gradients never accumulate in half precision; float32 products beyond 1e±38
+    (entries beyond 1e±19) leave float32's range. float64 gradients stay in float64.
+
+    Args:
+        grads: n >= 1 tensors, or n lists of P tensors or None, of float64, float32, float16 or
+            bfloat16; shape, dtype and device of the p-th gradient are those of all objectives.
+        group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
+            matrices of the parts are added. Not differentiable then.
+        dtype: of the result; the sum is float64.
+        check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
+
+    Returns:
+        G, [n, n], symmetric to the bit, on the gradients' device. Differentiable: the slope of
+        J is (S + Sᵀ) J. NaN or infinite where a gradient is.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the index, what came and what is wanted.
+
+    Complexity: one read of the gradients and n²/2 multiply-adds an element. On a CPU the bits do
+    not depend on the number of threads.
+    Source: Désidéri 2012; Sener & Koltun, arXiv 1810.04650.
+
+    >>> gram([torch.tensor([-4.0, 1.0, 1.0]), torch.tensor([6.0, 1.0, 1.0])])
+    tensor([[ 18., -22.],
+            [-22.,  38.]], dtype=torch.float64)
+    >>> gram([[torch.ones(2, 2), None], [torch.ones(2, 2), torch.ones(3)]]).tolist()
+    [[4.0, 4.0], [4.0, 7.0]]
+    """
+    flat, n, _ = check.gradients("grads", grads)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    result: Tensor = ops.gram(flat, n)
+    if group is not None:
+        if result.requires_grad:
+            raise ValueError("grads must not require a gradient where a group is given")
+        torch.distributed.all_reduce(result, group=group)
+    if check_finite and not bool(result.isfinite().all()):
+        bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
+        raise ValueError(
+            f"grads must be finite, but the sums over objectives {bad} are not"
+            if bad
+            else "grads must be finite, but products of theirs leave the range of numbers"
+        )
+    return result if dtype == torch.float64 else result.to(dtype)
+
+
+def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
+    """Add the Gram matrix of more parameters to a running one: G_ij += Σ_k g_ik g_jk.
+
+    Gram matrices add over disjoint parts of the parameters, so gradients larger than memory can
+    pass in pieces. `gram` of the whole and of its pieces agree to rounding.
+
+    Args:
+        gram: G, [n, n] in float64, contiguous, written in place.
+        grads: as for `gram`, on the same device.
+
+    Returns:
+        `gram`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the index, what came and what is wanted.
+
+    Complexity: one read of the gradients. Source: as `gram`.
+
+    >>> G = torch.zeros(2, 2, dtype=torch.float64)
+    >>> for part in (torch.eye(2), torch.ones(2, 3)):
+    ...     _ = gram_accumulate(G, list(part))
+    >>> G.tolist()
+    [[4.0, 3.0], [3.0, 4.0]]
+    """
+    flat, n, _ = check.gradients("grads", grads)
+    check.match("gram", gram, (n, n), "grads", flat[0].device)
+    if gram.dtype != torch.float64 or not gram.is_contiguous():
+        raise ValueError(f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}")
+    ops.gram_accumulate(gram, flat)
+    return gram
+
+
+def combine(
+    grads: Gradients,
+    weights: Tensor,
+    *,
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | list[Tensor]:
+    """The weighted sum of n gradients: out_k = Σ_i w_i g_ik.
+
+    Summed in float32 (float64 gradients in float64) and rounded once to the gradients' dtype.
+
+    Args:
+        grads: as for `gram`.
+        weights: w, [n], any floating dtype, on the gradients' device.
+        out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
+            no gradient flows then.
+
+    Returns:
+        The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
+        in the gradients and in the weights.
+
+    Raises:
+        TypeError, ValueError: naming the argument, the index, what came and what is wanted.
+
+    Complexity: n reads and one write of the parameters' size. Source: as `gram`.
+
+    >>> combine([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], torch.tensor([0.5, 0.25]))
+    tensor([0.5000, 0.5000])
+    """
+    flat, n, single = check.gradients("grads", grads)
+    check.match("weights", weights, (n,), "grads", flat[0].device)
+    if out is None:
+        results: list[Tensor] = ops.combine(flat, weights)
+        return results[0] if single else results
+    targets = [out] if isinstance(out, Tensor) else list(out)
+    check.outputs("out", targets, flat, n)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*targets, *flat, weights)):
+        with torch.no_grad():
+            ops.combine_into(targets, flat, weights, False)
+    else:
+        ops.combine_into(targets, flat, weights, False)
+    return cast("Tensor | list[Tensor]", out)

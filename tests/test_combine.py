@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import ROUNDOFF
+from strategies import DTYPES, gradient_lists, lay
+
+import pama_ops as po
+from pama_ops import _schemas
+
+
+def check(got, grads, weights, before=None) -> None:
+    """|Δ| <= (n + 2) u Σ |w_i g_ik| in the precision of the sum, and one rounding of the result."""
+    n = len(grads)
+    for p, x in enumerate(got):
+        present = [(i, row[p]) for i, row in enumerate(grads) if row[p] is not None]
+        start = torch.zeros(x.shape, dtype=torch.float64) if before is None else before[p].double()
+        terms = [start.cpu()] + [weights[i].double().cpu() * g.double().cpu() for i, g in present]
+        want = torch.stack(terms).sum(0)
+        size = torch.stack(terms).abs().sum(0)
+        inner = ROUNDOFF[torch.float64 if x.dtype == torch.float64 else torch.float32]
+        bound = (n + 3) * inner * size + ROUNDOFF[x.dtype] * want.abs() * 1.01
+        bound = bound + torch.finfo(x.dtype).tiny * torch.finfo(x.dtype).eps
+        assert bool(((x.double().cpu() - want).abs() <= bound).all())
+        assert all(x.dtype == g.dtype and x.shape == g.shape for _, g in present)
+
+
+@given(data=st.data())
+def test_combine_is_its_definition(backend, data):
+    grads = data.draw(gradient_lists(backend.device))
+    weights = torch.randn(len(grads)).to(data.draw(st.sampled_from(DTYPES))).to(backend.device)
+    check(po.combine(grads, weights), grads, weights)
+
+
+@given(data=st.data())
+def test_combine_writes_into_out(backend, data):
+    grads = data.draw(gradient_lists(backend.device, missing=False))
+    layout = data.draw(st.sampled_from(["contiguous", "odd", "transposed", "sliced"]))
+    out = [lay(torch.randn(g.shape).to(g.dtype), layout).to(backend.device) for g in grads[0]]
+    weights = torch.randn(len(grads), device=backend.device)
+    assert po.combine(grads, weights, out=out) is out
+    check(out, grads, weights)
+    before = [x.clone() for x in out]
+    _schemas.combine_into(out, [x for row in grads for x in row], weights, True)
+    check(out, grads, weights, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_half_survives(backend, dtype):
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).to(backend.device)
+    got = po.combine([x], torch.ones(1, device=backend.device))
+    assert bool(((got == x) | (got.isnan() & x.isnan())).all())
+
+
+def test_large_results_pass_the_caches_by(backend):
+    if backend.name != "cpu":
+        pytest.skip("only the CPU kernel has two ways to write")
+    for dtype in DTYPES:
+        grads = [[torch.randn(1_100_001).to(dtype)[1:], torch.randn(77).to(dtype)]
+                 for _ in range(2)]  # fmt: skip
+        weights = torch.tensor([0.3, 0.7])
+        check(po.combine(grads, weights), grads, weights)
+        out = [torch.ones(1_100_003).to(dtype)[3:], torch.ones(77).to(dtype)]
+        check(po.combine(grads, weights, out=out), grads, weights)
+
+
+def test_combine_is_independent_of_thread_count():
+    grads = [[torch.randn(300_001), torch.randn(5)] for _ in range(3)]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(torch.cat(po.combine(grads, torch.tensor([0.1, 0.2, 0.7]))))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_combine_is_differentiable_twice(backend):
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(s, generator=generator, dtype=torch.float64, device="cpu")
+        .to(backend.device)
+        .requires_grad_()
+        for s in ((2, 3), (4,), (2, 3), (4,), (2,))
+    ]
+
+    def call(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(po.combine([x[:2], x[2:4]], x[4]))
+
+    torch.autograd.gradcheck(call, inputs)
+    torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_one_result_of_combine_is_enough(backend):
+    weights = torch.ones(2, device=backend.device, requires_grad=True)
+    grads = [[torch.ones(3, device=backend.device), torch.ones(2, device=backend.device)]] * 2
+    po.combine(grads, weights)[0].sum().backward()
+    assert weights.grad.tolist() == [3.0, 3.0]
+
+
+def test_nan_weights_give_nan(backend):
+    x = torch.ones(5, device=backend.device)
+    got = po.combine([x, x], torch.full((2,), torch.nan, device=backend.device))
+    assert bool(got.isnan().all())
+
+
+BAD = [
+    ({"weights": torch.ones(3)}, ValueError, r"weights must have the shape \[2\] .* got \[3\]"),
+    ({"weights": [1.0, 2.0]}, TypeError, "weights must be a torch.Tensor, got list"),
+    ({"weights": torch.ones(2, device="meta")}, ValueError, "weights must be on cpu like grads"),
+    ({"out": [torch.ones(4)] * 2}, ValueError, "out must have 1 tensors like grads"),
+    ({"out": torch.ones(3)}, ValueError, r"out\[0\] must have the shape \[4\] .* got \[3\]"),
+    ({"out": torch.ones(4).half()}, TypeError, r"out\[0\] .* dtype torch.float32, got torch.float16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_combine_names_the_bad_argument(change, error, message):
+    args = {"grads": [torch.ones(4), torch.ones(4)], "weights": torch.ones(2), **change}
+    with pytest.raises(error, match=message):
+        po.combine(**args)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "channels last"])
+def test_combine_passes_opcheck(layout):
+    flat = [lay(torch.randn(s), layout) for _ in range(3) for s in ((2, 3, 4, 5), (7,))]
+    weights = torch.rand(3)
+    out = [torch.zeros(2, 3, 4, 5), torch.zeros(7)]
+    for accumulate in (False, True):
+        torch.library.opcheck(_schemas.combine_into, (out, flat, weights, accumulate))
+    traced = [x.requires_grad_() for x in flat]
+    torch.library.opcheck(_schemas.combine, (traced, weights.requires_grad_()))

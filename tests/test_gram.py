@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DTYPES, gradient_lists, lay
+
+import pama_ops as po
+from pama_ops import _schemas
+
+
+def matrix(grads: list[list[torch.Tensor | None]]) -> torch.Tensor:
+    """J in float64, [n, d]."""
+    columns = []
+    for column in zip(*grads, strict=True):
+        size = max(0 if x is None else x.numel() for x in column)
+        rows = [torch.zeros(size) if x is None else x.cpu().reshape(-1) for x in column]
+        columns.append(torch.stack([row.double() for row in rows]))
+    return torch.cat(columns, 1)
+
+
+def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
+    """|ΔG_ij|: float32 chains of L terms and float64 after them, or float64 throughout.
+
+    float64 sums: at most 64 roundings in a block, which is compensated from there on; the bound of
+    1e-14 holds for them, and for the float64 comparison itself.
+    """
+    chain = 16 if backend.name == "cpu" else 64
+    total = torch.zeros(len(grads), len(grads), dtype=torch.float64)
+    for p in range(len(grads[0])):
+        rows = matrix([[row[p]] for row in grads]).abs()
+        wide = any(row[p] is not None and row[p].dtype == torch.float64 for row in grads)
+        if backend.name == "default":  # a matrix product of whatever library torch has
+            chain, wide = 16, False
+            total += rows.shape[1] * 2.0**-53 * (rows @ rows.mT)
+        unit = 1e-14 if wide else (chain + 2) * 2.0**-24
+        total += (unit + 1e-14) * (rows @ rows.mT)
+    return total
+
+
+@given(data=st.data())
+def test_gram_is_its_definition(backend, data):
+    grads = data.draw(gradient_lists(backend.device))
+    got = po.gram(grads).cpu()
+    j = matrix(grads)
+    assert got.dtype == torch.float64
+    assert torch.equal(got, got.mT)
+    excess = (got - j @ j.mT).abs() - bound(grads, backend)
+    assert float(excess.max()) <= 2.0**-126, f"off by {float(excess.max())} beyond its bound"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 16, 33])
+def test_gram_of_constants_keeps_its_bound(backend, dtype, n):
+    d = 100_000 if backend.name == "cpu" else 3000
+    grads = [[torch.full((d,), 0.1 * (i + 1), dtype=dtype, device=backend.device)]
+             for i in range(n)]  # fmt: skip
+    values = torch.stack([g[0][0].double().cpu() for g in grads])
+    want = d * values[:, None] * values
+    assert bool(((po.gram(grads).cpu() - want).abs() <= bound(grads, backend)).all())
+
+
+def test_float16_gradients_do_not_overflow(backend):
+    d = 100_000_000 if backend.name == "cpu" else 100_000
+    x = torch.full((1,), 200.0, dtype=torch.float16, device=backend.device).expand(d).contiguous()
+    assert float(po.gram([x, -x])[0, 1]) == pytest.approx(-40000.0 * d, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["odd", "transposed", "channels last"])
+def test_equal_layouts_are_walked_without_a_copy(backend, layout):
+    """To the bit what a walk over the same memory as one dimension gives."""
+    x = [lay(torch.randn(2, 3, 4, 5), layout).to(backend.device) for _ in range(3)]
+    y = [g.as_strided((g.numel(),), (1,)) for g in x]
+    if backend.name == "default":
+        torch.testing.assert_close(po.gram(x), po.gram(y))
+    else:
+        assert torch.equal(po.gram(x), po.gram(y))
+
+
+def test_thousands_of_tiny_tensors(backend):
+    count = 2000 if backend.name == "cpu" else 300
+    generator = torch.Generator().manual_seed(0)
+    grads = [
+        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
+        for _ in range(3)
+    ]
+    j = matrix(grads)
+    assert bool(((po.gram(grads).cpu() - j @ j.mT).abs() <= bound(grads, backend)).all())
+
+
+def test_gram_is_independent_of_thread_count():
+    generator = torch.Generator().manual_seed(1)
+    grads = [
+        [torch.randn(s, generator=generator) for s in [(300, 301), (17,), (100_003,)]]
+        + [torch.randn(50_001, generator=generator).bfloat16()]
+        for _ in range(5)
+    ]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(po.gram(grads))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+@pytest.mark.parametrize("level", ["1", "3", "4"])
+def test_older_processors_keep_the_bound(level):
+    script = (
+        "import torch, pama_ops as po; torch.manual_seed(0)\n"
+        "for n in (1, 2, 3, 5, 6, 8, 11):\n"
+        "    j = torch.randn(n, 5003); d = j.double()\n"
+        "    for x, u in ((j, 18 * 2**-24), (d, 1e-14)):\n"
+        "        error = (po.gram(list(x)) - d @ d.mT).abs()\n"
+        "        assert bool((error <= (u + 1e-14) * (d.abs() @ d.abs().mT)).all()), n\n"
+    )
+    environment = {**os.environ, "PAMA_CPU_LEVEL": level}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+def test_the_kernel_allocates_less_than_a_megabyte():
+    grads = [torch.randn(1_000_000) for _ in range(8)]
+    po.gram(grads)
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    po.gram(grads)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096
+
+
+def test_non_finite_gradients_show(backend):
+    x, y = torch.ones(40, device=backend.device), torch.ones(40, device=backend.device)
+    y[37] = torch.inf
+    got = po.gram([x, y])
+    assert got.isfinite().tolist() == [[True, False], [False, False]]
+    with pytest.raises(ValueError, match=r"grads must be finite, .* objectives \[1\]"):
+        po.gram([x, y], check_finite=True)
+
+
+def test_pieces_accumulate(backend):
+    generator = torch.Generator().manual_seed(2)
+    grads = [[torch.randn(s, generator=generator).to(backend.device) for s in (100, 2000)]
+             for _ in range(4)]  # fmt: skip
+    total = torch.zeros(4, 4, dtype=torch.float64, device=backend.device)
+    for p in range(2):
+        assert po.gram_accumulate(total, [g[p] for g in grads]) is total
+    torch.testing.assert_close(total, po.gram(grads), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("objectives", [1, 3])
+def test_gram_is_differentiable_twice(backend, objectives):
+    generator = torch.Generator().manual_seed(3)
+    flat = [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(backend.device)
+        for _ in range(objectives)
+        for s in ((2, 3), (4,))
+    ]
+    flat = [x.requires_grad_() for x in flat]
+
+    def call(*x: torch.Tensor) -> torch.Tensor:
+        return po.gram([x[2 * i : 2 * i + 2] for i in range(objectives)])
+
+    torch.autograd.gradcheck(call, flat)
+    torch.autograd.gradgradcheck(call, flat)
+
+
+def test_the_slope_of_gram_keeps_the_gradients_dtype(backend):
+    x = torch.randn(50, device=backend.device, dtype=torch.bfloat16, requires_grad=True)
+    po.gram([x, x.detach()]).sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad, 4 * x.detach(), rtol=2.0**-8, atol=0)
+
+
+def one(x):
+    return [[x, torch.ones(3)], [torch.ones(2, 2), torch.ones(3)]]
+
+
+BAD = [
+    (torch.ones(2, 3), TypeError, "grads must be a list of tensors, .* got Tensor"),
+    ([], ValueError, "grads must hold at least one objective"),
+    ([None, None], ValueError, "grads must hold at least one tensor"),
+    ([torch.ones(2), torch.ones(3)], ValueError, r"grads\[1\] .* \[2\] of grads\[0\], got \[3\]"),
+    (one(torch.ones(4)), ValueError, r"grads\[1\]\[0\] .* \[4\] of grads\[0\]\[0\], got \[2, 2\]"),
+    (one(torch.ones(2, 2).half()), TypeError, r"grads\[1\]\[0\] .* torch.float16 of .* torch.float32"),
+    (one(torch.ones(2, 2).long()), TypeError, r"grads\[0\]\[0\] .* floating-point .* torch.int64"),
+    (one(torch.ones(2, 2).to_sparse()), TypeError, r"grads\[0\]\[0\] .* dense tensor, got .*sparse"),
+    (one(torch.ones(2, 2, device="meta")), ValueError, r"grads\[1\]\[0\] must be on meta .* cpu"),
+    (one("x"), TypeError, r"grads\[0\]\[0\] must be a torch.Tensor, got str"),
+    ([[torch.ones(2)], []], ValueError, r"grads\[1\] must have as many tensors as grads\[0\], 1, got 0"),
+    ([[torch.ones(2)], 3], TypeError, r"grads\[1\] must be a list of tensors like grads\[0\], got int"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grads", "error", "message"), BAD)
+def test_gram_names_the_bad_argument(grads, error, message):
+    with pytest.raises(error, match=message):
+        po.gram(grads)
+
+
+def test_gram_accumulate_names_the_bad_argument():
+    x = [torch.ones(2)] * 2
+    with pytest.raises(ValueError, match=r"gram must have the shape \[2, 2\]"):
+        po.gram_accumulate(torch.zeros(3, 3, dtype=torch.float64), x)
+    with pytest.raises(ValueError, match=r"gram must be float64 and contiguous, got torch.float32"):
+        po.gram_accumulate(torch.zeros(2, 2), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_passes_opcheck(dtype):
+    flat = [torch.randn(s).to(dtype).requires_grad_() for _ in range(3) for s in ((4, 5), (7,))]
+    torch.library.opcheck(_schemas.gram, (flat, 3))
+    plain = [x.detach() for x in flat]
+    total = torch.zeros(3, 3, dtype=torch.float64)
+    torch.library.opcheck(_schemas.gram_accumulate, (total, plain))
+
+
+def test_gram_min_norm_combine_compile_whole():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(grads):
+        return po.combine(grads, po.min_norm(po.gram(grads)))
+
+    grads = [[torch.randn(4, 5), torch.randn(7)] for _ in range(3)]
+    want = po.combine(grads, po.min_norm(po.gram(grads)))
+    torch.testing.assert_close(compiled(grads), want)

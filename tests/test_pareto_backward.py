@@ -1,0 +1,355 @@
+"""`pareto_backward` against its definition: autograd's gradients in float64, stacked."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import pama_ops as po
+
+N = 3
+
+
+class Model(nn.Module):
+    """A shared trunk, a head for each loss, and optionally a checkpointed trunk."""
+
+    def __init__(self, dtype=torch.float64, reentrant: bool | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh())
+        self.heads = nn.ModuleList(nn.Linear(5, 2) for _ in range(N))
+        for x in self.parameters():
+            x.data = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype) / 2
+        self.reentrant = reentrant
+
+    def features(self, x):
+        if self.reentrant is None:
+            return self.trunk(x)
+        return checkpoint(self.trunk, x, use_reentrant=self.reentrant)
+
+    def losses(self, x):
+        z = self.features(x)
+        return [(head(z) - i).square().mean() for i, head in enumerate(self.heads)], z
+
+
+def batch(dtype=torch.float64, seed: int = 1) -> torch.Tensor:
+    return torch.randn(16, 6, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def expected(losses, parameters, weighting=po.min_norm):
+    """w, and the weighted gradient of each parameter (None where no loss reaches it)."""
+    rows = [
+        torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True) for x in losses
+    ]
+    columns = list(zip(*rows, strict=True))
+    j = torch.stack(
+        [
+            torch.cat([(torch.zeros_like(p) if g is None else g).double().flatten()
+                       for g, p in zip(row, parameters, strict=True)])
+            for row in rows
+        ]
+    )  # fmt: skip
+    w = weighting(j @ j.mT)
+    sums = [
+        None if all(g is None for g in column)
+        else sum(w[i] * g for i, g in enumerate(column) if g is not None)
+        for column in columns
+    ]  # fmt: skip
+    return w, sums
+
+
+def close(got, want) -> None:
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_is_the_weighted_sum(backend):
+    model = Model().to(backend.device)
+    losses, _ = model.losses(batch().to(backend.device))
+    parameters = list(model.parameters())
+    w, want = expected(losses, parameters)
+    got = po.pareto_backward(losses, model.parameters())
+    close(got, w)
+    for x, g in zip(parameters, want, strict=True):
+        close(x.grad, g)
+        assert x.grad.stride() == x.stride()
+
+
+def test_gradients_add_to_what_is_there(backend):
+    model = Model().to(backend.device)
+    parameters = list(model.parameters())
+    totals = [torch.zeros_like(x) for x in parameters]
+    for seed in (1, 2):
+        losses, _ = model.losses(batch(seed=seed).to(backend.device))
+        _, want = expected(losses, parameters)
+        totals = [t + g for t, g in zip(totals, want, strict=True)]
+        po.pareto_backward(losses, parameters)
+    for x, total in zip(parameters, totals, strict=True):
+        close(x.grad, total)
+
+
+def test_any_function_is_a_weighting():
+    model = Model()
+    losses, _ = model.losses(batch())
+
+    def first(gram, row):
+        return torch.eye(len(gram))[row]
+
+    w = po.pareto_backward(
+        losses, model.trunk.parameters(), weighting=functools.partial(first, row=1)
+    )
+    assert w.tolist() == [0.0, 1.0, 0.0]
+    losses, _ = model.losses(batch())
+    for x, g in zip(
+        model.trunk.parameters(),
+        torch.autograd.grad(losses[1], list(model.trunk.parameters())),
+        strict=True,
+    ):
+        close(x.grad, g)
+
+
+def test_heads_get_their_own_gradient_unweighted():
+    model = Model()
+    losses, _ = model.losses(batch())
+    trunk = list(model.trunk.parameters())
+    w, want = expected(losses, trunk)
+    own = [torch.autograd.grad(losses[i], list(h.parameters()), retain_graph=True)
+           for i, h in enumerate(model.heads)]  # fmt: skip
+    tasks = [head.parameters() for head in model.heads]
+    close(po.pareto_backward(losses, model.parameters(), task_parameters=tasks), w)
+    for x, g in zip(trunk, want, strict=True):
+        close(x.grad, g)
+    for head, grads in zip(model.heads, own, strict=True):
+        for x, g in zip(head.parameters(), grads, strict=True):
+            close(x.grad, g)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_features_take_one_backward_of_the_weighted_loss(named):
+    model = Model()
+    losses, z = model.losses(batch())
+    w, _ = expected(losses, [z])
+    total = sum(a * b for a, b in zip(w, losses, strict=True))
+    trunk = list(model.trunk.parameters())
+    want = torch.autograd.grad(total, trunk, retain_graph=True)
+    roots = losses if named else [total] * N
+    heads = [torch.autograd.grad(root, list(h.parameters()), retain_graph=True)
+             for root, h in zip(roots, model.heads, strict=True)]  # fmt: skip
+    before = [torch.ones_like(x) for x in model.parameters()]
+    for x, b in zip(model.parameters(), before, strict=True):
+        x.grad = b.clone()
+    tasks = [head.parameters() for head in model.heads] if named else None
+    close(po.pareto_backward(losses, features=z, task_parameters=tasks), w)
+    for x, g in zip(trunk, want, strict=True):
+        close(x.grad, g + 1)
+    for head, grads in zip(model.heads, heads, strict=True):
+        for x, g in zip(head.parameters(), grads, strict=True):
+            close(x.grad, g + 1)
+
+
+def test_parameters_that_a_loss_does_not_reach_count_as_zero(backend):
+    device = backend.device
+    a, b, c = (torch.tensor([v], device=device, requires_grad=True) for v in (1.0, 2.0, 3.0))
+    w = po.pareto_backward([(a * b).sum(), (3 * a).sum()], [a, b, c])
+    close(w.cpu(), po.min_norm(torch.tensor([[5.0, 6.0], [6.0, 9.0]], dtype=torch.float64)))
+    close(b.grad, (w[0] * 1.0).float().reshape(1))
+    assert c.grad is None
+
+
+def test_frozen_parameters_are_passed_over():
+    model = Model()
+    for x in model.trunk[0].parameters():
+        x.requires_grad_(False)
+    losses, _ = model.losses(batch())
+    kept = [x for x in model.parameters() if x.requires_grad]
+    w, want = expected(losses, kept)
+    close(po.pareto_backward(losses, model.parameters()), w)
+    for x, g in zip(kept, want, strict=True):
+        close(x.grad, g)
+    assert all(x.grad is None for x in model.trunk[0].parameters())
+
+
+class LoRA(nn.Module):
+    """A frozen linear map and a trained one of low rank beside it."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features, dtype=torch.float64))
+        self.up = nn.Parameter(torch.randn(base.out_features, rank, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.mT @ self.up.mT
+
+
+def test_low_rank_adapters_train():
+    model = Model()
+    model.trunk[0], model.trunk[2] = LoRA(model.trunk[0]), LoRA(model.trunk[2])
+    losses, _ = model.losses(batch())
+    kept = [x for x in model.trunk.parameters() if x.requires_grad]
+    assert len(kept) == 4
+    w, want = expected(losses, kept)
+    close(po.pareto_backward(losses, model.trunk.parameters()), w)
+    for x, g in zip(kept, want, strict=True):
+        close(x.grad, g)
+
+
+def test_checkpointing_without_reentry_works():
+    plain, saved = Model(), Model(reentrant=False)
+    po.pareto_backward(plain.losses(batch())[0], plain.parameters())
+    po.pareto_backward(saved.losses(batch())[0], saved.parameters())
+    for x, y in zip(plain.parameters(), saved.parameters(), strict=True):
+        close(x.grad, y.grad)
+
+
+def test_reentrant_checkpointing_is_refused_with_advice():
+    model = Model(reentrant=True)
+    losses, _ = model.losses(batch().requires_grad_())
+    with pytest.raises(ValueError, match="call .*checkpoint with use_reentrant=False"):
+        po.pareto_backward(losses, model.parameters())
+    assert all(x.grad is None for x in model.parameters())
+
+
+def test_losses_may_differ_in_dtype():
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    losses = [x.square().sum(), x.sum().bfloat16(), x.abs().sum().double(), x.prod().half()]
+    w = po.pareto_backward(losses, [x])
+    assert w.dtype == torch.float64
+    assert x.grad.dtype == torch.float32
+    z = torch.tensor([1.0, -2.0], requires_grad=True)
+    y = 1 * z
+    losses = [y.square().sum(), y.sum().bfloat16(), y.abs().sum().double(), y.prod().half()]
+    close(po.pareto_backward(losses, features=y), w)
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0, 2.0**-20])
+def test_scaled_losses_have_the_same_weights(scale):
+    model = Model()
+    losses, _ = model.losses(batch())
+    w, want = expected(losses, list(model.parameters()))
+    close(po.pareto_backward([scale * x for x in losses], model.parameters()), w)
+    for x, g in zip(model.parameters(), want, strict=True):
+        close(x.grad, scale * g)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_grad_scaler_steps_or_skips(finite):
+    model = Model(torch.float32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, _ = model.losses(batch(torch.float32))
+    if not finite:
+        losses[1] = losses[1] * torch.inf
+    before = [x.detach().clone() for x in model.parameters()]
+    po.pareto_backward([scaler.scale(x) for x in losses], model.parameters())
+    scaler.step(optimizer)
+    scaler.update()
+    moved = any(not torch.equal(x, y) for x, y in zip(model.parameters(), before, strict=True))
+    assert moved == finite
+    assert all(bool(x.isfinite().all()) for x in model.parameters())
+
+
+def test_losses_may_be_one_tensor():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    close(po.pareto_backward(torch.stack([x[0], x[1]]), [x]), torch.tensor([0.5, 0.5]).double())
+
+
+MEMORY = """
+import resource, torch, pama_ops as po
+size, n = 5_000_000, 4
+x = torch.zeros(size, requires_grad=True)
+po.pareto_backward([x[:9].sum(), (2 * x[:9]).sum()], [x])
+x.grad = None
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, c):
+        ctx.c, ctx.size = c, len(x)
+        return x.new_zeros(())
+    @staticmethod
+    def backward(ctx, slope):
+        return torch.full((ctx.size,), ctx.c) * 1, None
+base = peak()
+po.pareto_backward([Linear.apply(x, float(i + 1)) for i in range(n)], [x])
+print((peak() - base) / (4 * size))
+"""
+
+
+def test_memory_is_that_of_n_plus_one_gradients():
+    """Peak resident memory over what was resident before, in gradients, in a fresh process."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert (
+        float(run.stdout) <= 4 + 1 + 0.3
+    )  # the function's own temporary is freed, but counts once
+
+
+def test_nothing_is_kept_between_calls():
+    model = Model()
+    gc.collect()
+    losses, _ = model.losses(batch())
+    po.pareto_backward(losses, model.parameters())
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        losses[0].backward()
+
+
+def args(**change):
+    x = torch.ones(2, requires_grad=True)
+    return {"losses": [x.sum(), x.prod()], "parameters": [x], **change}
+
+
+X = torch.ones(2, requires_grad=True)
+HELD = torch.ones(2, requires_grad=True)
+BAD = [
+    (args(losses=[]), ValueError, "losses must hold at least one loss"),
+    (args(losses=3), TypeError, "losses must be a list of tensors, got int"),
+    (args(losses=X.sum()), ValueError, r"losses must be a list or a tensor \[n\], got \[\]"),
+    (args(losses=[X]), ValueError, r"losses\[0\] must have one element, got \[2\]"),
+    (args(losses=[X.sum(), torch.ones(())]), ValueError, r"losses\[1\] must have a graph"),
+    (args(losses=[X.sum(), X.sum().item()]), TypeError, r"losses\[1\] must be a torch.Tensor, got float"),
+    (args(losses=[HELD.sum()]), ValueError, "losses must depend on parameters, but none"),
+    (args(parameters=X), TypeError, "parameters must be an iterable of tensors, got Tensor"),
+    (args(parameters=[2 * X]), ValueError, r"parameters\[0\] must be a leaf"),
+    (args(parameters=[torch.ones(2)]), ValueError, "parameters must hold a shared one"),
+    (args(parameters=None), ValueError, "exactly one of parameters and features .* neither"),
+    (args(features=2 * X), ValueError, "exactly one of parameters and features .* both"),
+    (args(parameters=None, features=torch.ones(2)), ValueError, r"features\[0\] must require a grad"),
+    (args(parameters=None, features=3), TypeError, "features must be a tensor or a list"),
+    (args(task_parameters=[[X]]), ValueError, "task_parameters must have one entry .* 2 losses, got 1"),
+    (args(task_parameters=[[HELD], [HELD]]), ValueError, r"task_parameters\[1\] must not share"),
+    (args(weighting=lambda gram: [1, 2]), TypeError, "weighting must return a torch.Tensor, got list"),
+    (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .* got .*\[2, 2\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_pareto_backward_names_the_bad_argument(arguments, error, message):
+    parameters = arguments["parameters"]
+    held = [x for x in parameters if x.is_leaf] if isinstance(parameters, list) else []
+    with pytest.raises(error, match=message):
+        po.pareto_backward(**arguments)
+    assert all(x.grad is None for x in held)
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(5, 3, sparse=True)
+    loss = table(torch.tensor([1, 2])).sum()
+    with pytest.raises(
+        TypeError, match=r"parameters\[0\] must have dense gradients, .* losses\[0\]"
+    ):
+        po.pareto_backward([loss], table.parameters())
+    assert table.weight.grad is None
+
+
+def test_a_gradient_that_cannot_be_added_to_is_refused():
+    x = torch.ones(2, requires_grad=True)
+    x.grad = torch.ones(2).to_sparse()
+    with pytest.raises(TypeError, match=r"parameters\[0\]\.grad must be dense"):
+        po.pareto_backward([x.sum()], [x])
