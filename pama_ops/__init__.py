@@ -1,7 +1,9 @@
 """Fused multi-objective training: Pareto weights at the cost of a single objective.
 
 Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
-`value_loss`, `kl_divergence`. Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `imtl_g`,
+`value_loss`, `kl_divergence`.
+
+Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `imtl_g`,
 `aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
 """
 
