@@ -31,7 +31,7 @@ class CaGrad {
   PAMA_HD static constexpr int64_t integers(int64_t n) {
     return ConeActiveSet<Team>::integers(n) + MinNorm<Team>::integers(n);
   }
-  // Of Newton steps; over the tests' families no more than 12 came.
+  // Of Newton steps.
   PAMA_HD static constexpr int limit(int n) { return n + 64; }
 
   PAMA_HD explicit CaGrad(const GramProblem<Team>& problem)

@@ -22,7 +22,7 @@ class ConeActiveSet {
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
-  // Of rows entering; over the tests' families no more than 2 n came.
+  // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
   // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0.
@@ -52,8 +52,7 @@ class ConeActiveSet {
     team_.sync();
   }
 
-  // Goes on from the y that is there. At the limit, which no known input comes near, it is left
-  // where it is.
+  // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
     differentiate();
