@@ -110,7 +110,7 @@ def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool 
 
     Where several weights give the same x (dependent gradients), one of them is returned. A zero
     gradient keeps its p_i; p_i = 0 leaves i's constraint in place. Multiplying G by a positive
-    number changes nothing. At most 8n + 32 rows enter the active set, which no known input needs.
+    number changes nothing. At most 8n + 32 rows enter the active set.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
@@ -124,7 +124,7 @@ def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool 
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: about n/2 steps of O(n²) each. Source: Lopez-Paz & Ranzato, arXiv 1706.08840.
+    Complexity: O(n²) for each row that enters. Source: Lopez-Paz & Ranzato, arXiv 1706.08840.
 
     >>> dualproj(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([0.6111, 0.5000])
@@ -154,7 +154,7 @@ def upgrad(gram: Tensor, *, preference: Preference = None, check_values: bool = 
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: n problems of about n/2 steps of O(n²). Source: Quinton & Rey, arXiv 2406.16232.
+    Complexity: n times that of `dualproj`. Source: Quinton & Rey, arXiv 2406.16232.
 
     >>> upgrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([1.1111, 0.7895])
@@ -251,7 +251,7 @@ def aligned_mtl(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: about 5 sweeps of O(n³) in the eigensolver. Source: Senushkin et al., CVPR 2023.
+    Complexity: O(n³) for each sweep of the eigensolver. Source: Senushkin et al., CVPR 2023.
 
     >>> aligned_mtl(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([0.5591, 0.4083])
