@@ -9,6 +9,7 @@ weighting, and the same problem in cvxpy (Clarabel) with its parameters set once
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -42,12 +43,6 @@ class Row:
         return next((self.budget[m] for m in sorted(self.budget) if n <= m), None)
 
 
-def torchjd_mgda(gram: torch.Tensor) -> Call:
-    aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
-    weighting = aggregation.MGDAWeighting()
-    return lambda: weighting(gram)
-
-
 def cvxpy_min_norm(gram: torch.Tensor) -> Call:
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n = gram.shape[-1]
@@ -56,6 +51,17 @@ def cvxpy_min_norm(gram: torch.Tensor) -> Call:
     c = cvxpy.Variable(n, nonneg=True)
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(root @ c)), [cvxpy.sum(c) == 1])
     return lambda: problem.solve(solver=cvxpy.CLARABEL)
+
+
+def torchjd_peer(name: str) -> Callable[[torch.Tensor], Call]:
+    """TorchJD's weighting of this name with its defaults."""
+
+    def peer(gram: torch.Tensor) -> Call:
+        aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
+        weighting = getattr(aggregation, name)()
+        return lambda: weighting(gram)
+
+    return peer
 
 
 def cvxpy_pama_weights(values: torch.Tensor) -> Call:
@@ -70,7 +76,39 @@ def cvxpy_pama_weights(values: torch.Tensor) -> Call:
 
 
 TABLE = [
-    Row("min_norm", po.min_norm, peers={"torchjd": torchjd_mgda, "cvxpy": cvxpy_min_norm}),
+    Row(
+        "min_norm",
+        po.min_norm,
+        peers={"torchjd": torchjd_peer("MGDAWeighting"), "cvxpy": cvxpy_min_norm},
+    ),
+    Row("dualproj", po.dualproj, peers={"torchjd": torchjd_peer("DualProjWeighting")}),
+    Row(
+        "upgrad",
+        po.upgrad,
+        budget={8: 24.0, 32: 1500.0},
+        peers={"torchjd": torchjd_peer("UPGradWeighting")},
+    ),
+    Row("cagrad", po.cagrad, budget={8: 24.0, 32: 120.0}),
+    Row("gapo", po.gapo),
+    Row(
+        "pcgrad",
+        functools.partial(po.pcgrad, seed=torch.tensor(0)),
+        peers={"torchjd": torchjd_peer("PCGradWeighting")},
+    ),
+    Row("gradvac", functools.partial(po.gradvac, target=0.1, seed=torch.tensor(0)), budget={}),
+    Row(
+        "aligned_mtl",
+        po.aligned_mtl,
+        budget={8: 15.0, 32: 150.0},
+        peers={"torchjd": torchjd_peer("AlignedMTLWeighting")},
+    ),
+    Row(
+        "imtl_g",
+        po.imtl_g,
+        budget={8: 15.0, 32: 150.0},
+        peers={"torchjd": torchjd_peer("IMTLGWeighting")},
+    ),
+    Row("config", po.config, budget={8: 15.0, 32: 150.0}),
     Row("pama_weights", po.pama_weights, values=True, peers={"cvxpy": cvxpy_pama_weights}),
     Row(
         "duality_gap",

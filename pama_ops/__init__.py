@@ -2,7 +2,10 @@
 
 Gradient space (any model): `gram`, `combine`, `pareto_backward`.
 Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
-`value_loss`, `kl_divergence`. Weights: `min_norm`, `pama_weights`, `duality_gap`.
+`value_loss`, `kl_divergence`.
+
+Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `imtl_g`,
+`aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
 """
 
 from pama_ops import _library
@@ -10,7 +13,21 @@ from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advant
 from pama_ops.backward import pareto_backward
 from pama_ops.gradients import combine, gram, gram_accumulate
 from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
-from pama_ops.weights import PAMAWeights, duality_gap, min_norm, pama_weights
+from pama_ops.weights import (
+    PAMAWeights,
+    aligned_mtl,
+    cagrad,
+    config,
+    duality_gap,
+    dualproj,
+    gapo,
+    gradvac,
+    imtl_g,
+    min_norm,
+    pama_weights,
+    pcgrad,
+    upgrad,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,18 +35,27 @@ __all__ = [
     "PAMAStep",
     "PAMAWeights",
     "PPOLoss",
+    "aligned_mtl",
+    "cagrad",
     "combine",
+    "config",
     "duality_gap",
+    "dualproj",
     "gae",
+    "gapo",
+    "gradvac",
     "gram",
     "gram_accumulate",
     "group_normalize",
+    "imtl_g",
     "kl_divergence",
     "min_norm",
     "pama_advantages",
     "pama_weights",
     "pareto_backward",
+    "pcgrad",
     "ppo_loss",
+    "upgrad",
     "value_loss",
     "whiten",
 ]

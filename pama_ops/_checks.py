@@ -120,6 +120,13 @@ def positive(name: str, x: object) -> float:
     return value
 
 
+def nonnegative(name: str, x: object) -> float:
+    value = number(name, x)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be nonnegative and finite, got {value}")
+    return value
+
+
 def unit(name: str, x: object) -> float:
     value = number(name, x)
     if not 0 <= value <= 1:
@@ -177,6 +184,16 @@ def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tens
             f"preference must be nonnegative and finite with a positive sum, got {values}"
         )
     return torch.tensor(values, dtype=torch.float64, device=like.device)
+
+
+def seed(x: object, batch: Sequence[int], device: torch.device) -> None:
+    x = tensor("seed", x)
+    if x.dtype != torch.int64:
+        raise TypeError(f"seed must be an int64 tensor, got {x.dtype}")
+    if x.dim() != 0 and x.shape != batch:
+        raise ValueError(f"seed must have the shape [] or {list(batch)}, got {list(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"seed must be on {device} like gram, got {x.device}")
 
 
 def preference_values(p: Tensor | None) -> None:

@@ -532,6 +532,286 @@ def _affine_step(g: Tensor, x: Tensor, corral: list[int], roundoff: float) -> Te
     return step
 
 
+def _each(gram: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """`solve` on each matrix, brought to a scale of about 1 by a power of 4; NaN if not finite.
+
+    `solve` gets the scaled matrix, and its result is what the weights are.
+    """
+    g = gram.detach().to(torch.float64)
+    n = g.shape[-1]
+    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
+    for b, m in enumerate(g.reshape(-1, n, n)):
+        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
+        if bool(m.isfinite().all()):
+            w[b] = solve(m / _unit(m) ** 2)
+    return w.reshape(g.shape[:-1])
+
+
+def _unit(m: Tensor) -> float:
+    """A power of 2 near the root of the largest entry."""
+    largest = float(m.abs().amax())
+    return 2.0 ** math.floor((math.frexp(largest)[1] - 1) / 2) if largest > 0 else 1.0
+
+
+def _share(preference: Tensor | None, like: Tensor) -> Tensor:
+    """A preference with sum 1."""
+    p = _relative(preference, like)
+    return p / p.sum()
+
+
+def _inverse(g: Tensor) -> Tensor:
+    """The pseudoinverse of a matrix with positive diagonal, its rank decided at unit diagonal."""
+    unit = g.diagonal().rsqrt()
+    values, vectors = torch.linalg.eigh(g * unit[:, None] * unit)
+    cut = len(g) * 2.0**-50 * values.amax() if len(g) else 0.0
+    inverse: Tensor = (vectors * torch.where(values > cut, 1 / values, 0.0)) @ vectors.T
+    return unit[:, None] * inverse * unit
+
+
+def _cone(g: Tensor, lower: Tensor, level: float = 0.0) -> Tensor:
+    """argmin ½ vᵀ G v − level Σ y over v = lower + y, y >= 0: Lawson & Hanson, dense."""
+    n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
+    y, inside = torch.zeros_like(lower), norm < 0
+    refused = inside.clone()
+    for _ in range(8 * n + 32):
+        slope = g @ (lower + y) - level
+        bound = 4 * 2.0**-52 * (norm * (norm @ (lower + y)) + abs(level))
+        violated = ~inside & ~refused & (norm > 0) & (slope < -bound)
+        if not bool(violated.any()):
+            break
+        entering = int(torch.where(violated, slope / norm, 0.0).argmin())
+        inside[entering] = True
+        for _ in range(n + 1):
+            s = torch.nonzero(inside).flatten()
+            slope = g @ (lower + y) - level
+            step = torch.zeros_like(y)
+            step[s] = -_inverse(g[s][:, s]) @ slope[s]
+            if float(y[entering]) == 0 and not float(step[entering]) > 0:
+                inside[entering], refused[entering] = False, True
+                break
+            reach = torch.where(step < 0, y / -step, math.inf)
+            reach[~inside] = math.inf
+            y = (y + min(1.0, float(reach.amin())) * step).clamp(min=0)
+            refused[:] = False
+            if float(reach.amin()) >= 1:
+                break
+            y[reach.argmin()] = 0.0
+            inside &= y > 0
+    return y
+
+
+@_weighting
+def dualproj(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    p = _share(preference, gram.detach().to(torch.float64))
+    return _each(gram, lambda g: p + _cone(g, p))
+
+
+@_weighting
+def upgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    p = _share(preference, gram.detach().to(torch.float64)).diag()
+    return _each(gram, lambda g: torch.stack([q + _cone(g, q) for q in p]).sum(0))
+
+
+@_weighting
+def cagrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    """The constraint's multiplier by false position, the cone's problem at each."""
+    return _each(gram, lambda g: _cagrad(g, options[0], _roundoff(gram)))
+
+
+def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
+    n = len(g)
+    p = g.new_full((n,), 1 / n)
+    radius = c * math.sqrt(max(float(p @ g @ p), 0.0))
+    if radius == 0:
+        return p
+
+    def excess(level: float) -> tuple[Tensor, float]:
+        y = _cone(g, p, level)
+        return y, math.sqrt(max(float(y @ g @ y), 0.0)) - radius
+
+    norm = g.diagonal().clamp(min=0).sqrt()
+    high, low = 0.0, float((g @ p).amin()) - radius * float(norm.amax())
+    y, above = excess(high)
+    if above <= 0:
+        zeros = g.diagonal() <= 0
+        w = (
+            zeros.double() / zeros.sum()
+            if bool(zeros.any())
+            else _shortest_combination(g, roundoff)
+        )
+        square = float(w @ g @ w)
+        if square <= (8 * n * 2.0**-53 + 2 * roundoff) * float(norm @ w) ** 2:
+            return p + y
+        low, high = high, float(w @ g @ p) + radius * math.sqrt(square)
+        y, above = excess(high)
+    below = excess(low)[1]
+    for _ in range(200):
+        level = high - above * (high - low) / (above - below) if above > below else high
+        if not low < level < high:
+            break
+        y, value = excess(level)
+        if abs(value) <= 4e-15 * radius:
+            break
+        if value > 0:
+            high, above, below = level, value, below / 2
+        else:
+            low, below, above = level, value, above / 2
+    length = math.sqrt(max(float(y @ g @ y), 0.0))
+    return p + y * (radius / length) if length > 0 else p
+
+
+@_weighting
+def aligned_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    p = _share(preference, gram.detach().to(torch.float64))
+    which, cut = int(options[0]), options[1]
+
+    def solve(g: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(g)
+        kept = values > max(cut * float(values.amax()), 0.0)
+        if not bool(kept.any()):
+            return p
+        values, vectors = values[kept], vectors[:, kept]
+        sigma = (values.amin(), values.median(), values.mean())[which]
+        w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
+        return w
+
+    return _each(gram, solve)
+
+
+def _unit_gram(g: Tensor, cut: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows that are not 0, their norms, and the kept eigenpairs of their unit Gram matrix."""
+    s = torch.nonzero(g.diagonal() > 0).flatten()
+    norm = g.diagonal()[s].sqrt()
+    values, vectors = torch.linalg.eigh(g[s][:, s] / norm[:, None] / norm)
+    kept = values > max(cut * float(values.amax()), 0.0) if len(s) else values > 0
+    return s, norm, values[kept], vectors[:, kept]
+
+
+@_weighting
+def imtl_g(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    def solve(g: Tensor) -> Tensor:
+        s, norm, values, vectors = _unit_gram(g, options[0])
+        w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+        if len(values) == len(s):
+            w[s] = vectors @ (vectors.sum(0) / values) / norm
+        else:
+            span = torch.linalg.qr(norm[:, None] * vectors).Q  # the range of G
+            d = span @ (span.T @ norm)
+            if not float(d.abs().amax()) > options[0] * float(norm.amax()):
+                return w
+            w[s] = span @ (span.T @ (vectors @ ((vectors.T @ (d / norm)) / values) / norm))
+        total = w.sum()
+        nothing = not float(total.abs()) > options[0] * float(w.abs().sum())
+        return torch.zeros_like(w) if nothing else w / total
+
+    return _each(gram, solve)
+
+
+@_weighting
+def config(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    def solve(g: Tensor) -> Tensor:
+        s, norm, values, vectors = _unit_gram(g, options[0])
+        along = vectors.sum(0)
+        w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+        cosines = vectors @ along  # Ĝ v
+        if not len(s) or not float(cosines.abs().amax()) > options[0]:
+            return w
+        w[s] = vectors @ (along / values) / norm * (norm @ cosines) / (along**2 / values).sum()
+        return w
+
+    return _each(gram, solve)
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def random_order(seed: int, n: int, i: int) -> list[int]:
+    """A permutation of all objectives but i, by Fisher & Yates on splitmix64's finaliser."""
+    row = _mix((_mix(seed % 2**64) + i) % 2**64)
+    order = [j for j in range(n) if j != i]
+    for k in range(n - 2, 0, -1):
+        other = _mix((row + k) % 2**64) % (k + 1)
+        order[k], order[other] = order[other], order[k]
+    return order
+
+
+def _surgery(gram: Tensor, vector: Tensor, meet: Callable[..., float]) -> Tensor:
+    """Σ_i of e_i changed by `meet(cur, j, G, i, vector)` along each e_j, j in a random order."""
+    n = gram.shape[-1]
+    vectors = vector.expand(*gram.shape[:-2], -1).reshape(-1, vector.shape[-1])
+    seeds = iter(zip(vectors[:, 0].contiguous().view(torch.int64).tolist(), vectors, strict=True))
+
+    g = gram.detach().to(torch.float64)
+    out = []
+    for m, (seed, extra) in zip(g.reshape(-1, n, n), seeds, strict=True):
+        finite = bool(m.isfinite().all())
+        total = m.new_full((n,), 0.0 if finite else math.nan)
+        if finite:
+            m = torch.where(m == m.T, m, m / 2 + m.T / 2) / _unit(m) ** 2
+            for i in range(n):
+                cur = torch.zeros_like(total)
+                cur[i] = 1.0
+                for j in random_order(seed, n, i):
+                    if float(m[j, j]) > 0:
+                        cur[j] += meet(cur, j, m, extra[1:], i)
+                total = total + cur
+        out.append(total)
+    return torch.stack(out).reshape(g.shape[:-1]) if out else g.new_zeros(g.shape[:-1])
+
+
+@_weighting
+def pcgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    """`preference` holds the bits of the seed."""
+
+    def meet(cur: Tensor, j: int, g: Tensor, _targets: Tensor, _i: int) -> float:
+        return max(-float(g[j] @ cur), 0.0) / float(g[j, j])
+
+    assert preference is not None
+    return _surgery(gram, preference, meet)
+
+
+@_weighting
+def gradvac(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    """`preference` holds the bits of the seed and the n x n target cosines."""
+
+    def meet(cur: Tensor, j: int, g: Tensor, targets: Tensor, i: int) -> float:
+        target, length = float(targets[i * len(g) + j]), math.sqrt(max(float(cur @ g @ cur), 0.0))
+        if length == 0:
+            return 0.0
+        norm = math.sqrt(float(g[j, j]))
+        cosine = min(max(float(g[j] @ cur) / (length * norm), -1.0), 1.0)
+        if cosine >= target:
+            return 0.0
+        rest = math.sqrt(1 - target**2)
+        return length * (target * math.sqrt(1 - cosine**2) - cosine * rest) / (norm * rest)
+
+    assert preference is not None
+    return _surgery(gram, preference, meet)
+
+
+@_weighting
+def gapo(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    power = options[0]
+    g = gram.detach().to(torch.float64)
+
+    def solve(m: Tensor) -> Tensor:
+        w = m.new_zeros(len(m))
+        s = torch.nonzero(m.diagonal() > 0).flatten()
+        if len(s):
+            unit = m.diagonal()[s] ** (-power / 2)
+            h = m[s][:, s] * unit[:, None] * unit
+            w[s] = _min_norm(h, torch.ones_like(unit), _roundoff(gram)) * unit
+        return w
+
+    n = g.shape[-1]
+    units = torch.tensor([_unit(m) for m in g.reshape(-1, n, n)], dtype=torch.float64)
+    return _each(gram, solve) / units.reshape(g.shape[:-2])[..., None].to(g.device) ** power
+
+
 def duality_gap(gram: Tensor, weights: Tensor, options: list[float] | None = None) -> Tensor:
     g = gram.detach().to(torch.float64)
     w = weights.detach().to(torch.float64)
@@ -568,7 +848,7 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
 
     low = torch.where(straddles, -1 / a.amax(-1, keepdim=True), 0.0)
     high = torch.where(straddles, -1 / a.amin(-1, keepdim=True), 0.0)
-    for _ in range(120):
+    for _ in range(250):
         middle = (low + high) / 2
         above = (nearest(middle) * a).sum(-1, keepdim=True) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
@@ -38,11 +39,21 @@ def _solve(
     p = check.preference(preference, gram.shape[-1], gram)
     if check_values:
         check.preference_values(p)
+    return _run(name, gram, p, check_values, options)
+
+
+def _run(
+    name: str, gram: Tensor, vector: Tensor | None, check_values: bool, options: Sequence[float]
+) -> Tensor:
+    if check_values:
         check.symmetric(gram)
     # The ops walk up to six leading dimensions by their strides.
-    flat = gram.flatten(0, -3) if gram.dim() > 8 else gram
-    weights: Tensor = getattr(ops, name)(flat, p, options)
-    if flat is not gram:
+    many = gram.dim() > 8
+    flat = gram.flatten(0, -3) if many else gram
+    if many and vector is not None and vector.dim() > 1:
+        vector = vector.expand(*gram.shape[:-2], -1).flatten(0, -2)
+    weights: Tensor = getattr(ops, name)(flat, vector, options)
+    if many:
         weights = weights.view(gram.shape[:-1])
     return constant(name, weights, gram) if gram.requires_grad else weights
 
@@ -88,6 +99,322 @@ def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool 
     tensor([0.9000, 0.1000])
     """
     return _solve("min_norm", gram, preference, check_values)
+
+
+def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
+    """Weights of the preferred gradient's projection onto the cone that conflicts with none (GEM).
+
+    v = argmin vᵀ G v over {v >= p}, exactly, by a finite active-set method. The combination
+    x = Σ v_i g_i has ⟨g_i, x⟩ >= 0 for all i, with equality where v_i > p_i. If Σ p_i g_i conflicts
+    with no gradient, v = p.
+
+    Where several weights give the same x (dependent gradients), one of them is returned. A zero
+    gradient keeps its p_i; p_i = 0 leaves i's constraint in place. Multiplying G by a positive
+    number changes nothing. At most 8n + 32 rows enter the active set.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        preference: n nonnegative numbers, scaled to sum 1; uniform if None.
+        check_values: see `min_norm`.
+
+    Returns:
+        v, [..., n] in G's dtype, contiguous, with Σ v >= 1. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n²) for each row that enters. Source: Lopez-Paz & Ranzato, arXiv 1706.08840.
+
+    >>> dualproj(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([0.6111, 0.5000])
+    """
+    return _solve("dualproj", gram, preference, check_values)
+
+
+def upgrad(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
+    """Weights of the sum of all gradients, each projected onto the cone that conflicts with none.
+
+    Σ_i argmin vᵀ G v over {v >= p_i e_i}, exactly: n problems of the kind of `dualproj`. The
+    combination x has ⟨g_i, x⟩ >= 0 for all i, and is p's own where no two gradients conflict.
+
+    Where several weights give the same x (dependent gradients), one of them is returned. A zero
+    gradient keeps its p_i; p_i = 0 leaves i's constraint in place. Multiplying G by a positive
+    number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        preference: n nonnegative numbers, scaled to sum 1; uniform if None.
+        check_values: see `min_norm`.
+
+    Returns:
+        Weights [..., n] in G's dtype, contiguous, with sum >= 1. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: n times that of `dualproj`. Source: Quinton & Rey, arXiv 2406.16232.
+
+    >>> upgrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([1.1111, 0.7895])
+    """
+    return _solve("upgrad", gram, preference, check_values)
+
+
+def cagrad(gram: Tensor, *, c: float = 0.5, check_values: bool = False) -> Tensor:
+    """Weights of the best worst-case ascent near the mean gradient (CAGrad).
+
+    x = argmax min_i ⟨g_i, d⟩ over ‖d − g_0‖ <= c ‖g_0‖, with g_0 the mean gradient. In weights:
+    1/n + c ‖g_0‖ / ‖g_w‖ · w with w = argmin wᵀ G 1/n + c ‖g_0‖ ‖g_w‖ over the simplex.
+
+    Where that minimum is at g_w = 0, which takes Pareto stationary gradients and a c large enough,
+    the optimum is min_i ⟨g_i, x⟩ = 0 and `dualproj` reaches it nearest to g_0: its weights are the
+    result. For g_0 = 0 and for c = 0 it is 1/n. Multiplying G by a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
+        check_values: see `min_norm`.
+
+    Returns:
+        Weights [..., n] in G's dtype, contiguous, each >= 1/n. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: one `dualproj`, at most one `min_norm`, and a few steps of O(n³).
+    Source: Liu et al., arXiv 2110.14048.
+
+    >>> cagrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([0.7041, 0.5000])
+    """
+    return _solve("cagrad", gram, None, check_values, float(check.nonnegative("c", c)))
+
+
+def gapo(gram: Tensor, *, p: float = 1.0, check_values: bool = False) -> Tensor:
+    """Weights of the shortest convex combination of the gradients g_i / ‖g_i‖^p (GAPO).
+
+    w_i = c_i / ‖g_i‖^p with c = argmin ‖Σ c_i g_i / ‖g_i‖^p‖ over the simplex, exactly.
+    p = 1 balances directions, p = 0 is `min_norm`.
+
+    A zero gradient has weight 0. Multiplying G by s > 0 multiplies the weights by s^(−p/2).
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        p: the power of the norm.
+        check_values: see `min_norm`.
+
+    Returns:
+        w, [..., n] in G's dtype, contiguous. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: that of `min_norm`. Source: arXiv 2507.01915.
+
+    >>> gapo(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    tensor([0.2500, 0.5000])
+    """
+    return _solve("gapo", gram, None, check_values, float(check.finite("p", p)))
+
+
+def aligned_mtl(
+    gram: Tensor,
+    *,
+    preference: Preference = None,
+    scale: str = "min",
+    rtol: float | None = None,
+    check_values: bool = False,
+) -> Tensor:
+    """Weights that combine the gradients as if they were orthogonal and equally long (Aligned-MTL).
+
+    √σ V Λ^(−½) Vᵀ p with G = V Λ Vᵀ, over the eigenvalues λ > n · rtol · max λ: the preferred
+    combination of the nearest system of orthogonal gradients of length √σ. σ is the least of these
+    eigenvalues, their (lower) median, or their mean, the square of the gradients' rms length.
+
+    For G = 0 the result is p. Multiplying G by a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        preference: n nonnegative numbers, scaled to sum 1; uniform if None.
+        scale: "min", "median" or "rmse".
+        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        check_values: see `min_norm`.
+
+    Returns:
+        Weights [..., n] in G's dtype, contiguous, of any sign. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n³) for each sweep of the eigensolver. Source: Senushkin et al., CVPR 2023.
+
+    >>> aligned_mtl(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([0.5591, 0.4083])
+    """
+    which = check.choice("scale", scale, ("min", "median", "rmse"))
+    cut = _cut(gram, rtol)
+    return _solve("aligned_mtl", gram, preference, check_values, float(which), cut)
+
+
+def imtl_g(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
+    """Weights of the combination that has the same projection onto all gradients (IMTL-G).
+
+    w ∝ G⁺ √diag G with Σ w = 1, so that ⟨g_i, x⟩ / ‖g_i‖ is the same for all i, if G is regular.
+
+    The rank of G is decided on the Gram matrix of unit gradients: eigenvalues up to n · rtol of the
+    largest count as 0. Where the unscaled weights sum to 0 within n · rtol of Σ |w|, the result is
+    0. A zero gradient has weight 0. Multiplying G by a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        check_values: see `min_norm`.
+
+    Returns:
+        w, [..., n] in G's dtype, contiguous, of any sign. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n³). Source: Liu et al., ICLR 2021, Towards Impartial Multi-task Learning.
+
+    >>> imtl_g(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([0.5923, 0.4077])
+    """
+    return _solve("imtl_g", gram, None, check_values, _cut(gram, rtol))
+
+
+def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
+    """Weights of the direction that has the same angle to all gradients (ConFIG).
+
+    With Ĝ the Gram matrix of unit gradients: v = Ĝ⁺ 1, ‖x‖² = vᵀ Ĝ v, L = Σ ‖g_i‖ (Ĝ v)_i / ‖x‖,
+    w_i = L v_i / (‖g_i‖ ‖x‖). The combination is as long as the gradients' projections on it add up
+    to. If G is regular, ⟨g_i, Σ w g⟩ / ‖g_i‖ is the same positive number for
+    all i.
+
+    Eigenvalues of Ĝ up to n · rtol of the largest count as 0. Zero gradients are left out and have
+    weight 0; where x = 0, so that no direction ascends evenly, all weights are 0. Multiplying G by
+    a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        check_values: see `min_norm`.
+
+    Returns:
+        w, [..., n] in G's dtype, contiguous, of any sign. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n³). Source: Liu et al., arXiv 2408.11104.
+
+    >>> config(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    tensor([0.7500, 1.5000])
+    """
+    return _solve("config", gram, None, check_values, _cut(gram, rtol))
+
+
+def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = False) -> Tensor:
+    """Weights of the sum of all gradients, each without its conflicts with the others (PCGrad).
+
+    For each i, from cur = g_i, for all j ≠ i in a random order: if ⟨cur, g_j⟩ < 0, the part along
+    g_j is removed, cur −= ⟨cur, g_j⟩ / ‖g_j‖² g_j. The weights are those of Σ_i cur.
+
+    The orders depend on `seed` and n alone, so a CPU, a GPU and a captured graph draw alike. A zero
+    gradient removes nothing. Multiplying G by a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        seed: int64 on G's device: [], or the shape [...] of the batch for orders of their own. None
+            draws one for each matrix from the device's default generator.
+        check_values: see `min_norm`.
+
+    Returns:
+        Weights [..., n] in G's dtype, contiguous, each >= 1. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n³) at most. Source: Yu et al., arXiv 2001.06782.
+
+    >>> pcgrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([2.2222, 1.5789])
+    """
+    check.gram("gram", gram)
+    return _run("pcgrad", gram, _seed_bits(seed, gram), check_values, ())
+
+
+def gradvac(
+    gram: Tensor,
+    *,
+    target: Tensor | float = 0.0,
+    seed: Tensor | None = None,
+    check_values: bool = False,
+) -> Tensor:
+    """Weights of the sum of all gradients, each turned towards the others (GradVac).
+
+    For each i, from cur = g_i, for all j ≠ i in a random order: if φ = cos(cur, g_j) < φ̂_ij, then
+    cur += ‖cur‖ (φ̂ √(1 − φ²) − φ √(1 − φ̂²)) / (‖g_j‖ √(1 − φ̂²)) g_j, which makes it φ̂_ij. The
+    weights are those of Σ_i cur; φ̂ = 0 is `pcgrad`. The moving average of cosines that the paper
+    sets φ̂ to is the caller's.
+
+    Zero gradients are skipped. Multiplying G by a positive number changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        target: φ̂, a number or [n, n], of magnitude below 1; the diagonal is not used. That is not
+            checked for tensors: a larger one gives NaN, or no change.
+        seed: see `pcgrad`.
+        check_values: see `min_norm`.
+
+    Returns:
+        Weights [..., n] in G's dtype, contiguous, each >= 1. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: O(n³) at most. Source: Wang et al., arXiv 2010.05874.
+
+    >>> gradvac(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
+    tensor([2.2222, 1.5789])
+    """
+    n = check.gram("gram", gram).shape[-1]
+    if isinstance(target, Tensor):
+        check.match("target", target, (n, n), "gram", gram.device)
+        targets = target.detach().double().flatten()
+    else:
+        if not -1 < check.number("target", target) < 1:
+            raise ValueError(f"target must be a cosine in (-1, 1), got {target}")
+        targets = torch.full((n * n,), target, dtype=torch.float64, device=gram.device)
+    seed = _seed_bits(seed, gram)
+    vector = torch.cat([seed, targets.expand(*seed.shape[:-1], -1)], -1)
+    return _run("gradvac", gram, vector, check_values, ())
+
+
+def _seed_bits(seed: Tensor | None, gram: Tensor) -> Tensor:
+    """A seed as an op's vector: float64 [..., 1] with its bits."""
+    batch = gram.shape[:-2]
+    if seed is None:
+        seed = torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
+    else:
+        check.seed(seed, batch, gram.device)
+    return seed.view(torch.float64).unsqueeze(-1)
+
+
+def _cut(gram: Tensor, rtol: float | None) -> float:
+    """What eigenvalues are compared with to count, relative to the largest."""
+    n = check.gram("gram", gram).shape[-1]
+    return n * (torch.finfo(gram.dtype).eps if rtol is None else check.nonnegative("rtol", rtol))
 
 
 def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) -> Tensor:

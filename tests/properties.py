@@ -83,3 +83,21 @@ def assert_optimal(gram: Tensor, weights: Tensor) -> None:
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)
     bound = gap_bound(gram) * scale
     assert bool((gap <= bound).all()), f"gap {float((gap / scale).max())}, bound {gap_bound(gram)}"
+
+
+def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
+    """min vᵀGv over v >= lower: v >= lower, Gv >= 0, and (v − lower)ᵀ Gv = 0, to rounding.
+
+    In units of norms: slopes stop below 8 u64 per (‖g_i‖ · Σ v ‖g‖), and those of the support are 0
+    but for the rounding of G v and of the weights themselves.
+    """
+    g, w = gram.double().cpu(), weights.double().cpu()
+    lower = lower.double().cpu()
+    u = 4 * unit_roundoff(weights.dtype) + (16 + 8 * len(w)) * 2.0**-53
+    assert bool((w >= lower * (1 - u)).all()), w - lower
+    norm = g.diagonal().clamp(min=0).sqrt()
+    size = norm @ w.abs()
+    slope = g @ w
+    assert bool((slope >= -8 * u * norm * size).all()), float((slope / norm / size).min())
+    y = (w - lower).clamp(min=0)
+    assert float(y @ slope) <= 8 * u * float(size) ** 2, float(y @ slope) / float(size) ** 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,13 +24,17 @@ class Weighting:
     function: Callable[..., torch.Tensor]
     on_simplex: bool
     non_conflicting: bool
-    scale_free: bool
     takes_preference: bool
     options: tuple[float, ...] = ()
+    # The power of s that the weights of s · G are multiplied by.
+    degree: float = 0.0
+
+    # What the op takes in place of a preference, for n objectives.
+    vector: Callable[[int], torch.Tensor] | None = None
 
     @property
     def name(self) -> str:
-        return self.function.__name__
+        return getattr(self.function, "func", self.function).__name__
 
 
 TABLE = [
@@ -37,8 +42,84 @@ TABLE = [
         po.min_norm,
         on_simplex=True,
         non_conflicting=True,
-        scale_free=True,
         takes_preference=True,
+    ),
+    Weighting(
+        po.dualproj,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=True,
+    ),
+    Weighting(
+        po.upgrad,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=True,
+    ),
+    Weighting(
+        po.cagrad,
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=False,
+        options=(0.5,),
+    ),
+    Weighting(
+        po.gapo,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=False,
+        options=(1.0,),
+        degree=-0.5,
+    ),
+    Weighting(
+        po.aligned_mtl,
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=True,
+        options=(0.0, 1e-15),
+    ),
+    Weighting(
+        po.imtl_g,
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=False,
+        options=(1e-15,),
+    ),
+    Weighting(
+        po.config,
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=False,
+        options=(1e-15,),
+    ),
+]
+
+
+def seeded(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function with one seed, on whichever device the matrix is."""
+
+    @functools.wraps(function)
+    def weighting(gram: torch.Tensor, **options: object) -> torch.Tensor:
+        seed = torch.tensor(3, device=getattr(gram, "device", "cpu"))
+        return function(gram, seed=seed, **options)
+
+    return weighting
+
+
+TABLE += [
+    Weighting(
+        seeded(po.pcgrad),
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=False,
+        vector=lambda _n: torch.zeros(1, dtype=torch.float64),
+    ),
+    Weighting(
+        seeded(po.gradvac),
+        on_simplex=False,
+        non_conflicting=False,
+        takes_preference=False,
+        vector=lambda n: torch.zeros(1 + n * n, dtype=torch.float64),
     ),
 ]
 
@@ -65,9 +146,10 @@ def test_weighting_has_the_properties_it_claims(backend, weighting, data):
         assert_on_simplex(weights)
     if weighting.non_conflicting:
         assert_non_conflicting(gram, weights)
-    if weighting.scale_free and gram.dtype == torch.float64:
-        assert torch.equal(weighting.function(gram * 2.0**300), weights)
-        assert torch.equal(weighting.function(gram * 2.0**-300), weights)
+    if gram.dtype == torch.float64:
+        for exponent in (-300, 300):
+            scaled = weighting.function(gram * 2.0**exponent)
+            assert torch.equal(scaled, weights * 2.0 ** (exponent * weighting.degree))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -199,9 +281,11 @@ def test_weighting_refuses_a_gradient(backend, weighting):
 
 def test_weighting_passes_opcheck(weighting):
     op = getattr(_schemas, weighting.name)
-    preference = torch.rand(4) if weighting.takes_preference else None
-    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), preference, weighting.options))
-    torch.library.opcheck(op, (batch_of(4, (), torch.float64), None, weighting.options))
+    make = weighting.vector or (torch.rand if weighting.takes_preference else lambda _n: None)
+    vector = make(4)
+    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), vector, weighting.options))
+    vector = vector if weighting.vector else None
+    torch.library.opcheck(op, (batch_of(4, (), torch.float64), vector, weighting.options))
 
 
 def test_weighting_compiles_whole(weighting):

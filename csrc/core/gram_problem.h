@@ -10,7 +10,7 @@ struct GramProblem {
   Team team;
   int n;
   double* gram;           // n x n, symmetric to the bit; the solver may overwrite it
-  const double* vector;   // n: a preference (null: uniform), or what the solver takes in its place
+  const double* vector;   // a preference (null: uniform), or what the solver takes in its place
   double roundoff;        // unit roundoff of the dtype that gram came in
   const double* options;  // the op's scalar arguments
   double* out;            // n, or 1 if the solver is kScalar

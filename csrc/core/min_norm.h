@@ -25,6 +25,7 @@ class MinNorm {
  public:
   static constexpr bool kScalar = false;
   static constexpr bool kTakesPreference = true;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return SimplexActiveSet<Team>::reals(n) + 2 * n;
   }

@@ -3,13 +3,33 @@
 //
 // A solver is a class template over the Team, in a header of its own, with
 //   static constexpr bool kScalar (one number comes out, not one a row) and kTakesPreference,
-//   static constexpr int64_t reals(int64_t n) and integers(int64_t n),
-//   a constructor from GramProblem<Team>, and void solve().
+//   static constexpr int64_t reals(int64_t n) and integers(int64_t n) of workspace,
+//   static constexpr int64_t vector(int64_t n), how many numbers the op's vector holds (a bit
+//   pattern such as a 64-bit seed travels as a double), a constructor from GramProblem<Team>, and
+//   void solve().
 #pragma once
 
+#include "core/aligned_mtl.h"
+#include "core/cagrad.h"
+#include "core/config.h"
 #include "core/duality_gap.h"
+#include "core/dualproj.h"
+#include "core/gapo.h"
+#include "core/gradvac.h"
+#include "core/imtl_g.h"
 #include "core/min_norm.h"
+#include "core/pcgrad.h"
+#include "core/upgrad.h"
 
 #define PAMA_SOLVERS(X)      \
+  X(aligned_mtl, AlignedMtl) \
+  X(config, Config)          \
+  X(imtl_g, ImtlG)           \
+  X(cagrad, CaGrad)          \
+  X(dualproj, DualProj)      \
   X(duality_gap, DualityGap) \
-  X(min_norm, MinNorm)
+  X(gapo, Gapo)              \
+  X(gradvac, GradVac)        \
+  X(pcgrad, PcGrad)          \
+  X(min_norm, MinNorm)       \
+  X(upgrad, UpGrad)

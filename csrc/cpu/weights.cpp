@@ -16,12 +16,12 @@ namespace {
 
 // What one thread works in: the matrix, the vector, the result, and what the solver asks for.
 struct Memory {
-  Memory(int64_t matrix, int64_t n, int64_t reals_size, int64_t integers_size)
-      : doubles(new double[matrix + 2 * n + reals_size]),
+  Memory(int64_t matrix, int64_t vector_size, int64_t n, int64_t reals_size, int64_t integers_size)
+      : doubles(new double[matrix + vector_size + n + reals_size]),
         ints(new int[integers_size]),
         input(doubles.get()),
         vector(input + matrix),
-        out(vector + n),
+        out(vector + vector_size),
         workspace{out + n, ints.get()} {}
 
   std::unique_ptr<double[]> doubles;
@@ -121,7 +121,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   const int64_t count = count_of(gram, 2);
   std::atomic<int64_t> asymmetric{count};
   for_problems(count, n, [&](int64_t first, int64_t last) {
-    const Memory memory(n * n, n, Method::reals(n), Method::integers(n));
+    const Memory memory(n * n, Method::vector(n), n, Method::reals(n), Method::integers(n));
     for (int64_t b = first; b < last; ++b) {
       if (!load_gram(from, b, n, memory.input)) {
         int64_t least = asymmetric;
@@ -129,7 +129,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
         }
         return;
       }
-      load_vector(vectors, b, n, memory.vector);
+      load_vector(vectors, b, Method::vector(n), memory.vector);
       Method({.team = {},
               .n = static_cast<int>(n),
               .gram = memory.input,
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
   optima.data = optimum.mutable_data_ptr();
   to.dtype = optima.dtype = from.dtype;
   for_problems(count_of(values, 1), n, [&](int64_t first, int64_t last) {
-    const Memory memory(n, n, PamaWeights<SerialTeam>::reals(n), 0);
+    const Memory memory(n, n, n, PamaWeights<SerialTeam>::reals(n), 0);
     PamaWeights<SerialTeam> solver({}, static_cast<int>(n), memory.workspace);
     for (int64_t b = first; b < last; ++b) {
       load_vector(from, b, n, memory.input);

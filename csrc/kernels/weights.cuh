@@ -25,7 +25,8 @@ struct StackArgs {
 // In doubles: the matrix, the vector, the result, and what the solver asks for.
 template <template <class> class Solver>
 constexpr int64_t gram_workspace(int64_t n) {
-  return n * n + 2 * n + Solver<WarpTeam>::reals(n) + (Solver<WarpTeam>::integers(n) + 1) / 2;
+  return n * n + Solver<WarpTeam>::vector(n) + n + Solver<WarpTeam>::reals(n) +
+         (Solver<WarpTeam>::integers(n) + 1) / 2;
 }
 
 constexpr int64_t values_workspace(int64_t n) { return 3 * n + PamaWeights<WarpTeam>::reals(n); }
@@ -45,14 +46,14 @@ template <template <class> class Solver>
 __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ StackArgs args) {
   const int n = args.n;
   double* gram = warp_workspace(args, gram_workspace<Solver>(n));
-  double *vector = gram + n * n, *out = vector + n, *reals = out + n;
+  double *vector = gram + n * n, *out = vector + Solver<WarpTeam>::vector(n), *reals = out + n;
   int* integers = reinterpret_cast<int*>(reals + Solver<WarpTeam>::reals(n));
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     const int64_t start = args.input.offset(b);
     for (int k = lane(); k < n * n; k += kWarp) {
       gram[k] = load_symmetric(args.input, start, k / n, k % n);
     }
-    load_vector(args.vector, b, n, vector);
+    load_vector(args.vector, b, static_cast<int>(Solver<WarpTeam>::vector(n)), vector);
     __syncwarp();
     GramProblem<WarpTeam> problem;
     problem.n = n;

@@ -1,0 +1,85 @@
+// aligned_mtl: √σ V Λ^(−½) Vᵀ p over the numerical range of G = V Λ Vᵀ.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+#include "core/jacobi.h"
+#include "core/normalize_gram.h"
+
+namespace pama {
+
+template <class Team>
+class AlignedMtl {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr bool kTakesPreference = true;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit AlignedMtl(const GramProblem<Team>& problem)
+      : problem_(problem),
+        team_(problem.team),
+        n_(problem.n),
+        preference_(problem.workspace.reals),
+        norm_(preference_ + n_),
+        eigen_(team_, n_, problem.gram, norm_ + n_) {}
+
+  // Options: which σ, and the cut of small eigenvalues relative to the largest.
+  PAMA_HD void solve() {
+    double* out = problem_.out;
+    int half = 0;
+    if (!normalize_gram(team_, n_, problem_.gram, norm_, &half)) return fill(team_, n_, NAN, out);
+    normalize_preference(team_, n_, problem_.vector, preference_);
+    eigen_.solve(problem_.options[1]);
+    const int rank = eigen_.rank();
+    if (rank == 0) {
+      for (int i = team_.rank(); i < n_; i += team_.size()) out[i] = preference_[i];
+      return;
+    }
+    const double sigma = scale(static_cast<int>(problem_.options[0]));
+    fill(team_, n_, 0, out);
+    for (int k = 0; k < rank; ++k) {
+      const double* column = eigen_.column(k);
+      const double eigenvalue = eigen_.eigenvalue(k);
+      double along = 0;
+      for (int i = team_.rank(); i < n_; i += team_.size()) along += column[i] * preference_[i];
+      // v vᵀ λ^(−½) with column = √λ v.
+      const double factor = team_.sum(along) * sqrt(sigma / eigenvalue) / eigenvalue;
+      for (int i = team_.rank(); i < n_; i += team_.size()) out[i] += factor * column[i];
+    }
+  }
+
+ private:
+  enum Scale { kMin, kMedian, kRmse };
+
+  PAMA_HD double scale(int which) const {
+    const int rank = eigen_.rank();
+    if (which == kRmse) {
+      double total = 0;
+      for (int k = 0; k < rank; ++k) total += eigen_.eigenvalue(k);
+      return total / rank;
+    }
+    const int wanted = which == kMin ? 0 : (rank - 1) / 2;  // in rising order
+    for (int k = 0; k < rank; ++k) {
+      int below = 0;
+      for (int other = 0; other < rank; ++other) {
+        below += eigen_.eigenvalue(other) < eigen_.eigenvalue(k) ||
+                 (eigen_.eigenvalue(other) == eigen_.eigenvalue(k) && other < k);
+      }
+      if (below == wanted) return eigen_.eigenvalue(k);
+    }
+    return 0;
+  }
+
+  GramProblem<Team> problem_;
+  Team team_;
+  int n_;
+  double* preference_;
+  double* norm_;
+  Jacobi<Team> eigen_;
+};
+
+}  // namespace pama

@@ -1,0 +1,261 @@
+// min ½ vᵀGv − μ Σ y over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch.
+// 23, on the Gram matrix): for μ = 0, the point of lower's gradient plus the cone of all gradients
+// that is nearest to 0, which conflicts with none of them.
+//
+// The support S = {y > 0} is factorised, G_S = L D Lᵀ. A row that depends on S has slope 0 where S
+// has, so only rows that keep G_S regular enter. Rounding can let another one enter, or leave G
+// indefinite: then its pivot is made as positive as it was negative, at least rounding, and G_jj
+// with it. So what is solved exactly is a problem of a matrix within rounding of G.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "core/ldl.h"
+#include "core/team.h"
+
+namespace pama {
+
+template <class Team>
+class ConeActiveSet {
+ public:
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
+  // Of rows entering.
+  PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
+
+  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0.
+  PAMA_HD ConeActiveSet(Team team, int n, double* gram, const double* norm, const double* lower,
+                        Workspace workspace)
+      : team_(team),
+        n_(n),
+        gram_(gram),
+        norm_(norm),
+        lower_(lower),
+        y_(workspace.reals),
+        slope_(y_ + n),
+        direction_(y_ + 2 * n),
+        cross_(y_ + 3 * n),
+        member_(workspace.integers),
+        inside_(workspace.integers + n),
+        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
+
+  // y = 0.
+  PAMA_HD void start() {
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      y_[i] = 0;
+      inside_[i] = 0;
+    }
+    factor_.clear();
+    rejections_ = false;
+    team_.sync();
+  }
+
+  // Goes on from the y that is there. At the limit it is left where it is.
+  PAMA_HD void solve(double level) {
+    level_ = level;
+    differentiate();
+    if (factor_.size() > 0) {
+      settle(false);
+      differentiate();
+    }
+    for (int step = 0; step < limit(n_); ++step) {
+      const Located entering = most_violating();
+      if (entering.index < 0) return;
+      admit(entering.index);
+      settle(true);
+      differentiate();
+    }
+  }
+
+  PAMA_HD const double* y() const { return y_; }
+  PAMA_HD int support() const { return factor_.size(); }
+
+  // Σ y_i ‖g_i‖, Σ y, and yᵀGy, which by the slopes on the support needs only them.
+  PAMA_HD double sum_of_norms() const {
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i] * norm_[i];
+    return team_.sum(total);
+  }
+  PAMA_HD double sum() const {
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
+    return team_.sum(total);
+  }
+  PAMA_HD double square() const {
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      double here = 0;
+      if (y_[i] != 0) {
+        for (int j = 0; j < n_; ++j) here += gram(j, i) * y_[j];
+      }
+      total += y_[i] * here;
+    }
+    return team_.sum(total);
+  }
+
+  // Σ dy/dμ on the support as it is.
+  PAMA_HD double response() {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] = 1;
+    factor_.forward(direction_);
+    double total = 0;  // 1ᵀ G_S⁻¹ 1 = |L⁻¹1|² in the metric of D⁻¹
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      total += direction_[c] * direction_[c] * factor_.inverses()[c];
+    }
+    total = team_.sum(total);
+    team_.sync();
+    return total;
+  }
+
+ private:
+  static constexpr int kRejected = 2;
+  // A multiple of the unit roundoff below which a violation is noise.
+  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+
+  PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
+
+  // slope = G v − μ.
+  PAMA_HD void differentiate() {
+    double norms = 0;
+    double* __restrict__ slope = slope_;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = -level_;
+    for (int i = 0; i < n_; ++i) {
+      const double vi = lower_[i] + y_[i];
+      if (vi == 0) continue;
+      const double* __restrict__ row = gram_ + i * n_;
+      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      norms += norm_[i] * vi;
+    }
+    norms_ = norms;
+    team_.sync();
+  }
+
+  // The row outside the support whose slope per length is lowest, if below 0 beyond rounding.
+  PAMA_HD Located most_violating() const {
+    Located found{0, -1};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (inside_[i] || !(norm_[i] > 0)) continue;
+      if (!(-slope_[i] > kNoise * (norm_[i] * norms_ + fabs(level_)))) continue;
+      const Located here{slope_[i] / norm_[i], i};
+      if (before(here, found)) found = here;
+    }
+    return team_.smallest(found);
+  }
+
+  PAMA_HD void admit(int j) {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
+    factor_.forward(cross_);
+    double explained = 0;
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
+    }
+    double pivot = gram(j, j) - team_.sum(explained);
+    const double least = kNoise * gram(j, j);
+    if (pivot < least) {
+      const double raised = fmax(-pivot, least);
+      team_.sync();
+      if (team_.rank() == 0) gram(j, j) += raised - pivot;
+      pivot = raised;
+    }
+    if (team_.rank() == 0) {
+      member_[k] = j;
+      inside_[j] = 1;
+    }
+    factor_.append(cross_, pivot);
+  }
+
+  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If a row
+  // has just entered and would fall at once, its slope was the others' residual: it is rejected
+  // until another row has entered.
+  PAMA_HD void settle(bool entered) {
+    bool fresh = entered;
+    for (;;) {
+      direct();
+      const int k = factor_.size();
+      if (fresh && !(direction_[k - 1] > 0)) {
+        const int j = member_[k - 1];
+        drop(k - 1);
+        if (team_.rank() == 0) inside_[j] = kRejected;
+        rejections_ = true;
+        entered = fresh = false;
+        team_.sync();
+        continue;
+      }
+      fresh = false;
+      const Located limit = longest_step();
+      move(limit);
+      if (limit.index < 0) break;
+      for (int c = team_.rank(); c < k; c += team_.size()) slope_[member_[c]] *= 1 - limit.value;
+      team_.sync();
+      drop(limit.index);
+    }
+    if (entered && rejections_) {
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        if (inside_[i] == kRejected) inside_[i] = 0;
+      }
+      rejections_ = false;
+      team_.sync();
+    }
+  }
+
+  // −G_S⁻¹ slope.
+  PAMA_HD void direct() {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] = -slope_[member_[c]];
+    factor_.forward(direction_);
+    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] *= factor_.inverses()[c];
+    factor_.backward(direction_);
+  }
+
+  PAMA_HD Located longest_step() const {
+    Located limit{1, -1};
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      if (!(direction_[c] < 0)) continue;
+      const Located here{-y_[member_[c]] / direction_[c], c};
+      if (here.value < limit.value) limit = here;
+    }
+    return team_.smallest(limit);
+  }
+
+  PAMA_HD void move(const Located& limit) {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const int i = member_[c];
+      const double moved = y_[i] + limit.value * direction_[c];
+      y_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
+    }
+    team_.sync();
+  }
+
+  PAMA_HD void drop(int position) {
+    const int k = factor_.size();
+    team_.sync();
+    if (team_.rank() == 0) {
+      inside_[member_[position]] = 0;
+      for (int c = position + 1; c < k; ++c) member_[c - 1] = member_[c];
+    }
+    team_.sync();
+    factor_.remove(position);
+    team_.sync();
+  }
+
+  Team team_;
+  int n_;
+  double* gram_;
+  const double* norm_;  // ‖g_i‖
+  const double* lower_;
+  double* y_;
+  double* slope_;
+  double* direction_;  // over the support
+  double* cross_;
+  int* member_;  // the support in the order of the factor
+  int* inside_;  // whether row i is in the support (1), or rejected for now
+  Ldl<Team> factor_;
+  bool rejections_ = false;
+  double level_ = 0;
+  double norms_ = 0;  // Σ v_i ‖g_i‖
+};
+
+}  // namespace pama

@@ -1,0 +1,57 @@
+// config: ConFIG (Liu et al. 2024) in Gram form on unit gradients: v = Ĝ⁺1, x = Σ v_i ĝ_i, and the
+// weights of L x / ‖x‖ with L = Σ ⟨g_i, x⟩ / ‖x‖.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+#include "core/normalize_gram.h"
+#include "core/unit_gram.h"
+
+namespace pama {
+
+template <class Team>
+class Config {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr bool kTakesPreference = false;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return UnitGram<Team>::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
+
+  // Options: the cut of small eigenvalues relative to the largest.
+  PAMA_HD void solve() {
+    const Team& team = problem_.team;
+    const int n = problem_.n;
+    const double cut = problem_.options[0];
+    double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
+    int half = 0;
+    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    UnitGram<Team> unit(team, n, problem_.gram, norm, cosine + n);
+    unit.solve(cut);
+    for (int i = team.rank(); i < n; i += team.size()) cosine[i] = out[i] = norm[i] > 0 ? 1 : 0;
+    team.sync();
+    unit.restrict_to_range(cosine);
+    unit.apply(out);
+    double square = 0, length = 0, largest = 0;
+    for (int i = team.rank(); i < n; i += team.size()) {
+      square += out[i] * cosine[i];
+      length += norm[i] * cosine[i];
+      largest = fmax(largest, fabs(cosine[i]));
+    }
+    square = team.sum(square);
+    length = team.sum(length);
+    if (!(team.largest(largest) > cut)) return fill(team, n, 0, out);  // x = 0
+    for (int i = team.rank(); i < n; i += team.size()) {
+      out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0;
+    }
+  }
+
+ private:
+  GramProblem<Team> problem_;
+};
+
+}  // namespace pama

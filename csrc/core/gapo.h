@@ -1,0 +1,58 @@
+// gapo: min_norm on g_i / ‖g_i‖^p, which is min_norm with the preference ‖g_i‖^p.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+#include "core/min_norm.h"
+#include "core/normalize_gram.h"
+
+namespace pama {
+
+template <class Team>
+class Gapo {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr bool kTakesPreference = false;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return MinNorm<Team>::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return MinNorm<Team>::integers(n); }
+
+  PAMA_HD explicit Gapo(const GramProblem<Team>& problem) : problem_(problem) {}
+
+  PAMA_HD void solve() {
+    const Team& team = problem_.team;
+    const int n = problem_.n;
+    const double power = problem_.options[0];
+    double *norm = problem_.workspace.reals, *preference = norm + n, *out = problem_.out;
+    int half = 0;
+    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    double longest = 0;
+    for (int i = team.rank(); i < n; i += team.size()) longest = fmax(longest, norm[i]);
+    longest = team.largest(longest);
+    if (longest == 0) return fill(team, n, 0, out);
+    for (int i = team.rank(); i < n; i += team.size()) {
+      preference[i] = norm[i] > 0 ? raised(norm[i] / longest, power) : 0;
+    }
+    team.sync();
+    GramProblem<Team> inner = problem_;
+    inner.vector = preference;
+    inner.workspace = {preference + n, problem_.workspace.integers};
+    MinNorm<Team>(inner).solve();
+    team.sync();
+    // Σ c = 1 with c_i = w_i ‖g_i‖^p.
+    double total = 0;
+    for (int i = team.rank(); i < n; i += team.size()) total += out[i] * preference[i];
+    const double unit = ldexp(longest, half);  // as it was before the matrix was normalised
+    const double scale = 1 / team.sum(total) / raised(unit, power);
+    for (int i = team.rank(); i < n; i += team.size()) out[i] *= scale;
+  }
+
+ private:
+  PAMA_HD static double raised(double x, double power) { return power == 1 ? x : pow(x, power); }
+
+  GramProblem<Team> problem_;
+};
+
+}  // namespace pama

@@ -1,0 +1,92 @@
+// pcgrad and gradvac: each gradient, changed against every other in a random order of its own.
+//
+// Orders come from a counter-based generator: a key for each (seed, row, position), so that they
+// depend on neither device nor team size nor on how often anything was drawn before.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/gram_problem.h"
+#include "core/normalize_gram.h"
+
+namespace pama {
+
+// splitmix64's finaliser (Steele, Lea & Flood 2014), a bijection whose output bits all depend on
+// all input bits.
+PAMA_HD inline uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// 64-bit seeds travel in the vector of doubles bit by bit.
+PAMA_HD inline uint64_t seed_of(const double* vector) {
+  uint64_t seed;
+  memcpy(&seed, vector, sizeof(seed));
+  return seed;
+}
+
+// order[0 .. n−2] <- a random permutation of all objectives but i (Fisher & Yates). The modulus is
+// biased by n / 2^64.
+PAMA_HD inline void random_order(uint64_t seed, int n, int i, int* order) {
+  const uint64_t row = mix(mix(seed) + static_cast<uint64_t>(i));
+  for (int k = 0; k < n - 1; ++k) order[k] = k < i ? k : k + 1;
+  for (int k = n - 2; k > 0; --k) {
+    const int other =
+        static_cast<int>(mix(row + static_cast<uint64_t>(k)) % static_cast<uint64_t>(k + 1));
+    const int swapped = order[k];
+    order[k] = order[other];
+    order[other] = swapped;
+  }
+}
+
+// `Rule` says what an encounter of the current vector with gradient j adds to its coefficient of
+// g_j.
+template <class Team, template <class> class Rule>
+class GradientSurgery {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr bool kTakesPreference = false;
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return n * n; }
+
+  PAMA_HD explicit GradientSurgery(const GramProblem<Team>& problem) : problem_(problem) {}
+
+  PAMA_HD void solve() {
+    const Team& team = problem_.team;
+    const int n = problem_.n;
+    double *norm = problem_.workspace.reals, *slope = norm + n, *out = problem_.out;
+    int* orders = problem_.workspace.integers;
+    int half = 0;
+    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    const uint64_t seed = seed_of(problem_.vector);
+    for (int i = team.rank(); i < n; i += team.size()) random_order(seed, n, i, orders + i * n);
+    fill(team, n, 1, out);
+    for (int i = 0; i < n; ++i) {
+      Rule<Team> rule(problem_, i);
+      const double* row = problem_.gram + i * n;
+      for (int r = team.rank(); r < n; r += team.size()) slope[r] = row[r];  // <cur, g_r>
+      team.sync();
+      for (int k = 0; k < n - 1; ++k) {
+        const int j = orders[i * n + k];
+        if (!(norm[j] > 0)) continue;
+        const double change = rule.meet(j, slope[j], norm[j]);
+        if (change == 0) continue;
+        const double* other = problem_.gram + j * n;
+        team.sync();
+        for (int r = team.rank(); r < n; r += team.size()) slope[r] += change * other[r];
+        if (team.rank() == 0) out[j] += change;
+        team.sync();
+      }
+      team.sync();
+    }
+  }
+
+ private:
+  GramProblem<Team> problem_;
+};
+
+}  // namespace pama

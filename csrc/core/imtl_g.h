@@ -1,0 +1,78 @@
+// imtl_g: w ∝ G⁺ √diag G with Σ w = 1. Then ⟨g_i, x⟩ ∝ ‖g_i‖: x projects alike onto all gradients.
+//
+// Where G is singular, G⁺ d = P D^(−½) Ĝ⁺ D^(−½) P d, with P the projection onto the range of G.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/gram_problem.h"
+#include "core/normalize_gram.h"
+#include "core/unit_gram.h"
+
+namespace pama {
+
+template <class Team>
+class ImtlG {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr bool kTakesPreference = false;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return UnitGram<Team>::reals(n) + n; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit ImtlG(const GramProblem<Team>& problem) : problem_(problem) {}
+
+  // Options: the cut of small eigenvalues relative to the largest.
+  PAMA_HD void solve() {
+    const Team& team = problem_.team;
+    const int n = problem_.n;
+    const double cut = problem_.options[0];
+    double *norm = problem_.workspace.reals, *out = problem_.out;
+    int half = 0;
+    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    UnitGram<Team> unit(team, n, problem_.gram, norm, norm + n);
+    unit.solve(cut);
+    for (int i = team.rank(); i < n; i += team.size()) out[i] = norm[i];
+    team.sync();
+    if (!unit.regular()) {
+      unit.span_range();
+      unit.project(out);
+      // √diag G has no part in the range, where G⁺ would blow up rounding.
+      if (!(largest(out) > cut * largest(norm))) return fill(team, n, 0, out);
+    }
+    divide(norm);
+    unit.apply(out);
+    divide(norm);
+    if (!unit.regular()) unit.project(out);
+    double total = 0, size = 0;
+    for (int i = team.rank(); i < n; i += team.size()) {
+      total += out[i];
+      size += fabs(out[i]);
+    }
+    total = team.sum(total);
+    size = team.sum(size);
+    const double scale = fabs(total) > cut * size ? 1 / total : 0;
+    for (int i = team.rank(); i < n; i += team.size()) out[i] *= scale;
+  }
+
+ private:
+  PAMA_HD double largest(const double* x) const {
+    double found = 0;
+    for (int i = problem_.team.rank(); i < problem_.n; i += problem_.team.size()) {
+      found = fmax(found, fabs(x[i]));
+    }
+    return problem_.team.largest(found);
+  }
+
+  PAMA_HD void divide(const double* norm) {
+    for (int i = problem_.team.rank(); i < problem_.n; i += problem_.team.size()) {
+      problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0;
+    }
+    problem_.team.sync();
+  }
+
+  GramProblem<Team> problem_;
+};
+
+}  // namespace pama

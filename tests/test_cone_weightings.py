@@ -1,0 +1,215 @@
+"""dualproj, upgrad and cagrad: held to their optimality conditions and to cvxpy."""
+
+from __future__ import annotations
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_cone_optimal, assert_non_conflicting
+from strategies import DTYPES, GRADIENT_FAMILIES, gradients, gram_matrices, preferences
+
+import pama_ops as po
+
+TIGHT = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11}
+
+
+def gram_of(j: torch.Tensor) -> torch.Tensor:
+    gram = j @ j.mT
+    return (gram + gram.mT) / 2
+
+
+def on(backend, *rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device=backend.device)
+
+
+def normal(n: int, d: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((n, d), generator=generator, dtype=torch.float64)
+
+
+def test_cone_weightings_of_published_values(backend):
+    """TorchJD's test values for J = [[-4, 1, 1], [6, 1, 1]], without its regularisation."""
+    gram = on(backend, [18, -22], [-22, 38])
+    close = {"rtol": 8 * 2.0**-53, "atol": 0}
+    torch.testing.assert_close(po.dualproj(gram), on(backend, 11 / 18, 1 / 2), **close)
+    torch.testing.assert_close(po.upgrad(gram), on(backend, 10 / 9, 15 / 19), **close)
+    # c ‖g_0‖ = ½ √3, and g_w = g_1 = (−4, 1, 1).
+    want = on(backend, 0.5 + 0.5 * (3 / 18) ** 0.5, 0.5)
+    torch.testing.assert_close(po.cagrad(gram), want, **close)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_dualproj_satisfies_its_optimality_conditions(backend, data):
+    gram = data.draw(gram_matrices(backend.device))
+    n = gram.shape[-1]
+    p = torch.tensor(data.draw(preferences(n)), dtype=torch.float64)
+    weights = po.dualproj(gram, preference=p.to(backend.device))
+    assert_non_conflicting(gram, weights)
+    assert_cone_optimal(gram, weights, p / p.sum())
+
+
+@pytest.mark.parametrize("family", GRADIENT_FAMILIES)
+def test_cone_weightings_of_many_rows_conflict_with_none(backend, family):
+    n = 40 if backend.name == "cpu" else 12
+    generator = torch.Generator().manual_seed(n)
+    for dtype in DTYPES[:2]:
+        gram = gram_of(gradients(family, n, generator)).to(dtype).to(backend.device)
+        weights = po.dualproj(gram)
+        assert_non_conflicting(gram, weights)
+        assert_cone_optimal(gram, weights, torch.full((n,), 1 / n, dtype=torch.float64))
+        if n > 12 and dtype == torch.float64:
+            assert_non_conflicting(gram, po.upgrad(gram))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_upgrad_is_the_sum_of_its_projections(backend, data):
+    gram = data.draw(gram_matrices(backend.device, max_rows=6, dtypes=[torch.float64]))
+    n = gram.shape[-1]
+    p = torch.tensor(data.draw(preferences(n)), dtype=torch.float64)
+    weights = po.upgrad(gram, preference=p.to(backend.device)).cpu()
+    p = p / p.sum()
+    parts = [p[i] * po.dualproj(gram.cpu(), preference=torch.eye(n)[i].double()) for i in range(n)]
+    apart = weights - sum(parts)
+    g = gram.cpu().double()
+    # ‖x − x*‖² <= f − f* for each part, which is of the size of rounding.
+    size = sum(float(g.diagonal().sqrt() @ part.abs()) for part in parts) ** 2
+    assert float(apart @ g @ apart) <= 64 * n**2 * 2.0**-53 * size
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cone_weightings_agree_with_cvxpy(backend, seed):
+    n, d = [(2, 3), (3, 2), (5, 8), (6, 4), (8, 3), (10, 20)][seed]
+    j = normal(n, d, seed)
+    gram = gram_of(j).to(backend.device)
+    scale = float(gram.diagonal().max()) ** 0.5
+
+    def project(lower: np.ndarray) -> np.ndarray:
+        v = cvxpy.Variable(n)
+        problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(j.numpy().T @ v)), [v >= lower])
+        problem.solve(solver=cvxpy.CLARABEL, **TIGHT)
+        return j.numpy().T @ v.value
+
+    p = torch.arange(1.0, n + 1, dtype=torch.float64)
+    share = (p / p.sum()).numpy()
+    p = p.to(backend.device)
+    got = j.numpy().T @ po.dualproj(gram, preference=p).cpu().numpy()
+    # Clarabel's gap of 1e-11 in the square is its root in the vector.
+    assert np.linalg.norm(got - project(share)) <= 1e-5 * scale
+    got = j.numpy().T @ po.upgrad(gram, preference=p).cpu().numpy()
+    want = sum(project(share[i] * np.eye(n)[i]) for i in range(n))
+    assert np.linalg.norm(got - want) <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("c", [0.1, 0.5, 0.9, 1.5])
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 2), (5, 8), (8, 4), (10, 20)])
+def test_cagrad_agrees_with_cvxpy(backend, c, n, d):
+    for seed in range(2):
+        j = normal(n, d, 10 * n + seed)
+        gram = gram_of(j).to(backend.device)
+        x = j.numpy().T @ po.cagrad(gram, c=c).cpu().numpy()
+        mean = j.numpy().mean(0)
+        radius = c * np.linalg.norm(mean)
+        assert np.linalg.norm(x - mean) <= radius * (1 + 1e-9)
+        direction = cvxpy.Variable(d)
+        worst = cvxpy.min(j.numpy() @ direction)
+        problem = cvxpy.Problem(cvxpy.Maximize(worst), [cvxpy.norm(direction - mean) <= radius])
+        problem.solve(solver=cvxpy.CLARABEL)  # to 1e-8, beyond which Clarabel warns
+        scale = float(gram.diagonal().max())
+        assert abs((j.numpy() @ x).min() - problem.value) <= 1e-6 * scale
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_cagrad_is_optimal_by_duality(backend, data):
+    """For d in the ball and w on the simplex, min_i <g_i, d> <= <g_w, g_0> + φ ‖g_w‖."""
+    families = [f for f in GRADIENT_FAMILIES if "near" not in f and "1e12" not in f]
+    gram = data.draw(
+        gram_matrices(backend.device, families=families, dtypes=[torch.float64], max_rows=7)
+    )
+    c = data.draw(st.sampled_from([0.01, 0.5, 1.0, 3.0]))
+    weights = po.cagrad(gram, c=c).cpu()
+    g, n = gram.cpu(), gram.shape[-1]
+    mean = torch.full((n,), 1 / n, dtype=torch.float64)
+    y = weights - mean
+    radius = c * float((mean @ g @ mean).clamp(min=0).sqrt())
+    noise = 64 * n * 2.0**-53
+    norm = g.diagonal().sqrt()
+    size = float(norm @ weights.abs()) * float(norm.max())
+    assert float((y @ g @ y).clamp(min=0).sqrt()) <= radius * (1 + 1e-9) + (noise * size) ** 0.5
+    assert bool((y >= -(2.0**-50)).all())
+    worst = float((g @ weights).amin())
+    w = y / y.sum() if float(y.sum()) > 0 else mean
+    bound = float(w @ g @ mean) + radius * float((w @ g @ w).clamp(min=0).sqrt())
+    if float(y.sum()) > 0 and float((y @ g @ y).clamp(min=0).sqrt()) >= radius * (1 - 1e-9):
+        assert worst >= bound - noise * size - 1e-12 * abs(bound)
+    else:  # dualproj: nothing is better than 0, as the gradients are stationary
+        assert worst >= -noise * size
+
+
+def test_cagrad_of_what_is_degenerate(backend):
+    opposite = on(backend, [1, -1], [-1, 1])
+    assert po.cagrad(opposite).tolist() == [0.5, 0.5]  # g_0 = 0
+    assert po.cagrad(torch.zeros_like(opposite)).tolist() == [0.5, 0.5]
+    assert po.cagrad(on(backend, [2, -1], [-1, 5]), c=0).tolist() == [0.5, 0.5]
+    # Stationary with g_0 ≠ 0: for c >= 1 the result is dualproj's.
+    uneven = on(backend, [1, -2], [-2, 4])
+    torch.testing.assert_close(po.cagrad(uneven, c=1.0), po.dualproj(uneven))
+    for c in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="c must be nonnegative and finite"):
+            po.cagrad(opposite, c=c)
+
+
+def test_cone_weightings_of_one_objective(backend):
+    for x in (3.0, 5e-324, 1e308):
+        one = on(backend, [x])
+        assert po.dualproj(one).tolist() == [1.0]
+        assert po.upgrad(one).tolist() == [1.0]
+        torch.testing.assert_close(po.cagrad(one, c=0.25), on(backend, 1.25)[0:1])
+
+
+def test_cone_weightings_of_zero_gradients_keep_the_preference(backend):
+    gram = torch.diag(on(backend, 1, 0, 2))
+    p = [1.0, 2.0, 1.0]
+    assert po.dualproj(gram, preference=p).tolist() == [0.25, 0.5, 0.25]
+    assert po.upgrad(gram, preference=p).tolist() == [0.25, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("function", [po.dualproj, po.upgrad, po.cagrad])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_cone_weightings_of_what_is_not_finite_are_nan(backend, function, bad):
+    for n, i, k in [(1, 0, 0), (3, 1, 1), (3, 2, 0)]:
+        gram = torch.eye(n, dtype=torch.float64, device=backend.device)
+        gram[i, k] = gram[k, i] = bad
+        assert bool(function(gram).isnan().all())
+
+
+def test_cone_weightings_end_on_matrices_that_are_no_gram_matrices(backend):
+    generator = torch.Generator().manual_seed(0)
+    for n in (2, 5, 9):
+        for _ in range(10):
+            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = (g + g.mT).to(backend.device)
+            for function in (po.dualproj, po.upgrad, po.cagrad):
+                assert function(g).shape == (n,)
+
+
+@pytest.mark.parametrize("function", [po.dualproj, po.upgrad, po.cagrad])
+def test_cone_weightings_are_permutation_equivariant(backend, function):
+    gram = gram_of(normal(6, 24, 1)).to(backend.device)
+    order = torch.tensor([3, 1, 5, 0, 2, 4], device=backend.device)
+    got = function(gram[order][:, order])
+    condition = float(torch.linalg.cond(gram))
+    torch.testing.assert_close(got, function(gram)[order], rtol=0, atol=64 * 2.0**-53 * condition)
+
+
+@pytest.mark.parametrize("n", [33, 65])
+def test_dualproj_of_more_rows_than_lanes(backend, n):
+    gram = gram_of(normal(n, n // 2, n)).to(backend.device)
+    weights = po.dualproj(torch.stack([gram, 4 * gram]))
+    assert torch.equal(weights[0], weights[1])
+    assert_cone_optimal(gram, weights[0], torch.full((n,), 1 / n, dtype=torch.float64))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_optimal
+from strategies import gram_matrices
+
+import pama_ops as po
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_gapo_is_min_norm_of_the_scaled_gradients(backend, data):
+    families = ["gaussian", "common", "duplicated", "zero rows", "twelve decades", "condition 1e6"]
+    gram = data.draw(gram_matrices(backend.device, families=families, dtypes=[torch.float64]))
+    power = data.draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    weights = po.gapo(gram, p=power).cpu()
+    g = gram.cpu()
+    used = g.diagonal() > 0
+    assert bool((weights[~used] == 0).all())
+    if not bool(used.any()):
+        return
+    unit = g.diagonal()[used] ** (-power / 2)
+    scaled = g[used][:, used] * unit[:, None] * unit
+    c = weights[used] / unit
+    assert bool((c >= 0).all())
+    assert abs(float(c.sum()) - 1) <= 8 * len(c) * 2.0**-53
+    assert_optimal(scaled, c / c.sum())
+
+
+def test_gapo_of_published_values(backend):
+    gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64, device=backend.device)
+    got = po.gapo(gram).cpu()
+    want = 0.5 / gram.diagonal().cpu().sqrt()  # two unit gradients balance
+    torch.testing.assert_close(got, want, rtol=8 * 2.0**-53, atol=0)
+    torch.testing.assert_close(po.gapo(gram, p=0), po.min_norm(gram), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_gapo_scales_as_its_formula_says(backend, scale):
+    gram = torch.tensor([[2.0, -1.0], [-1.0, 5.0]], dtype=torch.float64, device=backend.device)
+    for power in (0.0, 1.0, 1.5):
+        got, base = po.gapo(gram * scale, p=power), po.gapo(gram, p=power)
+        torch.testing.assert_close(got, base * scale ** (-power / 2), rtol=1e-14, atol=0)
+
+
+def test_gapo_of_what_is_degenerate(backend):
+    zero = torch.zeros((3, 3), dtype=torch.float64, device=backend.device)
+    assert po.gapo(zero).tolist() == [0, 0, 0]
+    assert po.gapo(
+        torch.diag(zero[0] + torch.tensor([4.0, 0, 1], device=backend.device))
+    ).tolist() == [0.25, 0, 0.5]
+    assert po.gapo(zero[:1, :1] + 4).tolist() == [0.5]
+    zero[0, 1] = zero[1, 0] = torch.nan
+    assert bool(po.gapo(zero).isnan().all())
+    with pytest.raises(ValueError, match="p must be finite"):
+        po.gapo(zero, p=float("nan"))

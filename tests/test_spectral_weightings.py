@@ -1,0 +1,176 @@
+"""aligned_mtl, imtl_g and config: held to what defines them on the gradients themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from strategies import gradients
+
+import pama_ops as po
+
+FUNCTIONS = [po.aligned_mtl, po.imtl_g, po.config]
+
+
+def gram_of(j: torch.Tensor) -> torch.Tensor:
+    gram = j @ j.mT
+    return (gram + gram.mT) / 2
+
+
+def on(backend, *rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device=backend.device)
+
+
+def draw(family: str, n: int, seed: int = 0) -> torch.Tensor:
+    return gradients(family, n, torch.Generator().manual_seed(seed))
+
+
+def test_spectral_weightings_of_published_values(backend):
+    """TorchJD's test values for J = [[-4, 1, 1], [6, 1, 1]]; its ConFIG's from the same matrix."""
+    gram = on(backend, [18, -22], [-22, 38])
+    close = {"rtol": 0, "atol": 1e-4}
+    torch.testing.assert_close(po.aligned_mtl(gram), on(backend, 0.5591, 0.4083), **close)
+    torch.testing.assert_close(po.imtl_g(gram), on(backend, 0.5923, 0.4077), **close)
+    x = on(backend, [-4, 1, 1], [6, 1, 1]).T @ po.config(gram)
+    torch.testing.assert_close(x, on(backend, 0.1588, 2.0706, 2.0706), **close)
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+@pytest.mark.parametrize(
+    "family", ["gaussian", "common", "rank-deficient", "duplicated", "zero rows", "condition 1e6"]
+)
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_aligned_mtl_is_the_preferred_row_of_the_nearest_orthogonal_system(
+    backend, scale, family, n
+):
+    """Jᵀ w = √σ (U Vᵀ)ᵀ p for J = U S Vᵀ over the numerical range."""
+    j = draw(family, n)
+    gram = gram_of(j)
+    p = torch.arange(1.0, n + 1, dtype=torch.float64)
+    p = p / p.sum()
+    got = po.aligned_mtl(
+        gram.to(backend.device), preference=p.to(backend.device), scale=scale
+    ).cpu()
+    if not bool(gram.any()):
+        assert torch.equal(got, p)
+        return
+    u, s, v = torch.linalg.svd(j, full_matrices=False)
+    kept = s**2 > n * 2.0**-52 * s[0] ** 2
+    u, s, v = u[:, kept], s[kept], v[kept]
+    sigma = {"min": s.min(), "median": s.median(), "rmse": (s**2).mean().sqrt()}[scale]
+    want = sigma * (v.T @ (u.T @ p))
+    # Eigenvectors turn by the rounding of G over the eigenvalues' distance from 0.
+    bound = 64 * n * 2.0**-53 * float((s[0] / s[-1]) ** 2)
+    assert float((j.T @ got - want).norm()) <= bound * float(sigma)
+    # And the weights have no part in the null space.
+    assert float((got - u @ (u.T @ got)).norm()) <= bound * float(got.norm())
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+@pytest.mark.parametrize("family", ["gaussian", "common", "twelve decades", "condition 1e6"])
+def test_imtl_g_and_config_project_alike_onto_all_gradients(backend, family, n):
+    j = draw(family, n)
+    gram = gram_of(j).to(backend.device)
+    norm = j.norm(dim=1)
+    unit = j / norm[:, None]
+    condition = float(torch.linalg.cond(unit @ unit.T))
+    bound = 64 * n * 2.0**-53 * condition
+    w = po.imtl_g(gram).cpu()
+    assert abs(float(w.sum()) - 1) <= bound * float(w.abs().sum())
+    projections = unit @ (j.T @ w)
+    size = float((norm * w.abs()).sum())
+    assert float(projections.max() - projections.min()) <= bound * size
+    w = po.config(gram).cpu()
+    x = j.T @ w
+    projections = unit @ x
+    size = float((norm * w.abs()).sum())
+    assert float(projections.max() - projections.min()) <= bound * size
+    assert float(projections.min()) > 0
+    # The length is the sum of the gradients' projections.
+    assert abs(float(x.norm() - (j @ x).sum() / x.norm())) <= bound * size
+
+
+@pytest.mark.parametrize(
+    "family", ["rank-deficient", "duplicated", "opposite", "zero rows", "integers"]
+)
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_imtl_g_and_config_of_dependent_gradients_are_their_pseudoinverses(backend, family, n):
+    j = draw(family, n, 1)
+    gram = gram_of(j)
+    norm = gram.diagonal().sqrt()
+    raw = torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ norm
+    got = po.imtl_g(gram.to(backend.device)).cpu()
+    if float((gram @ raw).norm()) < 1e-6 * float(norm.norm()):
+        assert not bool(got.any())
+    elif float(raw.sum().abs()) > 1e-6 * float(raw.abs().sum()):
+        torch.testing.assert_close(got, raw / raw.sum(), rtol=1e-7, atol=1e-8)
+    used = norm > 0
+    unit = j[used] / norm[used, None]
+    # ConFIG as published: x = pinv(unit gradients) 1.
+    x = torch.linalg.pinv(unit, rtol=1e-8) @ torch.ones(int(used.sum()), dtype=torch.float64)
+    got = j.T @ po.config(gram.to(backend.device)).cpu()
+    if float(x.norm()) > 1e-6:
+        x = x / x.norm()
+        torch.testing.assert_close(got, (j @ x).sum() * x, rtol=1e-7, atol=1e-7)
+    else:
+        assert float(got.norm()) <= 1e-7
+
+
+def test_spectral_weightings_of_what_is_degenerate(backend):
+    zero = torch.zeros((2, 2), dtype=torch.float64, device=backend.device)
+    assert po.aligned_mtl(zero, preference=[1.0, 3.0]).tolist() == [0.25, 0.75]
+    assert po.imtl_g(zero).tolist() == [0, 0]
+    assert po.config(zero).tolist() == [0, 0]
+    opposite = on(backend, [1, -1], [-1, 1])
+    assert po.imtl_g(opposite).tolist() == [0, 0]
+    assert po.config(opposite).tolist() == [0, 0]
+    lone = on(backend, [4, 0], [0, 0])
+    assert po.imtl_g(lone).tolist() == [1, 0]
+    assert po.config(lone).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_spectral_weightings_of_one_objective_are_one(backend, function):
+    for x in (3.0, 5e-324, 1e308):
+        torch.testing.assert_close(function(on(backend, [x])), on(backend, 1.0), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_spectral_weightings_of_what_is_not_finite_are_nan(backend, function, bad):
+    for n, i, k in [(1, 0, 0), (3, 1, 1), (3, 2, 0)]:
+        gram = torch.eye(n, dtype=torch.float64, device=backend.device)
+        gram[i, k] = gram[k, i] = bad
+        assert bool(function(gram).isnan().all())
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_spectral_weightings_are_permutation_equivariant(backend, function):
+    gram = gram_of(draw("gaussian", 6)).to(backend.device)
+    order = torch.tensor([3, 1, 5, 0, 2, 4], device=backend.device)
+    want = function(gram)[order]
+    bound = 64 * 2.0**-53 * float(torch.linalg.cond(gram))
+    torch.testing.assert_close(function(gram[order][:, order]), want, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("n", [33, 65])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_spectral_weightings_of_more_rows_than_lanes(backend, function, n):
+    gram = gram_of(draw("gaussian", n)).to(backend.device)
+    weights = function(torch.stack([gram, 4 * gram]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-14, atol=0)
+    want = po.reference.WEIGHTINGS[function.__name__](
+        gram, None, [0.0, 1e-14] if function is po.aligned_mtl else [1e-14]
+    )
+    torch.testing.assert_close(weights[0], want, rtol=1e-11, atol=1e-11)
+
+
+def test_rank_decisions_obey_rtol(backend):
+    gram = on(backend, [1, 1 - 1e-6], [1 - 1e-6, 1])
+    for function in FUNCTIONS:
+        assert function(gram, rtol=1e-3).shape == (2,)
+        with pytest.raises(ValueError, match="rtol must be nonnegative"):
+            function(gram, rtol=-1.0)
+    # With 1 and −1 as one direction, σ is the other eigenvalue, 2.
+    torch.testing.assert_close(po.aligned_mtl(gram, rtol=1e-3), on(backend, 0.5, 0.5))
+    with pytest.raises(ValueError, match="scale must be one of 'min', 'median', 'rmse', got 'max'"):
+        po.aligned_mtl(gram, scale="max")
