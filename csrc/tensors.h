@@ -54,7 +54,8 @@ ScalarType result_dtype(const Optional&... tensors) {
 
 // A contiguous tensor on the device of `like`. Unlike new_empty it does not go through the
 // dispatcher, which looks the operator up by its name: 0.4 us instead of 1.7.
-inline Tensor allocate(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor allocate(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape,
+                       ScalarType dtype) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
   for (size_t d = shape.size(); d-- > 0; stride *= shape[d] > 1 ? shape[d] : 1) strides[d] = stride;

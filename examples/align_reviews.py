@@ -33,7 +33,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"methods: {', '.join(methods.ALL)} (morlhf-W for any W in [0, 1])\n"
+        epilog=f"methods: {', '.join(methods.ALL)}\n"
+        "morlhf-W and token-W for any W in [0, 1]: the weight, or PAMA's preference, of sentiment\n"
         f"cache: {cache_root()}",
     )
     size = parser.add_mutually_exclusive_group()
@@ -131,7 +132,8 @@ def write_results(
     from reviews.figure import draw  # matplotlib, which the worker processes need not load
 
     pairs = list(dict.fromkeys(run["identity"]["pair"] for run in runs))
-    rows = report.summarise(runs, before)
+    settled = report.settled(runs)
+    rows = report.summarise(settled, before)
     summary = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv[1:],
@@ -143,14 +145,16 @@ def write_results(
             for pair in pairs
         },
         "rows": rows,
-        "front_hypervolume": {pair: report.front_hypervolume(runs, before, pair) for pair in pairs},
+        "front_hypervolume": {
+            pair: report.front_hypervolume(settled, before, pair) for pair in pairs
+        },
     }
     schedule.write_json(args.out / "summary.json", summary)
     schedule.write_json(args.out / "results.json", {**summary, "before": before, "runs": runs})
-    texts = [report.markdown_texts(runs, before, pair, count=40) for pair in pairs]
+    texts = [report.markdown_texts(settled, before, pair, count=40) for pair in pairs]
     (args.out / "texts.md").write_text("\n".join(texts))
     for pair in pairs:
-        draw(args.out / f"{pair}.png", runs, before, pair)
+        draw(args.out / f"{pair}.png", settled, before, pair)
         console.print(report.table(rows, before, pair))
         if front := summary["front_hypervolume"][pair]:
             console.print(f"Front of the five fixed weightings: HV {front[0]:.3f}")

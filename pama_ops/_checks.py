@@ -157,9 +157,8 @@ def symmetric(gram: Tensor) -> None:
     size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
     apart = (g - g.mT).abs()
     if bool((apart > 64 * torch.finfo(gram.dtype).eps * size).any()):
-        raise ValueError(
-            f"gram must be symmetric to rounding, got elements {float(apart.nan_to_num().amax())} apart"
-        )
+        worst = float(apart.nan_to_num().amax())
+        raise ValueError(f"gram must be symmetric to rounding, got elements {worst} apart")
 
 
 def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tensor | None:

@@ -277,13 +277,11 @@ def value_loss(
     """One loss per objective [N], and what one token counts in it []."""
     tokens = _Tokens(values, mask, cu_seqlens)
     error, _ = _value_errors(tokens, values, returns, old_values, clip)
-    count = tokens.count.sum()
+    count = tokens.count.sum().to(torch.float64)
+    total = count.clamp(min=1) if divisor == 0 else count.new_tensor(divisor)
     if normalizer is not None:
-        scale = 1.0 / normalizer.to(torch.float64).reshape(())
-    else:
-        scale = 1.0 / (count.clamp(min=1) if divisor == 0 else error.new_tensor(divisor))
-    loss = torch.where(count > 0, 0.5 * error.sum((-2, -1)) * scale, 0.0)
-    return loss, scale.to(torch.float64)
+        total = normalizer.to(torch.float64).reshape(())
+    return torch.where(count > 0, 0.5 * error.sum((-2, -1)) / total, 0.0), 1 / total
 
 
 def value_loss_backward(

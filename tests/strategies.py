@@ -55,6 +55,16 @@ class Tokens:
         return arrange(x.to(self.dtype), self.layout).to(self.device)
 
 
+def long_batch(device: torch.device, ragged: bool) -> Tokens:
+    """Sequences beyond the 1024 tokens that a block of the CUDA kernels takes at a time."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (4501,) if ragged else (2, 2500)
+    mask = (torch.rand(shape, generator=generator) < 0.7).to(device)
+    cu_seqlens = torch.tensor([0, 4000, 4001, 4501], device=device) if ragged else None
+    layout = "contiguous"
+    return Tokens(2, mask, shape, cu_seqlens, torch.float32, layout, generator, device)
+
+
 @st.composite
 def tokens(
     draw: st.DrawFn,
@@ -136,6 +146,10 @@ def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
         j[n - half :] = j[:half]
     elif family == "opposite":
         j[n - half :] = -j[:half]
+    elif family.startswith("integers"):  # everything that can be degenerate is
+        j = torch.randint(-2, 3, (n, max(half, 2)), generator=generator).double()
+        if family == "integers of nine decades":
+            j *= 10.0 ** -torch.randint(0, 10, (n, 1), generator=generator).double()
     elif family == "zero rows":
         j[half] = 0
         j[n - 1] = 0
@@ -157,6 +171,8 @@ GRADIENT_FAMILIES = [
     "duplicated",
     "opposite",
     "zero rows",
+    "integers",
+    "integers of nine decades",
     "twelve decades",
     "condition 1e6",
     "condition 1e12",

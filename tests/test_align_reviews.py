@@ -176,7 +176,9 @@ def test_log_probs_are_those_of_the_whole_model_without_a_cache(
     assert policy.values(hidden).shape == (2, *drawn.responses.shape)
 
 
-@pytest.mark.parametrize("name", ["morlhf", "morlhf-0.3", *methods.MAIN[1:], *methods.REST[:3]])
+@pytest.mark.parametrize(
+    "name", ["morlhf", "morlhf-0.3", "token-0.7", *methods.MAIN[1:], *methods.REST[:3]]
+)
 def test_every_method_trains_and_repeats_itself(
     name: str, assets: prepare.Assets, corpus: data.Corpus
 ) -> None:
@@ -214,8 +216,10 @@ def test_fixed_weights_of_the_sweep_are_read_from_the_name() -> None:
     assert methods.find_method("morlhf-0.3", 3).keywords["weights"] == pytest.approx(
         (0.3, 0.35, 0.35)
     )
-    for name in ("morlhf-2", "pama", ""):
-        with pytest.raises(ValueError, match=r"unknown method|could not convert"):
+    preference = methods.find_method("token-0.7", 2).keywords["preference"]
+    assert preference == pytest.approx((0.7, 0.3))
+    for name in ("morlhf-2", "token-x", "pama", ""):
+        with pytest.raises(ValueError, match="unknown method"):
             methods.find_method(name, 2)
 
 
@@ -288,6 +292,16 @@ def test_summary_tells_above_from_below_from_equal(seeds: int) -> None:
     mean, deviation = rows["morlhf"]["hypervolume"]
     assert mean == pytest.approx((0.3 + 0.01 * (seeds - 1) / 2) * 0.3)
     assert (deviation is None) == (seeds == 1)
+
+
+def test_run_cut_short_counts_only_where_it_is_the_only_one() -> None:
+    cut = [{**fake_run(name, 1, 0.1, 0.1), "finished": False} for name in ("token", "gram")]
+    runs = [fake_run("token", 0, 0.5, 0.7), *cut]
+    rows = report.summarise(report.settled(runs), before())
+    assert [(row["method"], row["seeds"], row["cut_short"]) for row in rows] == [
+        ("token", [0], 0),
+        ("gram", [1], 1),
+    ]
 
 
 def test_table_and_figure_stand_for_any_set_of_methods(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_rounds
-from strategies import Tokens, tokens
+from strategies import Tokens, long_batch, tokens
 
 import pama_ops as po
 from pama_ops import _schemas, reference
@@ -68,9 +68,12 @@ def per_token(weights, batch: Tokens) -> torch.Tensor:
 
 
 def magnitudes(batch: Tokens, arrays: dict, options: dict, weights) -> tuple[torch.Tensor, ...]:
-    """Per token, 0 where masked: sizes of the loss's terms, of the slope's, and of the statistics'."""
+    """Sizes of the terms of the loss and of its slope, per token, and of the statistics' sums."""
     mask = torch.ones(batch.shape, device=batch.device) if batch.mask is None else batch.mask
-    x = {k: torch.where(mask != 0, arrays[k].double(), 0.0) for k in ("logp", "old_logp", "advantages")}
+    x = {
+        k: torch.where(mask != 0, arrays[k].double(), 0.0)
+        for k in ("logp", "old_logp", "advantages")
+    }
     log_ratio = x["logp"] - x["old_logp"]
     ratio, coef = log_ratio.exp(), abs(options["kl_coef"])
     code = codes(options)
@@ -117,6 +120,29 @@ def test_ppo_loss_gradient_is_its_definition(backend, data):
     assert_rounds(logp.grad, want, 1.5 * size, TERMS)
 
 
+@pytest.mark.parametrize("ragged", [False, True])
+def test_ppo_loss_of_long_sequences_is_its_definition(backend, ragged):
+    """Longer than what one block of a GPU takes at a time."""
+    batch = long_batch(backend.device, ragged)
+    arrays = {k: batch.values() for k in ("logp", "old_logp", "advantages", "ref_logp")}
+    arrays |= {"mask": batch.mask, "cu_seqlens": batch.cu_seqlens}
+    aggregate = "sequence-mean-token-mean"
+    options = {"clip": 0.2, "aggregate": aggregate, "normalizer": None}
+    options |= {"kl_coef": 0.1, "kl_estimator": "k3"}
+    logp = arrays["logp"].clone().requires_grad_()
+    got = po.ppo_loss(**{**arrays, "logp": logp}, **options)
+    got.loss.backward()
+    code = codes(options)
+    loss, statistics, weights = reference.ppo_loss(**arrays, **code)
+    size, slopes, sizes = magnitudes(batch, arrays, options, weights)
+    assert_rounds(got.loss.detach(), loss, size.sum(), size.numel() + TERMS)
+    assert_rounds(torch.stack(got[1:]), statistics, sizes, size.numel() + TERMS)
+    for name in ("aggregate", "divisor", "normalizer"):
+        del code[name]
+    want = reference.ppo_loss_backward(torch.tensor(1.0), weights, **arrays, **code)
+    assert_rounds(logp.grad, want, slopes, TERMS)
+
+
 def textbook(logp, old_logp, advantages, mask, clip, aggregate, ref_logp, kl_coef):
     """As papers write it and trainers run it, differentiable."""
     ratio = torch.exp(logp - old_logp)
@@ -143,7 +169,14 @@ def test_ppo_loss_and_its_gradient_are_those_of_the_formula(backend, aggregate, 
     mask = mask.to(backend.device)
     ours, theirs = logp.clone().requires_grad_(), logp.clone().requires_grad_()
     got = po.ppo_loss(
-        ours, old_logp, advantages, mask, clip=clip, aggregate=aggregate, ref_logp=ref_logp, kl_coef=0.1
+        ours,
+        old_logp,
+        advantages,
+        mask,
+        clip=clip,
+        aggregate=aggregate,
+        ref_logp=ref_logp,
+        kl_coef=0.1,
     )
     want = textbook(theirs, old_logp, advantages, mask, clip, aggregate, ref_logp, 0.1)
     torch.testing.assert_close(got.loss, want, rtol=1e-13, atol=1e-14)
@@ -232,7 +265,9 @@ def test_ppo_loss_leaves_empty_sequences_out(backend, aggregate):
 @pytest.mark.parametrize("where", ["logp", "old_logp", "advantages"])
 def test_ppo_loss_propagates_nan_inside_the_mask(backend, where):
     """To the loss, but in the gradient only to that token."""
-    arrays = {k: torch.ones(2, 3, device=backend.device) for k in ("logp", "old_logp", "advantages")}
+    arrays = {
+        k: torch.ones(2, 3, device=backend.device) for k in ("logp", "old_logp", "advantages")
+    }
     arrays[where][0, 1] = torch.nan
     logp = arrays["logp"].requires_grad_()
     out = po.ppo_loss(**arrays)
@@ -345,7 +380,11 @@ BAD = [
     (lambda a: {**a, "ref_logp": a["logp"][0]}, ValueError, r"ref_logp .*\[3, 4\].*\[4\]"),
     (lambda a: {**a, "kl_estimator": "k0"}, ValueError, "kl_estimator must be one of 'k1'"),
     (lambda a: {**a, "cu_seqlens": torch.tensor([0, 4])}, ValueError, r"\[total\] when cu_seqlens"),
-    (lambda a: {**flat(a), "cu_seqlens": torch.tensor([0.0])}, TypeError, "cu_seqlens must be int32"),
+    (
+        lambda a: {**flat(a), "cu_seqlens": torch.tensor([0.0])},
+        TypeError,
+        "cu_seqlens must be int32",
+    ),
     (lambda a: {**flat(a), "cu_seqlens": [0, 4]}, TypeError, "cu_seqlens must be a torch.Tensor"),
 ]
 
@@ -388,7 +427,9 @@ def test_ppo_loss_refuses_a_second_derivative(backend):
     x = torch.randn(2, 3, device=backend.device, requires_grad=True)
     y = x.detach()
     (slope,) = torch.autograd.grad(po.ppo_loss(x, y, y).loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="pama_ops.ppo_loss can be differentiated once, not twice"):
+    with pytest.raises(
+        RuntimeError, match=r"pama_ops\.ppo_loss can be differentiated once, not twice"
+    ):
         slope.sum().backward()
 
 
@@ -410,7 +451,9 @@ def test_ppo_loss_passes_opcheck(full, aggregate):
 
 def test_ppo_loss_compiles_whole_with_its_gradient():
     def run(logp, old_logp, a, mask, normalizer):
-        out = po.ppo_loss(logp, old_logp, a, mask, normalizer=normalizer, ref_logp=old_logp, kl_coef=0.1)
+        out = po.ppo_loss(
+            logp, old_logp, a, mask, normalizer=normalizer, ref_logp=old_logp, kl_coef=0.1
+        )
         return out.loss, out.approx_kl
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")

@@ -31,7 +31,7 @@ class MinNorm {
   PAMA_HD static constexpr int64_t integers(int64_t n) {
     return SimplexActiveSet<Team>::integers(n) + n;
   }
-  // Of rows entering the corral. Over the tests' families no more than 1.4 n came.
+  // Of rows entering the corral. Over the tests' families no more than 1.6 n came.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
   PAMA_HD explicit MinNorm(const GramProblem<Team>& problem)

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "core/exponential.h"
 #include "core/portable.h"
 
 namespace pama {
@@ -26,7 +27,7 @@ PAMA_INLINE bool held_flat(const ActivePart& rule, double a, double log_ratio) {
 PAMA_INLINE double active_part(const ActivePart& rule, double a, double log_ratio) {
   if (held_flat(rule, a, log_ratio)) return 0.0;
   const double part = log_ratio != log_ratio ? log_ratio : a;
-  return rule.ratio_weighted ? part * exp(log_ratio) : part;
+  return rule.ratio_weighted ? part * exponential(log_ratio).value : part;
 }
 
 inline ActivePart active_part_rule(double low, double high, bool noon, bool ratio_weighted) {

@@ -36,9 +36,18 @@ class PamaWeights {
         preference_(workspace.reals + n),
         slope_(workspace.reals + 2 * n) {}
 
+  // The preference of the problems that follow; null is uniform.
+  PAMA_HD void prefer(const double* preference) {
+    relative_preference(team_, n_, preference, DBL_MIN, relative_);
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += relative_[i];
+    total = team_.sum(total);
+    for (int i = team_.rank(); i < n_; i += team_.size()) preference_[i] = relative_[i] / total;
+    team_.sync();
+  }
+
   // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
-  PAMA_HD double solve(const double* values, const double* preference, double* weights) {
-    read_preference(preference);
+  PAMA_HD double solve(const double* values, double* weights) {
     bool finite = true, negative = false, positive = false;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (relative_[i] == 0) continue;
@@ -58,15 +67,6 @@ class PamaWeights {
   }
 
  private:
-  PAMA_HD void read_preference(const double* preference) {
-    relative_preference(team_, n_, preference, DBL_MIN, relative_);
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += relative_[i];
-    total = team_.sum(total);
-    for (int i = team_.rank(); i < n_; i += team_.size()) preference_[i] = relative_[i] / total;
-    team_.sync();
-  }
-
   PAMA_HD double choose(const double* values, double* weights) {
     Located least{INFINITY, n_};
     for (int i = team_.rank(); i < n_; i += team_.size()) {

@@ -72,6 +72,7 @@ class SimplexActiveSet {
   }
 
  private:
+  static constexpr int kRejected = 2;
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
@@ -120,7 +121,8 @@ class SimplexActiveSet {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (leader_[i] != i || inside_[i]) continue;
       const Located here{slope_[i] - value_, i};
-      if (-here.value > kNoise * norm_[i] * mean_norm_ && before(here, found)) found = here;
+      if (-here.value > kNoise * (norm_[i] + mean_norm_) * mean_norm_ && before(here, found))
+        found = here;
     }
     return team_.smallest(found);
   }
@@ -149,7 +151,7 @@ class SimplexActiveSet {
       const int k = factor_.size();
       Curvature along = reduce(j, residual);
       if (!(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
-        if (x_[j] == 0) return;
+        if (x_[j] == 0) return reject(j);
         along.descent = 0;
       }
       // A Newton step needs positive curvature; if it leaves the simplex anyway only its direction
@@ -161,7 +163,9 @@ class SimplexActiveSet {
       const Located limit = longest_step(step_base, full);
       move(limit, j, step_j);
       if (limit.index < 0) {
+        readmit();
         accept(j, along.pivot);
+        if (norm_[j] < norm_[base_] / 4) give_base_to_last();
         return;
       }
       if (newton) {
@@ -174,6 +178,7 @@ class SimplexActiveSet {
       if (limit.index < k) {
         drop(limit.index);
       } else if (k == 0) {  // only j is left
+        readmit();
         replace_base(j);
         return;
       } else {
@@ -250,11 +255,11 @@ class SimplexActiveSet {
       x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
       others += x_[i];
     }
-    const double entering = x_[j] + limit.value * step_j;
+    const double entering = j < 0 ? 0 : x_[j] + limit.value * step_j;
     others = team_.sum(others) + entering;
     team_.sync();
     if (team_.rank() == 0) {
-      x_[j] = entering;
+      if (j >= 0) x_[j] = entering;
       x_[base_] = limit.index == k ? 0 : fmax(1 - others, 0.0);
     }
     team_.sync();
@@ -266,6 +271,33 @@ class SimplexActiveSet {
       inside_[j] = 1;
     }
     factor_.append(a_, pivot);
+  }
+
+  // What made row j seem to enter was the corral's own residual: remove that, and leave j out until
+  // another row has entered.
+  PAMA_HD void reject(int j) {
+    if (team_.rank() == 0) inside_[j] = kRejected;
+    rejections_ = true;
+    correct();
+  }
+
+  PAMA_HD void readmit() {
+    if (!rejections_) return;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (inside_[i] == kRejected) inside_[i] = 0;
+    }
+    rejections_ = false;
+    team_.sync();
+  }
+
+  // One Newton step within the corral, from the slopes as they are.
+  PAMA_HD void correct() {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      a_[c] = 0;
+      b_[c] = slope_[base_] - slope_[member_[c]];
+    }
+    factor_.forward(b_);
+    move(longest_step(direct(0, 1), 1), -1, 0);
   }
 
   PAMA_HD void drop(int position) {
@@ -314,6 +346,24 @@ class SimplexActiveSet {
     }
     base_ = base;
     team_.sync();
+    factorise(k);
+    return shift;
+  }
+
+  // The row that entered last is much shorter than the base, whose rounding errors would drown it.
+  PAMA_HD void give_base_to_last() {
+    const int k = factor_.size(), shorter = member_[k - 1];
+    team_.sync();
+    if (team_.rank() == 0) member_[k - 1] = base_;
+    base_ = shorter;
+    team_.sync();
+    factorise(k);
+    differentiate();
+    correct();
+  }
+
+  // The factor of the first k members' differences from the base.
+  PAMA_HD void factorise(int k) {
     factor_.clear();
     for (int r = 0; r < k; ++r) {
       const int i = member_[r];
@@ -324,9 +374,8 @@ class SimplexActiveSet {
         explained += a_[c] * (a_[c] * factor_.inverses()[c]);
       }
       const double pivot = difference(i, i) - team_.sum(explained);
-      factor_.append(a_, pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base, base)));
+      factor_.append(a_, pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base_, base_)));
     }
-    return shift;
   }
 
   Team team_;
@@ -343,7 +392,8 @@ class SimplexActiveSet {
   double* b_;
   double* direction_;  // over R
   int* member_;        // the rows of R in the order of the factor
-  int* inside_;        // whether row i is in the corral
+  int* inside_;        // whether row i is in the corral (1), or rejected for now
+  bool rejections_ = false;
   Ldl<Team> factor_;
   int base_ = 0;
   double value_ = 0;

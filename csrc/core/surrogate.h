@@ -27,11 +27,14 @@ struct Surrogate {
 // A NaN in the ratio or the advantage is never clipped, so that it goes through to the value.
 PAMA_INLINE Surrogate surrogate(const Clip& clip, double log_ratio, double advantage) {
   const Exponential u = exponential(log_ratio);
-  const bool above = (advantage > 0) & (log_ratio > clip.log_high);
-  const bool under = (advantage < 0) & (log_ratio < clip.log_low);
-  const double bound = above ? clip.high : clip.low, plain = u.value * advantage;
-  const bool flat = above | under;
-  return {flat ? bound * advantage : plain, flat ? 0.0 : plain, flat ? 1.0 : 0.0, u.value,
+  // How far beyond the bound that can hold this advantage. A difference of two numbers has the sign
+  // of their comparison, and selecting among numbers vectorises better than among truth values.
+  const double beyond = advantage > 0   ? log_ratio - clip.log_high
+                        : advantage < 0 ? clip.log_low - log_ratio
+                                        : 0;
+  const double plain = u.value * advantage,
+               held = (advantage > 0 ? clip.high : clip.low) * advantage;
+  return {beyond > 0 ? held : plain, beyond > 0 ? 0 : plain, beyond > 0 ? 1.0 : 0.0, u.value,
           u.remainder};
 }
 

@@ -18,12 +18,15 @@ PAMA_INLINE ValueError value_error(double value, double target) {
 // slope. A NaN in `old` makes both NaN.
 PAMA_INLINE ValueError value_error(double value, double target, double old, double clip) {
   const double low = old - clip, high = old + clip;
-  const double held = old != old ? old : value < low ? low : value > high ? high : value;
+  const double bounded = value < low ? low : value > high ? high : value;
+  const double held = old != old ? old : bounded;
   const double plain = value - target, clipped = held - target;
   const double plain_size = plain < 0 ? -plain : plain;
   const double clipped_size = clipped < 0 ? -clipped : clipped;
-  const bool unknown = clipped != clipped, flat = clipped_size > plain_size;
-  return {flat | unknown ? clipped : plain, unknown ? clipped : flat ? 0 : plain};
+  // False for NaN, which `clipped` is wherever `plain` is.
+  const bool free = plain_size >= clipped_size;
+  const double held_slope = clipped != clipped ? clipped : 0;
+  return {free ? plain : clipped, free ? plain : held_slope};
 }
 
 }  // namespace pama

@@ -51,7 +51,7 @@ PAMA_CLONES void kl_tiles(const Kl& kl, Estimator kind, int64_t begin, int64_t e
 Tensor run(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& ref_logp,
            const std::optional<Tensor>& mask, int64_t estimator) {
   check_mask(mask);
-  Tensor out = new_empty(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
+  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
   const int64_t length = logp.size(logp.dim() - 1), batch = logp.dim() > 1 ? logp.size(0) : 1;
   const int64_t tiles = (length + kTile - 1) / kTile;
   const Kl kl{tiles,         length,        view_of(logp), view_of(ref_logp),

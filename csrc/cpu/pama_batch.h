@@ -73,7 +73,7 @@ PAMA_INLINE void active_parts(const ActivePart& rule, int64_t count, const Real*
   }
   if (!rule.ratio_weighted) return;
   for (int64_t j = 0; j < count; ++j) {
-    part[j] = part[j] == 0 ? Real(0) : static_cast<Real>(part[j] * exp(double(log_ratio[j])));
+    part[j] = part[j] == 0 ? Real(0) : static_cast<Real>(part[j] * exponential(log_ratio[j]).value);
   }
 }
 

@@ -56,6 +56,7 @@ struct Lanes {
   typedef Real Vector __attribute__((vector_size(64)));
   typedef Real InMemory __attribute__((vector_size(64), aligned(alignof(Real)), may_alias));
   static constexpr int64_t kCount = 64 / sizeof(Real);
+  static constexpr DType kDType = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
 };
 
 // A tile, and what is made of it. With a uniform preference weights are found by comparing alone.
@@ -64,41 +65,83 @@ struct TokenTile : Tile<Real> {
   TokenTile(const Batch& batch, const Preference& preference)
       : Tile<Real>(batch, preference.used),
         weight(this->size() * kTile),
+        advantage_at(this->size()),
+        part_at(this->size()),
+        weight_at(this->size()),
         values(this->size()),
         solution(this->size()),
-        reals(PamaWeights<SerialTeam>::reals(this->size())) {}
+        reals(PamaWeights<SerialTeam>::reals(this->size())),
+        solver({}, static_cast<int>(this->size()), {reals.data(), nullptr}) {
+    solver.prefer(preference.relative.data());
+  }
 
   std::vector<Real> weight;  // [used objectives][kTile]
+  // Where each objective's A, I(A) and weights lie: in the tile, or in the tensors themselves.
+  std::vector<const Real*> advantage_at, part_at;
+  std::vector<Real*> weight_at;
   Real combined[kTile], optimum[kTile];
   Real poison[kTile];                           // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
+  PamaWeights<SerialTeam> solver;
 };
+
+// Points at a tile of the tensors where they can be read and written as they are (Noon is then left
+// to `choose_by_token`), else at the tile's own arrays, and fills those that are read. False: the
+// weights have yet to be written.
+template <class Real>
+PAMA_INLINE bool place_tile(const Combine& job, int64_t b, int64_t t, int64_t length,
+                            TokenTile<Real>& tile) {
+  const Batch& batch = job.batch;
+  const Sequences& s = batch.sequences;
+  const View &a = batch.advantages, &mask = batch.mask, &w = job.weights;
+  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  const bool whole = tile.tokens.all() && length % Lanes<Real>::kCount == 0;
+  const bool read =
+      whole && !batch.log_ratio.data && a.dtype == Lanes<Real>::kDType && a.token == 1;
+  const bool write = whole && w.dtype == Lanes<Real>::kDType;
+  if (!read) load_tile(batch, b, t, length, tile);
+  for (int64_t k = 0; k < tile.size(); ++k) {
+    const int64_t n = tile.objectives[k];
+    tile.advantage_at[k] = read ? static_cast<const Real*>(a.data) + s.first(a, n, b) + t
+                                : tile.advantage.data() + k * kTile;
+    tile.part_at[k] = read ? tile.advantage_at[k] : tile.part + k * kTile;
+    tile.weight_at[k] =
+        write ? static_cast<Real*>(w.data) + s.first(w, n, b) + t : tile.weight.data() + k * kTile;
+  }
+  return write;
+}
 
 // Theorem 1 on every token of the tile, but for those that straddle 0: the weight goes to the
 // objectives of least rank |part| / preference. Lanes are tokens; sums over objectives stay in
 // registers.
-template <bool kUniform, class Real>
+template <bool kUniform, bool kNoon, class Real>
 PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
   using Vector = typename Lanes<Real>::Vector;
   using InMemory = typename Lanes<Real>::InMemory;
   const int64_t used = tile.size();
   const auto at = [](const Real* x) { return reinterpret_cast<const InMemory*>(x); };
   const auto put = [](Real* x) { return reinterpret_cast<InMemory*>(x); };
-  const auto make_rank = [&](Vector& x, int64_t k) {  // in place: no vector crosses a call
-    x = x < 0 ? -x : x;
+  const Vector zero{}, one = zero + 1;
+  // In place, as no vector may cross a call.
+  const auto drop_negative = [&](Vector& x) {
+    if (kNoon) x = x <= 0 ? zero : x;
+  };
+  const auto make_rank = [&](Vector& x, int64_t k) {
+    if (!kNoon) x = x < 0 ? -x : x;
     if (!kUniform) x /= static_cast<Real>(p.relative[k]);
   };
-  const Vector zero{}, one = zero + 1;
   for (int64_t j = 0; j < tile.tokens.count; j += Lanes<Real>::kCount) {
     Vector least = zero + Real(HUGE_VAL), poison = zero, ties = zero, tied = zero;
     for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part + k * kTile + j);
+      Vector x = *at(tile.part_at[k] + j);
+      drop_negative(x);
       poison += x - x;
       make_rank(x, k);
       least = x < least ? x : least;
     }
     for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part + k * kTile + j);
+      Vector x = *at(tile.part_at[k] + j);
+      drop_negative(x);
       make_rank(x, k);
       ties += x == least ? one : zero;
       if (!kUniform) tied += x == least ? zero + static_cast<Real>(p.offset[k]) : zero;
@@ -106,11 +149,14 @@ PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
     const Vector share = (1 - tied) / ties + poison;
     Vector combined = zero, optimum = zero;
     for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part + k * kTile + j), rank = x;
+      Vector x = *at(tile.part_at[k] + j), a = *at(tile.advantage_at[k] + j);
+      drop_negative(x);
+      drop_negative(a);
+      Vector rank = x;
       make_rank(rank, k);
       const Vector w = rank == least ? share + static_cast<Real>(p.offset[k]) : poison;
-      *put(tile.weight.data() + k * kTile + j) = w;
-      combined += w == 0 ? zero : w * *at(tile.advantage.data() + k * kTile + j);
+      *put(tile.weight_at[k] + j) = w;
+      combined += w == 0 ? zero : w * a;
       optimum += w * x;
     }
     *put(tile.combined + j) = combined;
@@ -121,23 +167,22 @@ PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
 
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
-PAMA_INLINE void choose_straddling(const Preference& p, TokenTile<Real>& tile) {
+PAMA_INLINE void choose_straddling(TokenTile<Real>& tile) {
   const int64_t used = tile.size();
-  PamaWeights<SerialTeam> solver({}, static_cast<int>(used), {tile.reals.data(), nullptr});
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.values[k] = tile.part[k * kTile + j];
+      tile.values[k] = tile.part_at[k][j];
       low = std::min(low, tile.values[k]);
       high = std::max(high, tile.values[k]);
     }
     if (!(low < 0 && high > 0) || tile.poison[j] != 0) continue;
-    tile.optimum[j] = static_cast<Real>(
-        solver.solve(tile.values.data(), p.relative.data(), tile.solution.data()));
+    tile.optimum[j] =
+        static_cast<Real>(tile.solver.solve(tile.values.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.weight[k * kTile + j] = static_cast<Real>(tile.solution[k]);
-      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage[k * kTile + j];
+      tile.weight_at[k][j] = static_cast<Real>(tile.solution[k]);
+      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage_at[k][j];
     }
     tile.combined[j] = static_cast<Real>(combined);
   }
@@ -149,16 +194,17 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
   const Preference& p = job.preference;
   const int64_t size = s.size(b), used = tile.size();
   for (int64_t t = 0; t < size; t += kTile) {
-    load_tile(job.batch, b, t, std::min(kTile, size - t), tile);
-    if (p.uniform) {
-      choose_by_token<true>(p, tile);
+    const bool written = place_tile(job, b, t, std::min(kTile, size - t), tile);
+    if (job.batch.rule.noon) {
+      p.uniform ? choose_by_token<true, true>(p, tile) : choose_by_token<false, true>(p, tile);
     } else {
-      choose_by_token<false>(p, tile);
+      p.uniform ? choose_by_token<true, false>(p, tile) : choose_by_token<false, false>(p, tile);
+      choose_straddling(tile);
     }
-    if (!job.batch.rule.noon) choose_straddling(p, tile);
     for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
-      const Real* w = counts ? tile.weight.data() + k++ * kTile : tile.poison;
+      const Real* w = counts ? tile.weight_at[k++] : tile.poison;
+      if (counts && written) continue;
       rows::scatter(job.weights, s.first(job.weights, n, b) + t, tile.tokens, w);
     }
     rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined);
@@ -222,12 +268,13 @@ void combine_by_sequence(const Combine& job) {
     Tile<double> tile(job.batch);
     std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
     PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
+    solver.prefer(job.preference.raw.data());
     for (int64_t b = first; b < end; ++b) {
       mean_parts(job.batch, b, tile, means.data());
       double optimum = 0;
       std::fill(weights.begin(), weights.end(), 0.0);
       if (means[n] > 0) {
-        optimum = solver.solve(means.data(), job.preference.raw.data(), weights.data());
+        optimum = solver.solve(means.data(), weights.data());
       }
       for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
       store(job.optimum, b, optimum);
@@ -258,8 +305,8 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
     std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
     for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
     PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
-    store(job.optimum, 0,
-          solver.solve(problem.data() + 1, job.preference.raw.data(), weights.data()));
+    solver.prefer(job.preference.raw.data());
+    store(job.optimum, 0, solver.solve(problem.data() + 1, weights.data()));
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
   for_sequences(s, [&](int64_t first, int64_t end) {
@@ -285,11 +332,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
   std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
   Tensor optimum =
-      new_empty(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
+      allocate(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), s.objectives);
-  Tensor weights = new_empty(advantages, shape, dtype);
-  Tensor combined = new_empty(advantages, tokens, dtype);
-  Tensor active = new_empty(advantages, {s.objectives}, ScalarType::Bool);
+  Tensor weights = allocate(advantages, shape, dtype);
+  Tensor combined = allocate(advantages, tokens, dtype);
+  Tensor active = allocate(advantages, {s.objectives}, ScalarType::Bool);
   const double* flags = static_cast<const double*>(statistics.const_data_ptr());
   for (int64_t i = 0; i < s.objectives; ++i) {
     static_cast<bool*>(active.mutable_data_ptr())[i] = flags[i] != 0;

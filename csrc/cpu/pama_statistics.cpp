@@ -23,6 +23,31 @@ PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, 
   return false;
 }
 
+// gram[i][k] += <part_i, part_k> for k >= i, in blocks of 2 x 2, so that each load serves two
+// products.
+PAMA_INLINE void add_gram(const Tile<double>& tile, int64_t n, double* gram) {
+  const int64_t count = tile.tokens.count;
+  for (int64_t i = 0; i < n; i += 2) {
+    for (int64_t k = i; k < n; k += 2) {
+      const int64_t i1 = std::min(i + 1, n - 1), k1 = std::min(k + 1, n - 1);
+      const double *x0 = tile.part + i * kTile, *x1 = tile.part + i1 * kTile;
+      const double *y0 = tile.part + k * kTile, *y1 = tile.part + k1 * kTile;
+      double s00 = 0, s01 = 0, s10 = 0, s11 = 0;
+#pragma omp simd reduction(+ : s00, s01, s10, s11)
+      for (int64_t j = 0; j < count; ++j) {
+        s00 += x0[j] * y0[j];
+        s01 += x0[j] * y1[j];
+        s10 += x1[j] * y0[j];
+        s11 += x1[j] * y1[j];
+      }
+      gram[i * n + k] += s00;
+      if (k1 > k) gram[i * n + k1] += s01;
+      if (i1 > i && k > i) gram[i1 * n + k] += s10;
+      if (i1 > i && k1 > k) gram[i1 * n + k1] += s11;
+    }
+  }
+}
+
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
 PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b,
                               Tile<double>& tile, double* statistics) {
@@ -34,24 +59,21 @@ PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b
     for (int64_t i = 0; i < n; ++i) {
       const double* x = tile.part + i * kTile;
       int nonzero = 0;
-      for (int64_t j = 0; j < count; ++j) nonzero |= x[j] != 0;
-      if (nonzero) statistics[i] = 1;
-      if (reduction == Reduction::kBatch) {
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; ++j) sum += x[j];
-        rest[1 + i] += sum;
-        continue;
+      double sum = 0;
+      if (statistics[i] == 0) {
+        for (int64_t j = 0; j < count; ++j) nonzero |= x[j] != 0;
+        statistics[i] = nonzero;
       }
-      for (int64_t k = i; k < n; ++k) {
-        const double* y = tile.part + k * kTile;
-        double sum = 0;
+      if (reduction == Reduction::kGram) continue;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; ++j) sum += x[j] * y[j];
-        rest[i * n + k] += sum;
-      }
+      for (int64_t j = 0; j < count; ++j) sum += x[j];
+      rest[1 + i] += sum;
     }
-    if (reduction == Reduction::kBatch) rest[0] += static_cast<double>(count);
+    if (reduction == Reduction::kGram) {
+      add_gram(tile, n, rest);
+    } else {
+      rest[0] += static_cast<double>(count);
+    }
   }
 }
 
@@ -65,7 +87,7 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   const Sequences& s = batch.sequences;
   check_tokens(mask, cu_seqlens, s);
   const int64_t n = s.objectives, size = statistics_size(n, reduction);
-  Tensor result = new_empty(advantages, {size}, ScalarType::Double);
+  Tensor result = allocate(advantages, {size}, ScalarType::Double);
   double* total = static_cast<double*>(result.mutable_data_ptr());
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {

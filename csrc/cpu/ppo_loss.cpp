@@ -151,8 +151,8 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
   const double count = divisor_of(view_of(normalizer), divisor, ppo_divisor(kind, total));
 
   const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
-  Tensor loss = new_empty(logp, {}, dtype), statistics = new_empty(logp, {4}, dtype);
-  Tensor weights = new_empty(logp, {s.count}, ScalarType::Double);
+  Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
+  Tensor weights = allocate(logp, {s.count}, ScalarType::Double);
   ppo_store(total, count, view_of(loss), view_of(statistics));
   for (int64_t b = 0; b < s.count; ++b) {
     store(view_of(weights), b, token_weight(kind, sums[b].tokens, count));
@@ -168,7 +168,7 @@ Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Te
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(logp, cu_seqlens, false);
   check_tokens(mask, cu_seqlens, s);
-  Tensor out = new_empty(logp, logp.sizes(), result_dtype(&logp));
+  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
   // A term that counts nothing is not read, so that it cannot bring a NaN either.
   const std::optional<Tensor>& ref = kl_coef != 0 ? ref_logp : std::nullopt;
   const Ppo ppo{s,

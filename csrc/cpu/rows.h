@@ -16,7 +16,6 @@
 
 namespace pama {
 
-using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 // Tokens staged at a time: float64 tiles of a few arrays stay in the L1 cache.

@@ -3,6 +3,7 @@
 #include "core/value_error.h"
 #include "cpu/normalizer.h"
 #include "cpu/rows.h"
+#include "cpu/sums.h"
 
 namespace pama {
 namespace {
@@ -49,21 +50,16 @@ PAMA_CLONES double value_sequence(const Value& loss, int64_t b, double* squares)
     tokens += static_cast<double>(count);
     for (int64_t n = 0; n < s.objectives; ++n) {
       gather(loss, n, b, t, tile);
-      double sum = 0;
+      const double *value = tile.value, *target = tile.target, *old = tile.old;
+      const auto square = [](const ValueError& e) { return e.error * e.error; };
       if (loss.old_values.data) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; ++j) {
-          const double e = value_error(tile.value[j], tile.target[j], tile.old[j], clip).error;
-          sum += e * e;
-        }
+        squares[n] += sum_of(count, [&](int64_t j) {
+          return square(value_error(value[j], target[j], old[j], clip));
+        });
       } else {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < count; ++j) {
-          const double e = value_error(tile.value[j], tile.target[j]).error;
-          sum += e * e;
-        }
+        squares[n] +=
+            sum_of(count, [&](int64_t j) { return square(value_error(value[j], target[j])); });
       }
-      squares[n] += sum;
     }
   }
   return tokens;
@@ -124,8 +120,8 @@ std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& return
   double count = 0;
   for (const double of_sequence : tokens) count += of_sequence;
   const double scale = 1 / divisor_of(view_of(normalizer), divisor, std::max(count, 1.0));
-  Tensor out = new_empty(values, {s.objectives}, result_dtype(&values, &returns, old_values));
-  Tensor scale_out = new_empty(values, {}, ScalarType::Double);
+  Tensor out = allocate(values, {s.objectives}, result_dtype(&values, &returns, old_values));
+  Tensor scale_out = allocate(values, {}, ScalarType::Double);
   store(view_of(scale_out), 0, scale);
   for (int64_t n = 0; n < s.objectives; ++n) {
     double sum = 0;
@@ -142,7 +138,7 @@ Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(values, cu_seqlens);
   check_tokens(mask, cu_seqlens, s);
-  Tensor out = new_empty(values, values.sizes(), result_dtype(&values));
+  Tensor out = allocate(values, values.sizes(), result_dtype(&values));
   const Value loss{s,
                    view_of(values, ragged),
                    view_of(returns, ragged),

@@ -166,7 +166,8 @@ std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
       load_vector(from, b, n, memory.input);
       if (b == first || vectors.lead > 0) load_vector(vectors, b, n, memory.vector);
       const double* p = vectors.data ? memory.vector : nullptr;
-      store(optima, b, solver.solve(memory.input, p, memory.out));
+      solver.prefer(p);
+      store(optima, b, solver.solve(memory.input, memory.out));
       for (int64_t i = 0; i < n; ++i) store(to, b * n + i, memory.out[i]);
     }
   });

@@ -3,6 +3,7 @@
 // are merged in order, so that bits do not depend on which thread took which sequence.
 #include "core/moments.h"
 #include "cpu/rows.h"
+#include "cpu/sums.h"
 
 namespace pama {
 namespace {
@@ -15,17 +16,9 @@ struct Whiten {
 PAMA_INLINE Moments tile_moments(const double* x, int64_t count) {
   if (count == 0) return {};
   const double first = x[0], size = static_cast<double>(count);
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) sum += x[j] - first;
-  const double mean = first + sum / size;
-  double rest = 0, squares = 0;
-#pragma omp simd reduction(+ : rest, squares)
-  for (int64_t j = 0; j < count; ++j) {
-    const double deviation = x[j] - mean;
-    rest += deviation;
-    squares += deviation * deviation;
-  }
+  const double mean = first + sum_of(count, [&](int64_t j) { return x[j] - first; }) / size;
+  const double rest = sum_of(count, [&](int64_t j) { return x[j] - mean; });
+  const double squares = sum_of(count, [&](int64_t j) { return (x[j] - mean) * (x[j] - mean); });
   return moments_about(mean, size, rest, squares);
 }
 
@@ -78,7 +71,7 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
       sequence_moments(whiten, b, partials.data() + b * s.objectives);
     }
   });
-  Tensor out = new_empty(x, {s.objectives, 3}, ScalarType::Double);
+  Tensor out = allocate(x, {s.objectives, 3}, ScalarType::Double);
   double* moments = static_cast<double*>(out.mutable_data_ptr());
   for (int64_t n = 0; n < s.objectives; ++n) {
     Moments total{};
@@ -108,7 +101,7 @@ Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
     }
     affine[n] = {total.mean, moments_scale(total, eps)};
   }
-  Tensor out = new_empty(x, x.sizes(), result_dtype(&x));
+  Tensor out = allocate(x, x.sizes(), result_dtype(&x));
   const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), view_of(out, ragged)};
   for_sequences(s, [&](int64_t first, int64_t end) {
     for (int64_t b = first; b < end; ++b) whiten_sequence(whiten, b, affine.data());

@@ -13,8 +13,8 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
   const bool ragged = cu_seqlens.has_value();
   const Sequences sequences = sequences_of(rewards, cu_seqlens);
   const ScalarType dtype = result_dtype(&rewards, &values, last_values);
-  Tensor advantages = new_empty(rewards, rewards.sizes(), dtype);
-  Tensor returns = new_empty(rewards, rewards.sizes(), dtype);
+  Tensor advantages = allocate(rewards, rewards.sizes(), dtype);
+  Tensor returns = allocate(rewards, rewards.sizes(), dtype);
   View last = view_of(last_values);
   last.objective = last.sequence;  // [N, B]
   const GaeArgs args{

@@ -6,7 +6,7 @@ namespace {
 
 Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
   const Launcher launch(rewards);
-  Tensor out = new_empty(rewards, rewards.sizes(), result_dtype(&rewards));
+  Tensor out = allocate(rewards, rewards.sizes(), result_dtype(&rewards));
   const int64_t groups = rewards.size(rewards.dim() - 1) / group_size;
   const int64_t count = groups * (rewards.dim() > 1 ? rewards.size(0) : 1);
   const GroupArgs args{view_of(rewards), view_of(out), groups, count, group_size, eps};

@@ -7,7 +7,7 @@ namespace {
 Tensor run(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& ref_logp,
            const std::optional<Tensor>& mask, int64_t estimator) {
   const Launcher launch(logp);
-  Tensor out = new_empty(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
+  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
   const int64_t length = logp.size(logp.dim() - 1), rows = logp.dim() > 1 ? logp.size(0) : 1;
   const Sequences sequences{1, rows, length, nullptr, false, length};
   const KlArgs args{

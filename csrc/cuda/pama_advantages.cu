@@ -31,11 +31,11 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   const Launcher launch(advantages);
   const int64_t n = advantages.size(0);
   const int64_t entries = statistics_size(n, static_cast<Reduction>(reduction));
-  Tensor statistics = new_empty(advantages, {entries}, ScalarType::Double);
+  Tensor statistics = allocate(advantages, {entries}, ScalarType::Double);
   const PamaArgs args = pama_args(advantages, mask, log_ratio, cu_seqlens, reduction, low, high,
                                   noon, ratio_weighted, statistics.mutable_data_ptr());
   const int64_t rows = args.sequences.count;
-  Tensor partial = new_empty(advantages, {rows * entries}, ScalarType::Double);
+  Tensor partial = allocate(advantages, {rows * entries}, ScalarType::Double);
   double* partial_data = static_cast<double*>(partial.mutable_data_ptr());
   const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
   const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
@@ -62,11 +62,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
   std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
   Tensor optimum =
-      new_empty(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
+      allocate(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), n);
-  Tensor weights = new_empty(advantages, shape, dtype);
-  Tensor combined = new_empty(advantages, tokens, dtype);
-  Tensor active = new_empty(advantages, {n}, ScalarType::Bool);
+  Tensor weights = allocate(advantages, shape, dtype);
+  Tensor combined = allocate(advantages, tokens, dtype);
+  Tensor active = allocate(advantages, {n}, ScalarType::Bool);
   PamaCombineArgs args{batch,
                        view_of(preference),
                        view_of(combined, ragged),
@@ -85,18 +85,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
       launch(pama_token_kernel, blocks, block, bytes * block, args);
     } else {
       const int64_t grid = std::min(blocks, kScratchThreads / block);
-      Tensor scratch = new_empty(advantages, {grid * block * bytes / word}, ScalarType::Double);
+      Tensor scratch = allocate(advantages, {grid * block * bytes / word}, ScalarType::Double);
       args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
       launch(pama_token_kernel, grid, block, 0, args);
     }
     return {combined, weights, optimum, active};
   }
-  Tensor scratch = new_empty(advantages, {n + pama_solve_workspace(n)}, ScalarType::Double);
+  Tensor scratch = allocate(advantages, {n + pama_solve_workspace(n)}, ScalarType::Double);
   if (reduction != Reduction::kSequence) {
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
     const int64_t bytes = pama_solve_workspace(n) * word;
     if (bytes > kSharedBytes) args.scratch = args.solution + n;
-    launch(pama_solve_kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
+    const auto kernel =
+        reduction == Reduction::kGram ? pama_solve_kernel<true> : pama_solve_kernel<false>;
+    launch(kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
   launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);

@@ -35,14 +35,14 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
   PpoArgs args = arguments(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, low, high,
                            kl_coef, estimator);
   const int64_t count = args.sequences.count;
-  Tensor partials = new_empty(logp, {count, args.chunks, 6}, ScalarType::Double);
+  Tensor partials = allocate(logp, {count, args.chunks, 6}, ScalarType::Double);
   static_assert(sizeof(PpoSums) == 6 * sizeof(double));
   args.partials = static_cast<PpoSums*>(partials.mutable_data_ptr());
   launch(ppo_loss_kernel, count * args.chunks, kBlock, 0, args);
 
   const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
-  Tensor loss = new_empty(logp, {}, dtype), statistics = new_empty(logp, {4}, dtype);
-  Tensor weights = new_empty(logp, {count}, ScalarType::Double);
+  Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
+  Tensor weights = allocate(logp, {count}, ScalarType::Double);
   const PpoFinishArgs finish{.partials = args.partials,
                              .sequences = count,
                              .chunks = args.chunks,
@@ -63,7 +63,7 @@ Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Te
                          const std::optional<Tensor>& cu_seqlens, double low, double high,
                          double kl_coef, int64_t estimator) {
   const Launcher launch(logp);
-  Tensor out = new_empty(logp, logp.sizes(), result_dtype(&logp));
+  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
   // A term that counts nothing is not read, so that it cannot bring a NaN either.
   const std::optional<Tensor>& ref = kl_coef != 0 ? ref_logp : std::nullopt;
   PpoArgs args =

@@ -32,11 +32,11 @@ std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& return
   ValueArgs args = arguments(values, returns, mask, old_values, cu_seqlens, clip);
   const int64_t objectives = args.sequences.objectives;
   const int64_t blocks = args.sequences.count * args.chunks;
-  Tensor partials = new_empty(values, {objectives, blocks, 2}, ScalarType::Double);
+  Tensor partials = allocate(values, {objectives, blocks, 2}, ScalarType::Double);
   args.partials = static_cast<ValueSums*>(partials.mutable_data_ptr());
   launch(value_loss_kernel, objectives * blocks, kBlock, 0, args);
-  Tensor loss = new_empty(values, {objectives}, result_dtype(&values, &returns, old_values));
-  Tensor scale = new_empty(values, {}, ScalarType::Double);
+  Tensor loss = allocate(values, {objectives}, result_dtype(&values, &returns, old_values));
+  Tensor scale = allocate(values, {}, ScalarType::Double);
   const ValueFinishArgs finish{args.partials, blocks,         view_of(normalizer),
                                view_of(loss), view_of(scale), divisor};
   launch(value_finish_kernel, objectives, kBlock, 0, finish);
@@ -48,7 +48,7 @@ Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor
                            const std::optional<Tensor>& old_values,
                            const std::optional<Tensor>& cu_seqlens, double clip) {
   const Launcher launch(values);
-  Tensor out = new_empty(values, values.sizes(), result_dtype(&values));
+  Tensor out = allocate(values, values.sizes(), result_dtype(&values));
   ValueArgs args = arguments(values, returns, mask, old_values, cu_seqlens, clip);
   args.grad = view_of(grad);
   args.scale = view_of(scale);

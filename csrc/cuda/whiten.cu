@@ -25,8 +25,8 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   WhitenArgs args = arguments(x, mask, cu_seqlens);
   const int64_t objectives = args.sequences.objectives;
   const int64_t blocks = args.sequences.count * args.chunks;
-  Tensor partials = new_empty(x, {objectives, blocks, 3}, ScalarType::Double);
-  Tensor out = new_empty(x, {objectives, 3}, ScalarType::Double);
+  Tensor partials = allocate(x, {objectives, blocks, 3}, ScalarType::Double);
+  Tensor out = allocate(x, {objectives, 3}, ScalarType::Double);
   args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
   launch(whiten_moments_kernel, objectives * blocks, kBlock, 0, args);
   launch(whiten_merge_kernel, objectives, kBlock, 0, static_cast<const Moments*>(args.partials),
@@ -37,7 +37,7 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
 Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
                     const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
   const Launcher launch(x);
-  Tensor out = new_empty(x, x.sizes(), result_dtype(&x));
+  Tensor out = allocate(x, x.sizes(), result_dtype(&x));
   WhitenArgs args = arguments(x, mask, cu_seqlens);
   args.out = view_of(out, cu_seqlens.has_value());
   args.moments = view_of(moments);

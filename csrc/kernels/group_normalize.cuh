@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(128)
   const View &in = args.rewards, &out = args.out;
   const int64_t from = row * in.sequence + token * in.token, to = row * out.sequence + token;
   double shift = 0, count = 0, sum = 0, squares = 0;
+#pragma unroll 1  // or ptxas spills around the division below
   for (int64_t j = lane(); j < args.size; j += kWarp) {
     const double reward = load(in, from + j * in.token);
     if (reward != reward) continue;
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(128)
   moments.count = __shfl_sync(kFullWarp, moments.count, 0);
   moments.mean = __shfl_sync(kFullWarp, moments.mean, 0);
   moments.squares = __shfl_sync(kFullWarp, moments.squares, 0);
+#pragma unroll 1
   for (int64_t j = lane(); j < args.size; j += kWarp) {
     store(out, to + j, group_normalized(load(in, from + j * in.token), moments, args.eps));
   }

@@ -41,7 +41,7 @@ __device__ __forceinline__ bool pama_unmasked(const PamaArgs& args, int64_t b, i
 // The statistics of one sequence, by a block. Tiles of I(A), [n][tile], are staged in shared
 // memory; then each warp sums the entries that it owns over the tile, and adds them to its partial
 // result.
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
     pama_partial_kernel(const __grid_constant__ PamaArgs args, int tile, double* partial) {
   const int64_t n = args.sequences.objectives, b = blockIdx.x, size = args.sequences.size(b);
   const int64_t entries = statistics_size(n, args.reduction);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(128)
 }
 
 // Sums the partial results, a warp for each entry.
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
     pama_finish_kernel(const __grid_constant__ PamaArgs args, const double* partial) {
   const int64_t n = args.sequences.objectives;
   const int64_t entries = statistics_size(n, args.reduction), k = warp(), entry = k - n;
@@ -137,8 +137,10 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
   return n * n + 3 * n + MinNorm<WarpTeam>::reals(n) + (MinNorm<WarpTeam>::integers(n) + 1) / 2;
 }
 
-// One weight vector for the whole batch, by one warp.
-__global__ void __launch_bounds__(32)
+// One weight vector for the whole batch, by one warp: for `gram`, or else for `batch`. A kernel
+// each, as one that holds both solvers spills registers.
+template <bool kGram>
+__global__ void __launch_bounds__(32, 1)
     pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
   const int64_t n = args.batch.sequences.objectives;
   const double* statistics = args.batch.statistics + n;
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(32)
   double optimum = 0;
   if (!pama_preference(args, team, preference)) {
     for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
-  } else if (args.batch.reduction == Reduction::kGram) {
+  } else if constexpr (kGram) {
     for (int64_t k = lane(); k < n * n; k += kWarp) problem[k] = statistics[k];
     team.sync();
     GramProblem<WarpTeam> gram;
@@ -165,14 +167,15 @@ __global__ void __launch_bounds__(32)
     for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
     team.sync();
     PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
-    optimum = solver.solve(problem, preference, weights);
+    solver.prefer(preference);
+    optimum = solver.solve(problem, weights);
   }
   team.sync();
   for (int64_t i = lane(); i < n; i += kWarp) {
     args.solution[i] = weights[i];
     store(args.weights, i, weights[i]);
   }
-  if (lane() == 0 && args.batch.reduction == Reduction::kBatch) store(args.optimum, 0, optimum);
+  if (!kGram && lane() == 0) store(args.optimum, 0, optimum);
 }
 
 // Σ_i w_i A_i of an unmasked token; a weight of 0 drops the objective, whatever its advantage.
@@ -186,7 +189,7 @@ __device__ __forceinline__ double pama_sum(int64_t n, const double* weights, con
 }
 
 // One weight vector a sequence, a block each: for `sequence` from its means, by the first warp.
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
     pama_sequence_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
   const int64_t n = s.objectives, b = blockIdx.x;
@@ -216,7 +219,8 @@ __global__ void __launch_bounds__(128)
       double optimum = 0;
       if (pama_preference(args, team, preference) && tokens > 0) {
         PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {preference + n, nullptr});
-        optimum = solver.solve(means, preference, weights);
+        solver.prefer(preference);
+        optimum = solver.solve(means, weights);
       } else {
         for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
       }
@@ -243,7 +247,7 @@ constexpr int64_t pama_token_workspace(int64_t n) {
 }
 
 // Theorem 1 at every token, a thread each. Ragged tokens need no sequence: they are one long row.
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
     pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
   const int64_t n = s.objectives, tokens = s.offsets ? s.total : s.count * s.length;
@@ -256,6 +260,7 @@ __global__ void __launch_bounds__(128)
   pama_report_active(args);
   const bool live = pama_preference(args, SerialTeam{}, preference);
   PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
+  solver.prefer(preference);
   for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t b = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
     double combined = 0, optimum = 0;
@@ -265,7 +270,7 @@ __global__ void __launch_bounds__(128)
       for (int64_t i = 0; i < n; ++i) {
         part[i] = active_part(args.batch.rule, pama_noon(flat.batch, i, b, t), ratio);
       }
-      optimum = solver.solve(part, preference, weights);
+      optimum = solver.solve(part, weights);
       combined = pama_sum(n, weights, [&](int64_t i) { return pama_noon(flat.batch, i, b, t); });
     }
     for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);

@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
   }
 }
 
-__global__ void __launch_bounds__(128) pama_weights_kernel(const __grid_constant__ StackArgs args) {
+__global__ void __launch_bounds__(128, 1)
+    pama_weights_kernel(const __grid_constant__ StackArgs args) {
   const int n = args.n;
   double* values = warp_workspace(args, values_workspace(n));
   double *preference = values + n, *weights = preference + n, *reals = weights + n;
@@ -80,7 +81,8 @@ __global__ void __launch_bounds__(128) pama_weights_kernel(const __grid_constant
     load_vector(args.vector, b, n, preference);
     __syncwarp();
     PamaWeights<WarpTeam> solver({}, n, {reals, nullptr});
-    const double optimum = solver.solve(values, args.vector.data ? preference : nullptr, weights);
+    solver.prefer(args.vector.data ? preference : nullptr);
+    const double optimum = solver.solve(values, weights);
     __syncwarp();
     for (int i = lane(); i < n; i += kWarp) store(args.out, b * n + i, weights[i]);
     if (lane() == 0) store(args.optimum, b, optimum);

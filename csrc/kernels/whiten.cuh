@@ -66,12 +66,14 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-__global__ void __launch_bounds__(kBlock)
+// Two blocks are all that is asked of a multiprocessor, else ptxas spills for sm_100.
+__global__ void __launch_bounds__(kBlock, 2)
     whiten_apply_kernel(const __grid_constant__ WhitenArgs args) {
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   const View& of = args.moments;
   Moments moments{};
+#pragma unroll 1
   for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kBlock) {
     const int64_t at = rank * of.objective + part.objective * of.sequence;
     const Moments one{load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)};

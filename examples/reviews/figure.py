@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .methods import ALL, FRONT, MAIN, SWEEP, label
+from .methods import ALL, FRONT, MAIN, label
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 COLOURS = {
@@ -28,6 +28,10 @@ COLOURS = {
     "batch": "#D55E00",
 }
 SMOOTHING = 9  # iterations
+
+
+def _colour(method: str) -> str:
+    return COLOURS.get(method) or COLOURS.get(method.partition("-")[0], COLOURS["morlhf"])
 
 
 def _smooth(series: np.ndarray) -> np.ndarray:
@@ -50,11 +54,11 @@ def _draw_curves(
         smooth = _smooth(_curves(runs, field, index))
         x = np.arange(1, smooth.shape[1] + 1)
         mean = smooth.mean(axis=0)
-        axes.plot(x, mean, color=COLOURS[method], lw=1.6)
+        axes.plot(x, mean, color=_colour(method), lw=1.6)
         if len(runs) > 1:
             deviation = smooth.std(axis=0, ddof=1)
             band = (mean - deviation, mean + deviation)
-            axes.fill_between(x, *band, color=COLOURS[method], alpha=0.13, lw=0)
+            axes.fill_between(x, *band, color=_colour(method), alpha=0.13, lw=0)
     axes.set_xlabel("iteration")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0)
@@ -70,10 +74,10 @@ def _draw_plane(
     for method, runs in groups.items():
         points = np.array([[run["after"]["rewards"][n] for n in names] for run in runs])
         means[method] = points.mean(axis=0)
-        colour = COLOURS.get(method, "#000000")
+        colour = _colour(method)
         if len(runs) > 1:
             axes.scatter(*points.T, s=11, color=colour, alpha=0.35, lw=0)
-        face = "white" if method in SWEEP else colour
+        face = colour if method in COLOURS else "white"
         axes.scatter(*means[method], s=48, color=face, edgecolor=colour, zorder=4)
     front = np.array(sorted(tuple(means[m]) for m in FRONT if m in means))
     if len(front) > 1:
@@ -105,7 +109,7 @@ def draw(
     groups = {method: members for method, members in groups.items() if members}
     # The curves of more methods than this cannot be told apart; the others are in the plane.
     drawn = {m: members for m, members in groups.items() if m in (*MAIN, "token-signed")}
-    drawn = drawn or {m: members for m, members in groups.items() if m in COLOURS}
+    drawn = drawn or groups
 
     style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with plt.rc_context(style):
@@ -151,9 +155,9 @@ def draw(
                     marker="o",
                     markerfacecolor="white",
                     markeredgecolor="black",
-                    label="fixed, other weights",
+                    label="open: other weights",
                 )
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=125)
         plt.close(figure)

@@ -99,7 +99,13 @@ def mgda_ub(step: Minibatch) -> tuple[Tensor, Tensor]:
     return weights @ torch.stack(losses), weights
 
 
-def pama(step: Minibatch, *, reduction: str = "token", noon: bool = True) -> tuple[Tensor, Tensor]:
+def pama(
+    step: Minibatch,
+    *,
+    reduction: str = "token",
+    noon: bool = True,
+    preference: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
     """PAMA: one PPO loss on the combined advantage, whose weights cost no gradient."""
     with step.choosing:
         combined = po.pama_advantages(
@@ -109,6 +115,7 @@ def pama(step: Minibatch, *, reduction: str = "token", noon: bool = True) -> tup
             clip=step.clip,
             reduction=reduction,
             noon=noon,
+            preference=None if preference is None else step.advantages.new_tensor(preference),
         )
     out = po.ppo_loss(step.logp, step.old_logp, combined.advantages, step.mask, clip=step.clip)
     return out.loss, combined.weights

@@ -76,6 +76,16 @@ def compare(runs: Sequence[Run], baseline: Sequence[Run], objective: str) -> str
     return "+" if difference.mean() > 0 else "-"
 
 
+def settled(runs: Sequence[Run]) -> list[Run]:
+    """All runs but those that Ctrl-C cut short where a finished one tells of the same method."""
+
+    def key(run: Run) -> tuple[str, str]:
+        return run["identity"]["pair"], run["identity"]["method"]
+
+    told = {key(run) for run in runs if run["finished"]}
+    return [run for run in runs if run["finished"] or key(run) not in told]
+
+
 def summarise(runs: Sequence[Run], before: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per pair and method: means over seeds, each with its standard deviation."""
     groups: dict[tuple[str, str], list[Run]] = {}
@@ -146,7 +156,7 @@ def table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any], pair: st
     start = before[pair]
     objectives = list(start["rewards"])
     seeds = max((len(row["seeds"]) for row in rows if row["pair"] == pair), default=0)
-    versus = f"vs 1/{len(objectives)}"
+    versus = "vs ½" if len(objectives) == 2 else f"vs 1/{len(objectives)}"
     result = Table(
         title=f"{' and '.join(objectives)}, 200 held-out prompts",
         title_justify="left",
@@ -178,7 +188,7 @@ def table(rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any], pair: st
             " ".join(verdict.values()) if verdict else "",
         )
     result.caption = (
-        f"Mean ± standard deviation over {seeds} seeds. "
+        f"Mean ± standard deviation over up to {seeds} seeds. "
         if seeds > 1
         else "One seed: the spread between seeds is not known. "
     ) + (

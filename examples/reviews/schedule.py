@@ -152,6 +152,7 @@ class _Display:
             TextColumn("{task.fields[note]}"),
             console=console,
         )
+        # Counted in iterations, so that the time left is right from the start.
         self.overall = self.progress.add_task("all runs", total=total, note="")
         self.rows: dict[str, TaskID] = {}
         self.running: dict[str, list[float]] = {}
@@ -167,9 +168,9 @@ class _Display:
         pairs = zip(task.objectives, self.running[name], strict=True)
         note = "  ".join(f"{objective} {value:+.2f}" for objective, value in pairs)
         self.progress.update(self.rows[name], completed=iteration, note=note)
+        self.progress.advance(self.overall)
 
     def close(self, task: Task) -> None:
-        self.progress.advance(self.overall)
         row = self.rows.pop(task.file_name, None)
         if row is not None:
             note = self.progress.tasks[self.progress.task_ids.index(row)].fields["note"]
@@ -201,7 +202,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     channel, stop = context.Queue(), context.Event()
     by_name = {task.file_name: task for task in tasks}
-    display = _Display(console, len(waiting))
+    display = _Display(console, sum(task.settings.iterations for task in waiting))
     error: Exception | None = None
 
     workers = ProcessPoolExecutor(

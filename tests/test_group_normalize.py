@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import assert_rounds
+from strategies import DTYPES, arrange
+
+import pama_ops as po
+from pama_ops import _schemas, reference
+
+
+def slack_of(rewards, group_size, eps, want):
+    """What rounding of the mean does to a result.
+
+    A mean of g rewards up to M in size is off by at most g u M. That moves a deviation, and with it
+    the deviation's part in σ, by as much, hence a result y by at most (1 + |y|) g u M / (σ + ε).
+    """
+    groups = rewards.double().unflatten(-1, (-1, group_size)).nan_to_num()
+    largest = groups.abs().amax(-1, keepdim=True).expand(groups.shape).flatten(-2)
+    valid = rewards.double().unflatten(-1, (-1, group_size))
+    count = (~valid.isnan()).sum(-1, keepdim=True)
+    mean = groups.sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(valid.isnan(), 0.0, valid - mean) ** 2
+    std = (squares.sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    std = std.expand(groups.shape).flatten(-2) + eps
+    return torch.where(std > 0, (1 + want.abs()) * (largest / std) + want.abs(), 0.0)
+
+
+@given(data=st.data())
+def test_group_normalize_is_its_definition(backend, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    size = data.draw(st.sampled_from([1, 2, 3, 8, 33, 100]))
+    lead = data.draw(st.sampled_from([(), (1,), (3,)]))
+    shape = (*lead, size * data.draw(st.integers(1, 5)))
+    rewards = torch.randn(shape, generator=generator) + data.draw(st.sampled_from([0.0, 5.0]))
+    missing = torch.rand(shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.3, 0.9]))
+    rewards = torch.where(missing, torch.nan, rewards).to(data.draw(st.sampled_from(DTYPES)))
+    layout = data.draw(st.sampled_from(["contiguous", "permuted", "sliced"]))
+    rewards = arrange(rewards, layout).to(backend.device)
+    eps = data.draw(st.sampled_from([0.0, 1e-4]))
+    got = po.group_normalize(rewards, size, eps=eps)
+    want = reference.group_normalize(rewards, size, eps)
+    assert got.is_contiguous()
+    assert_rounds(got, want, slack_of(rewards, size, eps, want), 4 * size + 16)
+
+
+def test_group_normalize_is_that_of_numpy(backend):
+    generator = np.random.default_rng(0)
+    rewards = generator.normal(size=(3, 12, 6)) * 2 + 1
+    rewards[:, :, 2] = np.where(generator.random((3, 12)) < 0.5, np.nan, rewards[:, :, 2])
+    deviation = rewards - np.nanmean(rewards, -1, keepdims=True)
+    want = deviation / (np.nanstd(rewards, -1, ddof=1, keepdims=True) + 1e-4)
+    got = po.group_normalize(torch.from_numpy(rewards).reshape(3, 72).to(backend.device), 6)
+    want = torch.from_numpy(np.nan_to_num(want)).reshape(3, 72)
+    torch.testing.assert_close(got.cpu(), want, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4])
+def test_group_normalize_of_equal_rewards_is_zero(backend, eps):
+    """To the bit, although 0.1 · 3 / 3 is not 0.1: rounding must not be scaled up to ±1."""
+    rewards = torch.full((2, 6), 0.1, dtype=torch.float64, device=backend.device)
+    rewards[1, 1] = torch.nan
+    assert bool((po.group_normalize(rewards, 3, eps=eps) == 0).all())
+
+
+def test_group_normalize_of_a_lone_reward_is_zero(backend):
+    nan = torch.nan
+    rewards = torch.tensor([[nan, 3.0, nan, nan, nan, nan, 1.0, 2.0, nan]], device=backend.device)
+    got = po.group_normalize(rewards, 3, eps=0)
+    half = 0.5**0.5
+    want = torch.tensor([[0.0, 0, 0, 0, 0, 0, -half, half, 0]], device=backend.device)
+    torch.testing.assert_close(got, want)
+    assert bool((po.group_normalize(rewards, 1) == 0).all())
+
+
+def test_group_normalize_propagates_infinity_within_its_group(backend):
+    rewards = torch.tensor([1.0, torch.inf, 2.0, 1.0, 2.0, 4.0], device=backend.device)
+    got = po.group_normalize(rewards, 3)
+    assert got.isnan().tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 4)])
+def test_group_normalize_of_an_empty_batch_is_empty(backend, shape):
+    assert po.group_normalize(torch.ones(shape, device=backend.device), 2).shape == shape
+
+
+def test_group_normalize_takes_at_least_float32(backend):
+    x = torch.ones(1, 2, device=backend.device)
+    assert po.group_normalize(x.half(), 2).dtype == torch.float32
+    assert po.group_normalize(x.double(), 2).dtype == torch.float64
+
+
+def test_group_normalize_is_independent_of_thread_count():
+    rewards = torch.randn(3, 16000, generator=torch.Generator().manual_seed(1))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(po.group_normalize(rewards, 8))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+BAD = [
+    (lambda a: {**a, "rewards": [1.0]}, TypeError, "rewards must be a torch.Tensor, got list"),
+    (lambda a: {**a, "rewards": a["rewards"].long()}, TypeError, "rewards .* floating-point"),
+    (
+        lambda a: {**a, "rewards": torch.ones(2, 3, 4)},
+        ValueError,
+        r"\[N, B\] or \[B\], got \[2, 3, 4",
+    ),
+    (lambda a: {**a, "group_size": 3}, ValueError, "group_size .* divide rewards' B = 4, got 3"),
+    (lambda a: {**a, "group_size": 0}, ValueError, "group_size must be positive"),
+    (lambda a: {**a, "group_size": -2}, ValueError, "group_size must be positive"),
+    (lambda a: {**a, "group_size": 2.0}, TypeError, "group_size must be an integer, got float"),
+    (lambda a: {**a, "group_size": True}, TypeError, "group_size must be an integer, got bool"),
+    (lambda a: {**a, "eps": -1e-4}, ValueError, "eps must not be negative, got -0.0001"),
+    (lambda a: {**a, "eps": float("nan")}, ValueError, "eps must not be negative, got nan"),
+    (lambda a: {**a, "eps": None}, TypeError, "eps must be a number, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_group_normalize_names_the_bad_argument(backend, change, error, message):
+    with pytest.raises(error, match=message):
+        po.group_normalize(
+            **change({"rewards": torch.ones(2, 4, device=backend.device), "group_size": 2})
+        )
+
+
+def test_group_normalize_refuses_a_gradient(backend):
+    x = torch.randn(2, 4, device=backend.device, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"pama_ops\.group_normalize is not differentiable"):
+        po.group_normalize(x, 2).sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4)])
+def test_group_normalize_passes_opcheck(shape):
+    torch.library.opcheck(_schemas.group_normalize, (torch.randn(shape), 2, 1e-4))
+
+
+def test_group_normalize_compiles_whole():
+    compiled = torch.compile(po.group_normalize, fullgraph=True, backend="aot_eager")
+    rewards = torch.randn(2, 8)
+    torch.testing.assert_close(compiled(rewards, 4), po.group_normalize(rewards, 4))
