@@ -341,9 +341,7 @@ def test_pareto_backward_names_the_bad_argument(arguments, error, message):
 def test_sparse_gradients_are_refused():
     table = nn.Embedding(5, 3, sparse=True)
     loss = table(torch.tensor([1, 2])).sum()
-    with pytest.raises(
-        TypeError, match=r"parameters\[0\] must have dense .* losses\[0\]"
-    ):
+    with pytest.raises(TypeError, match=r"parameters\[0\] must have dense .* losses\[0\]"):
         po.pareto_backward([loss], table.parameters())
     assert table.weight.grad is None
 
