@@ -188,13 +188,13 @@ BAD = [
     ([None, None], ValueError, "grads must hold at least one tensor"),
     ([torch.ones(2), torch.ones(3)], ValueError, r"grads\[1\] .* \[2\] of grads\[0\], got \[3\]"),
     (one(torch.ones(4)), ValueError, r"grads\[1\]\[0\] .* \[4\] of grads\[0\]\[0\], got \[2, 2\]"),
-    (one(torch.ones(2, 2).half()), TypeError, r"grads\[1\]\[0\] .* torch.float16 of .* torch.float32"),
-    (one(torch.ones(2, 2).long()), TypeError, r"grads\[0\]\[0\] .* floating-point .* torch.int64"),
-    (one(torch.ones(2, 2).to_sparse()), TypeError, r"grads\[0\]\[0\] .* dense tensor, got .*sparse"),
-    (one(torch.ones(2, 2, device="meta")), ValueError, r"grads\[1\]\[0\] must be on meta .* cpu"),
+    (one(torch.ones(2, 2).half()), TypeError, r"grads\[1\]\[0\] .*float16 of .*float32"),
+    (one(torch.ones(2, 2).long()), TypeError, r"grads\[0\]\[0\] .* floating-point .*int64"),
+    (one(torch.ones(2, 2).to_sparse()), TypeError, r"grads\[0\]\[0\] .* dense tensor, .*sparse"),
+    (one(torch.ones(2, 2, device="meta")), ValueError, r"grads\[1\]\[0\] .* on meta .* cpu"),
     (one("x"), TypeError, r"grads\[0\]\[0\] must be a torch.Tensor, got str"),
-    ([[torch.ones(2)], []], ValueError, r"grads\[1\] must have as many tensors as grads\[0\], 1, got 0"),
-    ([[torch.ones(2)], 3], TypeError, r"grads\[1\] must be a list of tensors like grads\[0\], got int"),
+    ([[torch.ones(2)], []], ValueError, r"grads\[1\] .* as many .* grads\[0\], 1, got 0"),
+    ([[torch.ones(2)], 3], TypeError, r"grads\[1\] must be a list .* got int"),
 ]  # fmt: skip
 
 

@@ -211,7 +211,7 @@ def test_checkpointing_without_reentry_works():
 def test_reentrant_checkpointing_is_refused_with_advice():
     model = Model(reentrant=True)
     losses, _ = model.losses(batch().requires_grad_())
-    with pytest.raises(ValueError, match="call .*checkpoint with use_reentrant=False"):
+    with pytest.raises(ValueError, match=r"call .* with use_reentrant=False"):
         po.pareto_backward(losses, model.parameters())
     assert all(x.grad is None for x in model.parameters())
 
@@ -310,22 +310,22 @@ HELD = torch.ones(2, requires_grad=True)
 BAD = [
     (args(losses=[]), ValueError, "losses must hold at least one loss"),
     (args(losses=3), TypeError, "losses must be a list of tensors, got int"),
-    (args(losses=X.sum()), ValueError, r"losses must be a list or a tensor \[n\], got \[\]"),
+    (args(losses=X.sum()), ValueError, r"losses must be .* a tensor \[n\], got \[\]"),
     (args(losses=[X]), ValueError, r"losses\[0\] must have one element, got \[2\]"),
     (args(losses=[X.sum(), torch.ones(())]), ValueError, r"losses\[1\] must have a graph"),
-    (args(losses=[X.sum(), X.sum().item()]), TypeError, r"losses\[1\] must be a torch.Tensor, got float"),
+    (args(losses=[X.sum(), X.sum().item()]), TypeError, r"losses\[1\] must be .* got float"),
     (args(losses=[HELD.sum()]), ValueError, "losses must depend on parameters, but none"),
     (args(parameters=X), TypeError, "parameters must be an iterable of tensors, got Tensor"),
     (args(parameters=[2 * X]), ValueError, r"parameters\[0\] must be a leaf"),
     (args(parameters=[torch.ones(2)]), ValueError, "parameters must hold a shared one"),
     (args(parameters=None), ValueError, "exactly one of parameters and features .* neither"),
     (args(features=2 * X), ValueError, "exactly one of parameters and features .* both"),
-    (args(parameters=None, features=torch.ones(2)), ValueError, r"features\[0\] must require a grad"),
+    (args(parameters=None, features=torch.ones(2)), ValueError, r"features\[0\] must require"),
     (args(parameters=None, features=3), TypeError, "features must be a tensor or a list"),
-    (args(task_parameters=[[X]]), ValueError, "task_parameters must have one entry .* 2 losses, got 1"),
+    (args(task_parameters=[[X]]), ValueError, "task_parameters must have .* 2 losses, got 1"),
     (args(task_parameters=[[HELD], [HELD]]), ValueError, r"task_parameters\[1\] must not share"),
-    (args(weighting=lambda gram: [1, 2]), TypeError, "weighting must return a torch.Tensor, got list"),
-    (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .* got .*\[2, 2\]"),
+    (args(weighting=torch.Tensor.tolist), TypeError, "weighting must return .* got list"),
+    (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .*\[2, 2\]"),
 ]  # fmt: skip
 
 
@@ -341,9 +341,7 @@ def test_pareto_backward_names_the_bad_argument(arguments, error, message):
 def test_sparse_gradients_are_refused():
     table = nn.Embedding(5, 3, sparse=True)
     loss = table(torch.tensor([1, 2])).sum()
-    with pytest.raises(
-        TypeError, match=r"parameters\[0\] must have dense gradients, .* losses\[0\]"
-    ):
+    with pytest.raises(TypeError, match=r"parameters\[0\] must have dense .* losses\[0\]"):
         po.pareto_backward([loss], table.parameters())
     assert table.weight.grad is None
 

@@ -2,9 +2,15 @@
 //
 // The columns of all parameters in a row are cut into at most 64 slots, the same whatever the
 // number of threads; a slot is summed by one thread and slots are added in order. Within a slot,
-// blocks of 1024 columns pass through all pairs of rows as tiles (gram_tile.h) while they are in
+// blocks of 768 columns pass through all pairs of rows as tiles (gram_tile.h) while they are in
 // the cache. Half types, and what a tensor leaves beyond whole registers, are staged as float32 or
 // float64 columns; columns of different tensors share a block, so that small tensors cost little.
+//
+// What bounds it (benchmarks/bench_gram.py, float32, a Zen 4 with 1 MB of second cache a core, two
+// threads, in read passes): memory up to n = 8 (1.0 to 1.25); at 16 (1.7) and 32 (2.6) the
+// multiply-adds, n/8 of them a byte, one AVX-512 register a cycle: the tile's inner loop runs at
+// its peak, and promotion to float64 and prefetches take the other two fifths of the time.
+// bfloat16 has twice the multiply-adds a byte, and the staging on top (2.1 at n = 4 on one thread).
 #include <cmath>
 #include <cstdlib>
 
