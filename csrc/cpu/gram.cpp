@@ -6,11 +6,10 @@
 // the cache. Half types, and what a tensor leaves beyond whole registers, are staged as float32 or
 // float64 columns; columns of different tensors share a block, so that small tensors cost little.
 //
-// What bounds it (benchmarks/bench_gram.py, float32, a Zen 4 with 1 MB of second cache a core, two
-// threads, in read passes): memory up to n = 8 (1.0 to 1.25); at 16 (1.7) and 32 (2.6) the
-// multiply-adds, n/8 of them a byte, one AVX-512 register a cycle: the tile's inner loop runs at
-// its peak, and promotion to float64 and prefetches take the other two fifths of the time.
-// bfloat16 has twice the multiply-adds a byte, and the staging on top (2.1 at n = 4 on one thread).
+// Measured in read passes (benchmarks/results/cpu_gram.json: float32, a Zen 4 with 1 MB of second
+// cache a core, two threads): 1.1, 1.3, 1.6, 1.5 and 3.0 at n = 2, 4, 8, 16 and 32. Memory bounds
+// n = 2; beyond, multiply-adds grow as n/8 a byte, with prefetches and the promotion to float64 on
+// top. bfloat16 takes 1.7 to 5.9: twice the multiply-adds a byte, and the staging.
 #include <cmath>
 #include <cstdlib>
 
