@@ -1,6 +1,6 @@
 """Every dispatcher op of the library: schema, plain-PyTorch default, fake kernel, autograd.
 
-The default (`reference.py`, rounded to the op's dtypes) serves any device without a compiled
+The default (`reference/`, rounded to the op's dtypes) serves any device without a compiled
 kernel; csrc/cpu and csrc/cuda override it once loaded. The public functions call the ops
 by the names they have here, after checking their arguments.
 """

@@ -1,0 +1,155 @@
+"""Weights on the simplex: min_norm, gapo, Theorem 1 of PAMA."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pama_ops.reference.weighting import each, relative, roundoff, unit_of, weighting
+
+
+@weighting
+def min_norm(gram: Tensor, preference: Tensor | None, options: list[float] | None = None) -> Tensor:
+    """Wolfe's method with a dense solve on each corral, problem by problem."""
+    g = gram.detach().to(torch.float64)
+    n = g.shape[-1]
+    q = relative(preference, g)
+    # Dividing by less would overflow; the weight of such an objective tends to 0.
+    kept = torch.nonzero(q > 2.0**-400).flatten()
+    q = q[kept]
+    w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
+    for b, m in enumerate(g.reshape(-1, n, n)):
+        m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
+        w[b, kept] = _min_norm(m, q, roundoff(gram)) if bool(m.isfinite().all()) else math.nan
+        if bool(w[b].isnan().any()):
+            w[b] = math.nan
+    return w.reshape(g.shape[:-1])
+
+
+def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
+    zeros = g.diagonal() <= 0
+    if bool(zeros.any()):
+        return torch.where(zeros, q, 0.0) / q[zeros].sum()
+    unit = 2.0 ** (math.frexp(float(g.diagonal().amax()))[1] - 1)
+    g = g / unit / q[:, None] / q
+    x = shortest_combination(g, roundoff)
+    norm = g.diagonal().sqrt()
+    close = (g[:, None] - g).abs() <= 4 * roundoff * norm * norm[:, None, None]
+    equal = close.all(-1).double()
+    c = (equal @ x) / equal.sum(-1) / q
+    return c / c.sum()
+
+
+def shortest_combination(g: Tensor, roundoff: float) -> Tensor:
+    """argmin xᵀ G x over the simplex; at the limit, the visited point of least duality gap."""
+    n, norm = g.shape[0], g.diagonal().sqrt()
+    corral = [int(g.diagonal().argmin())]
+    x = g.new_zeros(n)
+    x[corral] = 1.0
+    best, least_gap = x, math.inf
+    for _ in range(8 * n + 32):
+        slope = g @ x
+        gap = x @ slope - slope
+        if float(gap.amax()) < least_gap:
+            best, least_gap = x, float(gap.amax())
+        gap[corral] = 0.0
+        gap = torch.where(gap > 4 * 2.0**-52 * norm * (norm @ x), gap, 0.0)
+        if not bool((gap > 0).any()):
+            return x
+        corral.append(int(gap.argmax()))
+        while True:
+            step = _affine_step(g, x, corral, roundoff)
+            shrinking = step < 0
+            reach = torch.where(shrinking, x / -step, math.inf)
+            if float(reach.amin()) >= 1:
+                x = (x + step).clamp(min=0)
+                break
+            x = (x + reach.amin() * step).clamp(min=0)
+            x[reach.argmin()] = 0.0
+            corral = [i for i in corral if float(x[i]) > 0]
+        x = x / x.sum()
+    return best
+
+
+def _affine_step(g: Tensor, x: Tensor, corral: list[int], roundoff: float) -> Tensor:
+    """From x to the minimiser over the affine hull of the corral, least in norm."""
+    base, rest = corral[0], corral[1:]
+    slope = g @ x
+    h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
+    unit = h.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    values, vectors = torch.linalg.eigh(h * unit[:, None] * unit)
+    inverse = torch.where(values > len(rest) * roundoff * values.amax(), 1 / values, 0.0)
+    move = -unit * (vectors @ (inverse * (vectors.T @ (unit * (slope[rest] - slope[base])))))
+    step = torch.zeros_like(x)
+    step[rest] = move
+    step[base] = -move.sum()
+    return step
+
+
+@weighting
+def gapo(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    power = options[0]
+    g = gram.detach().to(torch.float64)
+
+    def solve(m: Tensor) -> Tensor:
+        w = m.new_zeros(len(m))
+        s = torch.nonzero(m.diagonal() > 0).flatten()
+        if len(s):
+            unit = m.diagonal()[s] ** (-power / 2)
+            h = m[s][:, s] * unit[:, None] * unit
+            w[s] = _min_norm(h, torch.ones_like(unit), roundoff(gram)) * unit
+        return w
+
+    n = g.shape[-1]
+    units = torch.tensor([unit_of(m) for m in g.reshape(-1, n, n)], dtype=torch.float64)
+    return each(gram, solve) / units.reshape(g.shape[:-2])[..., None].to(g.device) ** power
+
+
+def duality_gap(gram: Tensor, weights: Tensor, options: list[float] | None = None) -> Tensor:
+    g = gram.detach().to(torch.float64)
+    w = weights.detach().to(torch.float64)
+    slope = (((g + g.mT) / 2) @ w[..., None])[..., 0]
+    return (w * slope).sum(-1) - slope.amin(-1)
+
+
+def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Theorem 1; the point of the optimal face nearest to p by bisection on its multiplier."""
+    a = values.detach().to(torch.float64)
+    n = a.shape[-1]
+    p = relative(preference, a)
+    keep = torch.nonzero(p > 0).flatten()
+    a, p = a[..., keep], p[keep]
+    finite = a.isfinite().all(-1)
+    # In units of the largest, by a power of two: nothing below overflows.
+    unit = 2.0 ** torch.frexp(a.abs().amax(-1, keepdim=True)).exponent.double().clamp(-1022, 1023)
+    a, key = a / unit, a.abs() / p
+    p = p / p.sum()
+    tie = key == key.amin(-1, keepdim=True)
+    count = tie.sum(-1, keepdim=True)
+    share = (1 - torch.where(tie, p, 0.0).sum(-1, keepdim=True)) / count
+    one_sided = torch.where(tie, torch.where(count == 1, 1.0, p + share), 0.0)
+    winner = a.gather(-1, tie.double().argmax(-1, keepdim=True))
+    straddles = (a.amin(-1, keepdim=True) < 0) & (a.amax(-1, keepdim=True) > 0)
+
+    def nearest(multiplier: Tensor) -> Tensor:
+        y = p - multiplier * a
+        ordered = y.sort(-1, descending=True).values
+        excess = ordered.cumsum(-1) - 1
+        size = torch.arange(1, len(keep) + 1, device=a.device)
+        rank = ((ordered * size > excess) * size).amax(-1, keepdim=True).clamp(min=1)
+        return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
+
+    low = torch.where(straddles, -1 / a.amax(-1, keepdim=True), 0.0)
+    high = torch.where(straddles, -1 / a.amin(-1, keepdim=True), 0.0)
+    for _ in range(250):
+        middle = (low + high) / 2
+        above = (nearest(middle) * a).sum(-1, keepdim=True) > 0
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    c = torch.where(straddles, nearest((low + high) / 2), one_sided)
+    s = (winner + (c * (a - winner)).sum(-1, keepdim=True)) * unit
+    s = torch.where(straddles, 0.0, s)[..., 0]
+    w = a.new_zeros((*a.shape[:-1], n))
+    w[..., keep] = c
+    return torch.where(finite[..., None], w, math.nan), torch.where(finite, s, math.nan)

@@ -1,0 +1,70 @@
+"""Weights from the eigenvectors: aligned_mtl, imtl_g, config."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pama_ops.reference.weighting import each, share, weighting
+
+
+@weighting
+def aligned_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    p = share(preference, gram.detach().to(torch.float64))
+    which, cut = int(options[0]), options[1]
+
+    def solve(g: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(g)
+        kept = values > max(cut * float(values.amax()), 0.0)
+        if not bool(kept.any()):
+            return p
+        values, vectors = values[kept], vectors[:, kept]
+        sigma = (values.amin(), values.median(), values.mean())[which]
+        w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
+        return w
+
+    return each(gram, solve)
+
+
+def _unit_gram(g: Tensor, cut: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows that are not 0, their norms, and the kept eigenpairs of their unit Gram matrix."""
+    s = torch.nonzero(g.diagonal() > 0).flatten()
+    norm = g.diagonal()[s].sqrt()
+    values, vectors = torch.linalg.eigh(g[s][:, s] / norm[:, None] / norm)
+    kept = values > max(cut * float(values.amax()), 0.0) if len(s) else values > 0
+    return s, norm, values[kept], vectors[:, kept]
+
+
+@weighting
+def imtl_g(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    def solve(g: Tensor) -> Tensor:
+        s, norm, values, vectors = _unit_gram(g, options[0])
+        w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+        if len(values) == len(s):
+            w[s] = vectors @ (vectors.sum(0) / values) / norm
+        else:
+            span = torch.linalg.qr(norm[:, None] * vectors).Q  # the range of G
+            d = span @ (span.T @ norm)
+            if not float(d.abs().amax()) > options[0] * float(norm.amax()):
+                return w
+            w[s] = span @ (span.T @ (vectors @ ((vectors.T @ (d / norm)) / values) / norm))
+        total = w.sum()
+        nothing = not float(total.abs()) > options[0] * float(w.abs().sum())
+        return torch.zeros_like(w) if nothing else w / total
+
+    return each(gram, solve)
+
+
+@weighting
+def config(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    def solve(g: Tensor) -> Tensor:
+        s, norm, values, vectors = _unit_gram(g, options[0])
+        along = vectors.sum(0)
+        w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
+        cosines = vectors @ along  # Ĝ v
+        if not len(s) or not float(cosines.abs().amax()) > options[0]:
+            return w
+        w[s] = vectors @ (along / values) / norm * (norm @ cosines) / (along**2 / values).sum()
+        return w
+
+    return each(gram, solve)

@@ -1,0 +1,82 @@
+"""Gradient surgery in a random order: pcgrad, gradvac."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pama_ops.reference.weighting import unit_of, weighting
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def random_order(seed: int, n: int, i: int) -> list[int]:
+    """A permutation of all objectives but i, by Fisher & Yates on splitmix64's finaliser."""
+    row = _mix((_mix(seed % 2**64) + i) % 2**64)
+    order = [j for j in range(n) if j != i]
+    for k in range(n - 2, 0, -1):
+        other = _mix((row + k) % 2**64) % (k + 1)
+        order[k], order[other] = order[other], order[k]
+    return order
+
+
+def _surgery(gram: Tensor, vector: Tensor, meet: Callable[..., float]) -> Tensor:
+    """Σ_i of e_i changed by `meet(cur, j, G, i, vector)` along each e_j, j in a random order."""
+    n = gram.shape[-1]
+    vectors = vector.expand(*gram.shape[:-2], -1).reshape(-1, vector.shape[-1])
+    seeds = iter(zip(vectors[:, 0].contiguous().view(torch.int64).tolist(), vectors, strict=True))
+
+    g = gram.detach().to(torch.float64)
+    out = []
+    for m, (seed, extra) in zip(g.reshape(-1, n, n), seeds, strict=True):
+        finite = bool(m.isfinite().all())
+        total = m.new_full((n,), 0.0 if finite else math.nan)
+        if finite:
+            m = torch.where(m == m.T, m, m / 2 + m.T / 2) / unit_of(m) ** 2
+            for i in range(n):
+                cur = torch.zeros_like(total)
+                cur[i] = 1.0
+                for j in random_order(seed, n, i):
+                    if float(m[j, j]) > 0:
+                        cur[j] += meet(cur, j, m, extra[1:], i)
+                total = total + cur
+        out.append(total)
+    return torch.stack(out).reshape(g.shape[:-1]) if out else g.new_zeros(g.shape[:-1])
+
+
+@weighting
+def pcgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    """`preference` holds the bits of the seed."""
+
+    def meet(cur: Tensor, j: int, g: Tensor, _targets: Tensor, _i: int) -> float:
+        return max(-float(g[j] @ cur), 0.0) / float(g[j, j])
+
+    assert preference is not None
+    return _surgery(gram, preference, meet)
+
+
+@weighting
+def gradvac(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    """`preference` holds the bits of the seed and the n x n target cosines."""
+
+    def meet(cur: Tensor, j: int, g: Tensor, targets: Tensor, i: int) -> float:
+        target, length = float(targets[i * len(g) + j]), math.sqrt(max(float(cur @ g @ cur), 0.0))
+        if length == 0:
+            return 0.0
+        norm = math.sqrt(float(g[j, j]))
+        cosine = min(max(float(g[j] @ cur) / (length * norm), -1.0), 1.0)
+        if cosine >= target:
+            return 0.0
+        rest = math.sqrt(1 - target**2)
+        return length * (target * math.sqrt(1 - cosine**2) - cosine * rest) / (norm * rest)
+
+    assert preference is not None
+    return _surgery(gram, preference, meet)

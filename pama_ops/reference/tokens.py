@@ -1,0 +1,113 @@
+"""Token arrays, and the advantages of token space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Tokens:
+    """Token arrays of one call as padded float64 [..., B, T], whichever layout they came in."""
+
+    def __init__(self, like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+        self._index: Tensor | None = None
+        if cu_seqlens is not None:
+            starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+            longest = int(lengths.max()) if lengths.numel() else 0
+            steps = torch.arange(longest, device=like.device)
+            self._total = like.shape[-1]
+            self._inside = steps < lengths[:, None]
+            self._index = torch.where(self._inside, starts[:, None] + steps, 0)
+        if mask is None:
+            mask = torch.ones(
+                like.shape[-1 if cu_seqlens is not None else -2 :], device=like.device
+            )
+        self.mask = self.pad(mask) != 0
+        self.count = self.mask.sum(-1)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`x` in float64, padded by zeros to [..., B, T]."""
+        x = x.detach().to(torch.float64)
+        if self._index is None:
+            return x
+        if self._total == 0:
+            return x.new_zeros((*x.shape[:-1], *self._index.shape))
+        return torch.where(self._inside, x[..., self._index], 0.0)
+
+    def select(self, x: Tensor) -> Tensor:
+        """`x` padded, with whatever stands at masked positions replaced by 0."""
+        return torch.where(self.mask, self.pad(x), 0.0)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """The inverse of `pad`."""
+        if self._index is None:
+            return x
+        out = x.new_zeros((*x.shape[:-2], self._total))
+        out[..., self._index[self._inside]] = x[..., self._inside]
+        return out
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    last_values: Tensor | None,
+    cu_seqlens: Tensor | None,
+    gamma: float,
+    lam: float,
+) -> tuple[Tensor, Tensor]:
+    tokens = Tokens(rewards, mask, cu_seqlens)
+    r, v = tokens.select(rewards), tokens.select(values)
+    advantages = torch.zeros_like(r)
+    advantage = r.new_zeros(r.shape[:-1])
+    value = advantage if last_values is None else last_values.detach().to(torch.float64)
+    for t in reversed(range(r.shape[-1])):
+        here = tokens.mask[:, t]
+        delta = r[..., t] + gamma * value - v[..., t]
+        advantage = torch.where(here, delta + gamma * lam * advantage, advantage)
+        value = torch.where(here, v[..., t], value)
+        advantages[..., t] = torch.where(here, advantage, 0.0)
+    returns = torch.where(tokens.mask, advantages + v, 0.0)
+    return tokens.unpad(advantages), tokens.unpad(returns)
+
+
+def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Count, mean and sum of squared deviations of each objective's masked tokens: [N, 3]."""
+    tokens = Tokens(x, mask, cu_seqlens)
+    count = tokens.mask.sum().to(torch.float64)
+    mean = tokens.select(x).sum((-2, -1)) / count.clamp(min=1)
+    deviation = torch.where(tokens.mask, tokens.pad(x) - mean[:, None, None], 0.0)
+    return torch.stack([count.expand_as(mean), mean, (deviation**2).sum((-2, -1))], -1)
+
+
+def merge_moments(moments: Tensor) -> Tensor:
+    """Moments of the union of disjoint sets of tokens: [R, N, 3] -> [N, 3]."""
+    count, mean, squares = moments.unbind(-1)
+    total = count.sum(0)
+    union = torch.where(count > 0, count * mean, 0.0).sum(0) / total.clamp(min=1)
+    between = torch.where(count > 0, count * (mean - union) ** 2, 0.0).sum(0)
+    return torch.stack([total, union, squares.sum(0) + between], -1)
+
+
+def whiten_apply(
+    x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, moments: Tensor, eps: float
+) -> Tensor:
+    tokens = Tokens(x, mask, cu_seqlens)
+    count, mean, squares = merge_moments(moments)[:, :, None, None].unbind(1)
+    scale = torch.rsqrt(squares / (count - 1).clamp(min=1) + eps)
+    return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) - mean) * scale, 0.0))
+
+
+def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
+    batch = rewards.shape[-1]
+    r = rewards.detach().to(torch.float64)
+    r = r.reshape(*r.shape[:-1], batch // group_size, group_size)
+    valid = ~r.isnan()
+    count = valid.sum(-1, keepdim=True)
+    # Around the first valid reward, so that equal rewards deviate by exactly 0.
+    r = r - r.gather(-1, valid.int().argmax(-1, keepdim=True))
+    mean = torch.where(valid, r, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    deviation = torch.where(valid, r - mean, 0.0)
+    std = ((deviation**2).sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    normalized = deviation / (std + eps)
+    return torch.where((count > 1) & (deviation != 0), normalized, 0.0).reshape(rewards.shape)

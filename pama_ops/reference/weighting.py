@@ -1,0 +1,56 @@
+"""What weightings from a Gram matrix share, and the list of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
+
+
+def weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes a function (Gram matrix, preference, options) -> weights the default of its op."""
+    WEIGHTINGS[function.__name__] = function
+    return function
+
+
+def roundoff(x: Tensor) -> float:
+    return torch.finfo(x.dtype).eps / 2
+
+
+def relative(preference: Tensor | None, like: Tensor) -> Tensor:
+    """A preference relative to its largest entry, so that a uniform one is exactly 1."""
+    if preference is None:
+        return like.new_ones(like.shape[-1])
+    p = preference.detach().to(torch.float64)
+    return p / p.amax()
+
+
+def share(preference: Tensor | None, like: Tensor) -> Tensor:
+    """A preference with sum 1."""
+    p = relative(preference, like)
+    return p / p.sum()
+
+
+def each(gram: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """`solve` on each matrix, brought to a scale of about 1 by a power of 4; NaN if not finite.
+
+    `solve` gets the scaled matrix, and its result is what the weights are.
+    """
+    g = gram.detach().to(torch.float64)
+    n = g.shape[-1]
+    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
+    for b, m in enumerate(g.reshape(-1, n, n)):
+        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
+        if bool(m.isfinite().all()):
+            w[b] = solve(m / unit_of(m) ** 2)
+    return w.reshape(g.shape[:-1])
+
+
+def unit_of(m: Tensor) -> float:
+    """A power of 2 near the root of the largest entry."""
+    largest = float(m.abs().amax())
+    return 2.0 ** math.floor((math.frexp(largest)[1] - 1) / 2) if largest > 0 else 1.0
