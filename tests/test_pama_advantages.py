@@ -91,8 +91,8 @@ def test_theorem_1_reductions_are_their_definition(backend, reduction, data):
 def check_theorem_1(batch, advantages, log_ratio, reduction, options, step):
     """c on the simplex over the objectives in play, with |Σ c a| the least possible."""
     low, high = options["clip"] if isinstance(options["clip"], tuple) else (options["clip"],) * 2
-    rows = reference._Tokens(advantages, batch.mask, batch.cu_seqlens)
-    a, part = reference._active_part(
+    rows = reference.tokens.Tokens(advantages, batch.mask, batch.cu_seqlens)
+    a, part = reference.pama.active_part(
         rows, advantages, log_ratio, low, high, options["noon"], options["ratio_weighted"]
     )
     p = torch.tensor(options["preference"] or [1.0] * batch.objectives, device=part.device).double()

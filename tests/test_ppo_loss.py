@@ -81,10 +81,12 @@ def magnitudes(batch: Tokens, arrays: dict, options: dict, weights) -> tuple[tor
     kl = slope = torch.zeros_like(ratio)
     if arrays["ref_logp"] is not None:
         ref = torch.where(mask != 0, arrays["ref_logp"].double(), 0.0)
-        kl = reference._kl(x["logp"] - ref, code["estimator"]).abs()
-        slope = reference._kl_slope(x["logp"] - ref, code["estimator"]).abs()
+        kl = reference.losses.kl_estimate(x["logp"] - ref, code["estimator"]).abs()
+        slope = reference.losses.kl_estimate_slope(x["logp"] - ref, code["estimator"]).abs()
     share = per_token(weights, batch)
-    statistics = torch.stack([torch.ones_like(ratio), reference._kl(-log_ratio, 3), ratio, kl])
+    statistics = torch.stack(
+        [torch.ones_like(ratio), reference.losses.kl_estimate(-log_ratio, 3), ratio, kl]
+    )
     statistics = torch.where(mask != 0, statistics, 0.0).flatten(1).sum(-1)
     return (
         torch.where(mask != 0, share * (size + coef * kl), 0.0),

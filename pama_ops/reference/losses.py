@@ -13,7 +13,7 @@ TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_SUM, TOKEN_SUM = range
 K1, K2, K3 = 1, 2, 3
 
 
-def _kl(log_ratio: Tensor, estimator: int) -> Tensor:
+def kl_estimate(log_ratio: Tensor, estimator: int) -> Tensor:
     if estimator == K1:
         return log_ratio
     if estimator == K2:
@@ -30,21 +30,21 @@ def _expm2(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1, x * x * series, torch.expm1(x) - x.clamp(max=710))
 
 
-def _kl_slope(log_ratio: Tensor, estimator: int) -> Tensor:
+def kl_estimate_slope(log_ratio: Tensor, estimator: int) -> Tensor:
     if estimator == K1:
         return torch.ones_like(log_ratio)
     return log_ratio if estimator == K2 else -torch.expm1(-log_ratio)
 
 
 def kl_divergence(logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int) -> Tensor:
-    kl = _kl(logp.detach().double() - ref_logp.detach().double(), estimator)
+    kl = kl_estimate(logp.detach().double() - ref_logp.detach().double(), estimator)
     return kl if mask is None else torch.where(mask != 0, kl, 0.0)
 
 
 def kl_divergence_backward(
     grad: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int
 ) -> Tensor:
-    slope = grad.double() * _kl_slope(logp.double() - ref_logp.double(), estimator)
+    slope = grad.double() * kl_estimate_slope(logp.double() - ref_logp.double(), estimator)
     return slope if mask is None else torch.where(mask != 0, slope, 0.0)
 
 
@@ -102,13 +102,13 @@ def ppo_loss(
     log_ratio, surrogate, flat, _ = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
     kl = torch.zeros_like(log_ratio)
     if ref_logp is not None:
-        kl = _kl(tokens.select(logp) - tokens.select(ref_logp), estimator)
+        kl = kl_estimate(tokens.select(logp) - tokens.select(ref_logp), estimator)
     weights = _row_weights(tokens, aggregate, normalizer, divisor)
     penalty = kl_coef * kl if kl_coef != 0 else torch.zeros_like(kl)
     row_loss = torch.where(tokens.mask, penalty - surrogate, 0.0).sum(-1)
     # An empty sequence is left out, not multiplied by 0.
     loss = torch.where(tokens.count > 0, weights * row_loss, 0.0).sum()
-    parts = torch.stack([flat.double(), _kl(-log_ratio, K3), log_ratio.exp(), kl])
+    parts = torch.stack([flat.double(), kl_estimate(-log_ratio, K3), log_ratio.exp(), kl])
     sums = torch.where(tokens.mask, parts, 0.0).sum((-2, -1))
     return loss, sums / tokens.count.sum().clamp(min=1), weights
 
@@ -132,7 +132,7 @@ def ppo_loss_backward(
     slope = -torch.where(flat, 0.0, plain)
     if ref_logp is not None and kl_coef != 0:
         log_ratio = tokens.select(logp) - tokens.select(ref_logp)
-        slope = slope + kl_coef * _kl_slope(log_ratio, estimator)
+        slope = slope + kl_coef * kl_estimate_slope(log_ratio, estimator)
     slope = grad.double() * row_weights.double()[:, None] * slope
     return tokens.unpad(torch.where(tokens.mask, slope, 0.0))
 

@@ -13,7 +13,7 @@ from pama_ops.reference.tokens import Tokens
 TOKEN, SEQUENCE, GRAM, BATCH = range(4)
 
 
-def _active_part(
+def active_part(
     tokens: Tokens,
     advantages: Tensor,
     log_ratio: Tensor | None,
@@ -53,7 +53,7 @@ def pama_statistics(
     Statistics of disjoint sets of tokens add.
     """
     tokens = Tokens(advantages, mask, cu_seqlens)
-    _, part = _active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    _, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
     part = part.flatten(1)
     parts = [(part != 0).any(-1).double()]
     if reduction == BATCH:
@@ -79,7 +79,7 @@ def pama_combine(
     """Combined advantages [B, T], weights, optimum (empty for `gram`), active [N]."""
     n = advantages.shape[0]
     tokens = Tokens(advantages, mask, cu_seqlens)
-    a, part = _active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    a, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
     active = statistics[:n] != 0
     p = torch.ones_like(statistics[:n]) if preference is None else preference.double()
     p = torch.where(active, p, 0.0)
