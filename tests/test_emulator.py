@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,25 @@ def test_a_deleted_barrier_is_caught(ops, monkeypatch, file, barrier, op):
             for arguments, expected in zip(mine, want, strict=True)
         )
     assert caught
+
+
+def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers():
+    """Every op, in another process, on tensors whose surroundings the sanitizer watches."""
+    compiler = os.environ.get("CXX", "c++")
+    libasan = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": libasan,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PAMA_EMULATED_LIBRARY": "_C_sanitized.so",
+    }
+    test = f"{__file__}::{test_kernels_do_not_depend_on_the_order_of_threads.__name__}[1]"
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        capture_output=True, text=True, env=environment, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 passed" in result.stdout
