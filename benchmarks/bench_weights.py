@@ -89,6 +89,7 @@ TABLE = [
         peers={"torchjd": torchjd_peer("UPGradWeighting")},
     ),
     Row("cagrad", po.cagrad, budget={8: 24.0, 32: 120.0}),
+    Row("nash_mtl", po.nash_mtl, budget={8: 24.0, 32: 120.0}),
     Row("gapo", po.gapo),
     Row(
         "pcgrad",

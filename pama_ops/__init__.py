@@ -4,8 +4,8 @@ Gradient space (any model): `gram`, `combine`, `pareto_backward`.
 Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
 `value_loss`, `kl_divergence`.
 
-Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `imtl_g`,
-`aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
+Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `nash_mtl`,
+`imtl_g`, `aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
 """
 
 from pama_ops import _library
@@ -24,6 +24,7 @@ from pama_ops.weights import (
     gradvac,
     imtl_g,
     min_norm,
+    nash_mtl,
     pama_weights,
     pcgrad,
     upgrad,
@@ -50,6 +51,7 @@ __all__ = [
     "imtl_g",
     "kl_divergence",
     "min_norm",
+    "nash_mtl",
     "pama_advantages",
     "pama_weights",
     "pareto_backward",

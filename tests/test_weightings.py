@@ -64,6 +64,13 @@ TABLE = [
         options=(0.5,),
     ),
     Weighting(
+        po.nash_mtl,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=False,
+        degree=-0.5,
+    ),
+    Weighting(
         po.gapo,
         on_simplex=False,
         non_conflicting=True,

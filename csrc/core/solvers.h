@@ -18,6 +18,7 @@
 #include "core/gradvac.h"
 #include "core/imtl_g.h"
 #include "core/min_norm.h"
+#include "core/nash_mtl.h"
 #include "core/pcgrad.h"
 #include "core/upgrad.h"
 
@@ -32,4 +33,5 @@
   X(gradvac, GradVac)        \
   X(pcgrad, PcGrad)          \
   X(min_norm, MinNorm)       \
+  X(nash_mtl, NashMtl)       \
   X(upgrad, UpGrad)
