@@ -29,7 +29,7 @@ class FairFace {
   static constexpr int kLimit = 100;
 
   // `gram`: of unit gradients, overwritten; `length`: of the gradients as they came, 0 for those
-  // without a part; `v`: weights of unit gradients, taken if S is empty to rounding.
+  // without a part; `v` to `root`: room.
   PAMA_HD FairFace(Team team, int n, double* gram, const double* length, double* v, double* share,
                    double* q, double* root, Workspace workspace)
       : team_(team),
@@ -49,10 +49,7 @@ class FairFace {
   // Rank and S are decided at ‖Σ v g‖² <= `noise` (Σ v)² for unit gradients.
   PAMA_HD void solve(double beta, double noise, double* out) {
     w_ = out;
-    if (cover(noise)) {
-      for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] = total_[i];
-      team_.sync();
-    }
+    cover(noise);
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       w_[i] = v_[i] > 0 ? v_[i] / length_[i] : 0;
     }
@@ -70,13 +67,14 @@ class FairFace {
   PAMA_HD double& at(int i, int k) { return column_[k * n_ + i]; }
   PAMA_HD double* basis(int k) { return gram_ + k * n_; }
 
-  // Sets total to a sum of solutions, positive on S; false if there is none.
-  PAMA_HD bool cover(double noise) {
+  // Sets v to a sum of solutions, positive on S. If none is 0 to rounding, although some weights on
+  // the simplex were, to the one nearest to that.
+  PAMA_HD void cover(double noise) {
     for (int i = team_.rank(); i < n_; i += team_.size()) norm_[i] = length_[i] > 0 ? 1 : 0;
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
     ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, rest_);
-    bool covered = false;
+    double nearest = INFINITY;
     for (int i = 0; i < n_; ++i) {
       if (total_[i] > 0 || norm_[i] == 0) continue;
       team_.sync();
@@ -90,17 +88,24 @@ class FairFace {
       }
       sum = team_.sum(sum);
       team_.sync();
-      if (square() <= noise * sum * sum) {
-        covered = true;
+      const double value = square() / sum / sum;
+      if (value < nearest) {
+        nearest = value;
+        for (int j = team_.rank(); j < n_; j += team_.size()) v_[j] = q_[j] / sum;
+      }
+      if (value <= noise) {
         // A smaller part is within the noise; if it belongs to S, it has a problem of its own.
         for (int j = team_.rank(); j < n_; j += team_.size()) {
-          if (q_[j] * q_[j] > noise * sum * sum) total_[j] += q_[j] / sum;
+          if (q_[j] > noise * sum) total_[j] += q_[j] / sum;
         }
       }
       team_.sync();
       if (team_.rank() == 0) lower_[i] = 0;
     }
-    return covered;
+    if (nearest <= noise) {
+      for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] = total_[i];
+    }
+    team_.sync();
   }
 
   PAMA_HD double square() const {
@@ -168,20 +173,21 @@ class FairFace {
       // √share less its part along the constraints' gradients, to a step relative to w.
       for (int i = team_.rank(); i < n_; i += team_.size()) q_[i] = root_[i];
       remove_basis(q_, rank_ + 1);
-      double square = 0, descent = 0;
+      double square = 0;
       for (int i = team_.rank(); i < n_; i += team_.size()) {
         square += q_[i] * q_[i];
         q_[i] = root_[i] > 0 ? q_[i] / root_[i] / beta : 0;
-        descent += share_[i] * q_[i];
       }
-      square = team_.sum(square) / beta;
-      descent = team_.sum(descent);
+      square = team_.sum(square);
       team_.sync();
-      if (!(descent > 0)) return;
+      // What rounding leaves of the projection, as where S allows but one w.
+      const double rounding = 4 * n_ * DBL_EPSILON;
+      if (!(square > rounding * rounding * total)) return;
+      const double descent = square / beta;
       const double t = fair_step(team_, n_, share_, q_, beta, descent, 0);
       for (int i = team_.rank(); i < n_; i += team_.size()) w_[i] *= 1 + t * q_[i];
       normalize();
-      if (square <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return;
+      if (descent <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return;
     }
   }
 

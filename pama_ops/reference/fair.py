@@ -36,7 +36,7 @@ def _fair(gram: Tensor, beta: float) -> Tensor:
         cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
         v, stationary = _interior(cosines, length, beta, noise)
         if stationary:
-            w[b, s] = _on_the_face(cosines, length, v, beta, noise)
+            w[b, s] = _on_the_face(cosines, length, beta, noise)
         else:
             w[b, s] = v / length * unit ** (-2 / (1 + beta))
     return w.reshape(g.shape[:-1])
@@ -65,7 +65,7 @@ def _backtrack(change: Callable[[float], Tensor], q: Tensor, descent: float) -> 
 
 
 def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Tensor, bool]:
-    """Damped Newton, dense; v = w · length, or a proof of stationarity."""
+    """Damped Newton, dense; v = w · length, and whether it proves stationarity instead."""
     v = torch.ones_like(length)
     for at in _exponents(beta):
         for _ in range(300):
@@ -97,16 +97,20 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
     return v, False
 
 
-def _on_the_face(g: Tensor, length: Tensor, v: Tensor, beta: float, noise: float) -> Tensor:
+def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor:
     """The largest Σ φ(w) over weights on the simplex of a zero combination, in a null space."""
-    total = torch.zeros_like(v)
+    total = torch.zeros_like(length)
+    nearest, least = total, math.inf
     for i in range(len(g)):
         if float(total[i]) > 0:
             continue
         x = least_combination(g, torch.eye(len(g), dtype=g.dtype, device=g.device)[i])
-        if float(x @ g @ x) <= noise * float(x.sum()) ** 2:
-            total += torch.where(x**2 > noise * x.sum() ** 2, x / x.sum(), 0.0)
-    w = (total if bool(total.any()) else v) / length
+        x = x / x.sum()
+        if float(x @ g @ x) < least:
+            nearest, least = x, float(x @ g @ x)
+        if float(x @ g @ x) <= noise:
+            total = total + torch.where(x > noise, x, 0.0)
+    w = (total if bool(total.any()) else nearest) / length
     w = w / w.sum()
     s = torch.nonzero(w > 0).flatten()
     values, vectors = torch.linalg.eigh(g[s][:, s])
@@ -125,6 +129,7 @@ def _on_the_face(g: Tensor, length: Tensor, v: Tensor, beta: float, noise: float
             q = moves @ (moves.T @ share.sqrt()) / share.sqrt() / at
             descent = float(share @ q)
             if descent <= 2.0**-54 * float(share.sum()):
+                x = x * (1 + q)
                 break
 
             def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
