@@ -5,7 +5,7 @@ Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantage
 `value_loss`, `kl_divergence`.
 
 Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `nash_mtl`,
-`imtl_g`, `aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
+`fairgrad`, `imtl_g`, `aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
 """
 
 from pama_ops import _library
@@ -20,6 +20,7 @@ from pama_ops.weights import (
     config,
     duality_gap,
     dualproj,
+    fairgrad,
     gapo,
     gradvac,
     imtl_g,
@@ -42,6 +43,7 @@ __all__ = [
     "config",
     "duality_gap",
     "dualproj",
+    "fairgrad",
     "gae",
     "gapo",
     "gradvac",

@@ -1,4 +1,4 @@
-"""nash_mtl: held to its equation, to cvxpy, and to its definition where no solution is."""
+"""nash_mtl, fairgrad: held to their equation, to cvxpy, and to the definition where none holds."""
 
 from __future__ import annotations
 
@@ -243,3 +243,84 @@ def test_nash_mtl_ends_on_matrices_that_are_no_gram_matrices(backend):
 def test_nash_mtl_of_one_objective_is_the_inverse_norm(backend):
     for x in (4.0, 2.0**-1000, 2.0**1000):
         assert po.nash_mtl(on(backend, [x])).tolist() == [1 / math.sqrt(x)]
+
+
+# --- fairgrad -----------------------------------------------------------------------------------
+
+# Norms over many decades are for α near 1.
+NEARBY = [f for f in GRADIENT_FAMILIES if "decades" not in f]
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_fairgrad_solves_its_equation_or_is_stationary(backend, data):
+    gram = data.draw(gram_matrices(backend.device, dtypes=[torch.float64], families=NEARBY))
+    alpha = data.draw(st.sampled_from([0.1, 0.5, 1.0, 2.0, 4.0, 10.0]))
+    weights = po.fairgrad(gram, alpha=alpha)
+    assert bool((weights >= 0).all())
+    assert_non_conflicting(gram, weights)
+    if not is_stationary(gram.cpu(), weights.cpu()):
+        assert_solves(gram, weights, 1 / alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_fairgrad_of_twelve_decades_solves_its_equation(backend, alpha):
+    for n in (3, 8, 16):
+        gram = gram_of(draw("twelve decades", n, n)).to(backend.device)
+        assert_solves(gram, po.fairgrad(gram, alpha=alpha), 1 / alpha)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "twelve decades", "opposite", "zero rows"])
+def test_fairgrad_of_one_is_nash_mtl(backend, family):
+    gram = gram_of(draw(family, 6, 5)).to(backend.device)
+    assert torch.equal(po.fairgrad(gram, alpha=1.0), po.nash_mtl(gram))
+
+
+@pytest.mark.parametrize("alpha", [0.25, 2.0, 8.0])
+def test_fairgrad_of_orthogonal_gradients(backend, alpha):
+    """s w = w^(−1/α)."""
+    squares = on(backend, 9, 1, 0.25)
+    got = po.fairgrad(torch.diag(squares), alpha=alpha)
+    power = -alpha / (1 + alpha)
+    torch.testing.assert_close(got, squares**power, rtol=64 * 2.0**-53, atol=0)
+    for scale in (1e-30, 1e30):
+        scaled = po.fairgrad(torch.diag(squares) * scale, alpha=alpha)
+        # The power rounds its exponent, which log 1e30 magnifies.
+        torch.testing.assert_close(scaled, got * scale**power, rtol=256 * 2.0**-53, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 2.0, 8.0])
+def test_fairgrad_of_stationary_gradients_is_the_fairest_zero(backend, alpha):
+    """Of (1, −1, −1): w = (½, ¼, ¼) by symmetry. Of (1, −1, 3, −3): by its optimality condition."""
+    j = on(backend, [1], [-1], [-1])
+    weights = po.fairgrad(gram_of(j), alpha=alpha)
+    torch.testing.assert_close(weights, on(backend, 0.5, 0.25, 0.25), rtol=1e-12, atol=0)
+    j = torch.tensor([[1.0], [-1.0], [3.0], [-3.0]], dtype=torch.float64)
+    weights = po.fairgrad(gram_of(j).to(backend.device), alpha=alpha).cpu()
+    assert abs(float(weights.sum()) - 1) <= 2.0**-50
+    assert float((weights @ j).abs()) <= 2.0**-48
+    # w^(−1/α) is in the span of 1 and J.
+    span = torch.cat([torch.ones(4, 1, dtype=torch.float64), j], 1)
+    slopes = (weights / weights.max()) ** (-1 / alpha)
+    fit = span @ torch.linalg.lstsq(span, slopes[:, None]).solution
+    assert float((fit[:, 0] / slopes - 1).abs().max()) <= 1e-12
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_fairgrad_of_what_is_not_finite_is_nan(backend, bad):
+    gram = torch.diag(on(backend, 1, bad, 2))
+    assert bool(po.fairgrad(gram, alpha=2.0).isnan().all())
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
+def test_fairgrad_names_a_bad_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha must be"):
+        po.fairgrad(torch.eye(2), alpha=alpha)
+
+
+def test_fairgrad_ends_on_matrices_that_are_no_gram_matrices(backend):
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.1, 10.0):
+        for _ in range(10):
+            g = torch.randn((5, 5), generator=generator, dtype=torch.float64)
+            assert po.fairgrad((g + g.mT).to(backend.device), alpha=alpha).shape == (5,)

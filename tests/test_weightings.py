@@ -71,6 +71,14 @@ TABLE = [
         degree=-0.5,
     ),
     Weighting(
+        po.fairgrad,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=False,
+        options=(2.0,),
+        degree=-0.5,
+    ),
+    Weighting(
         po.gapo,
         on_simplex=False,
         non_conflicting=True,

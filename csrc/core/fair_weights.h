@@ -106,14 +106,18 @@ class FairWeights {
       if (solved(sum * power_of_ratio(total / value, beta))) return kInterior;
       factorise(beta);
       const double descent = aim();
-      double bent = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) bent += share_[i] * q_[i] * q_[i];
+      double bent = 0, longest = 0;
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        bent += share_[i] * q_[i] * q_[i];
+        longest = fmax(longest, fabs(q_[i]));
+      }
+      longest = team_.largest(longest);
       const double curvature = fmax(descent - beta * team_.sum(bent), 0.0);
       const double t = fair_step(team_, n_, share_, q_, beta, descent, curvature);
       for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] *= 1 + t * q_[i];
       team_.sync();
-      // Convergence is quadratic: the next decrement would be the square of this one.
-      if (descent <= (last ? DBL_EPSILON / 4 : 0.01) * total) return kInterior;
+      // Convergence is quadratic: the next step would be about the square of this one.
+      if (longest <= (last ? 0x1p-27 : 0.1)) return kInterior;
     }
     return kInterior;
   }

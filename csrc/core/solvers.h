@@ -14,6 +14,7 @@
 #include "core/config.h"
 #include "core/duality_gap.h"
 #include "core/dualproj.h"
+#include "core/fairgrad.h"
 #include "core/gapo.h"
 #include "core/gradvac.h"
 #include "core/imtl_g.h"
@@ -29,6 +30,7 @@
   X(cagrad, CaGrad)          \
   X(dualproj, DualProj)      \
   X(duality_gap, DualityGap) \
+  X(fairgrad, FairGrad)      \
   X(gapo, Gapo)              \
   X(gradvac, GradVac)        \
   X(pcgrad, PcGrad)          \

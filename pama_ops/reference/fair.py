@@ -1,4 +1,4 @@
-"""Weights from α-fairness, G w = w^(−β): nash_mtl."""
+"""Weights from α-fairness, G w = w^(−β): nash_mtl, fairgrad."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from pama_ops.reference.weighting import roundoff, unit_of, weighting
 @weighting
 def nash_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
     return _fair(gram, 1.0)
+
+
+@weighting
+def fairgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    return _fair(gram, 1 / options[0])
 
 
 def _fair(gram: Tensor, beta: float) -> Tensor:
@@ -71,6 +76,8 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
         for _ in range(300):
             share = (v / length) ** (1 - at)
             value = float(v @ g @ v)
+            if not math.isfinite(value + float(share.sum())):
+                return torch.full_like(v, math.nan), False
             if value <= noise * float(v.sum()) ** 2:
                 return v, True
             factor = (float(share.sum()) / value) ** (1 / (1 + at))
@@ -79,10 +86,13 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
             residual = share - inner.sum(1)
             if bool((residual.abs() <= 4 * 2.0**-52 * (v * v.sum() + share)).all()):
                 break
-            values, vectors = torch.linalg.eigh(inner + (at * share).diag())
-            q = vectors @ ((vectors.T @ residual) / values.clamp(min=at * float(share.min())))
+            hessian = inner + (at * share).diag()
+            unit = hessian.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+            values, vectors = torch.linalg.eigh(hessian * unit[:, None] * unit)
+            inverse = 1 / values.clamp(min=2.0**-52)
+            q = unit * (vectors @ (inverse * (vectors.T @ (unit * residual))))
             descent = float(residual @ q)
-            if descent <= 2.0**-54 * float(share.sum()):
+            if float(q.abs().max()) <= 2.0**-27:
                 v = v * (1 + q)
                 break
 
