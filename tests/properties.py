@@ -101,3 +101,12 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     assert bool((slope >= -8 * u * norm * size).all()), float((slope / norm / size).min())
     y = (w - lower).clamp(min=0)
     assert float(y @ slope) <= 8 * u * float(size) ** 2, float(y @ slope) / float(size) ** 2
+
+
+def is_null_combination(gram: Tensor, weights: Tensor) -> bool:
+    """Whether weights are on the simplex and combine the gradients to 0, to rounding."""
+    w, g = weights.double().cpu(), gram.double().cpu()
+    length = float(w @ g.diagonal().clamp(min=0).sqrt())
+    u = unit_roundoff(gram.dtype)
+    on_simplex = abs(float(w.sum()) - 1) <= len(g) * u
+    return on_simplex and length > 0 and float(w @ g @ w) <= 16 * len(g) * u * length**2
