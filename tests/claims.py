@@ -29,6 +29,8 @@ CLAIMS: dict[str, tuple[bool, ...]] = {
     "upgrad": (False, True, True, True, True, False),
     "dualproj": (False, True, True, True, True, False),
     "cagrad": (False, True, True, False, True, False),
+    "nash_mtl": (False, True, True, True, True, False),
+    "fairgrad": (False, True, True, True, True, False),
     "imtl_g": (False, True, True, False, False, False),
     "aligned_mtl": (False, True, True, False, True, False),
     "config": (False, True, True, False, False, False),
@@ -87,15 +89,23 @@ TWO = matrix([-4, 1, 1], [6, 1, 1])
 # The mean gradient conflicts with the second by more than half its own length.
 LONG_AND_SHORT = matrix([200, -14], [-14, 1])
 
+# Which of three conflicts gradient surgery meets first depends on the order.
+THREE_CONFLICTS = matrix([-2, -1], [1, -2], [1, 2])
+
 OFF_THE_SIMPLEX: dict[str, Tensor] = {
-    name: TWO @ TWO.T for name in claiming("on the simplex", claim=False)
-} | {"imtl_g": with_cosines(1, 0.25, 1)}
+    **dict.fromkeys(claiming("on the simplex", claim=False), TWO @ TWO.T),
+    "nash_mtl": torch.eye(2, dtype=torch.float64),
+    "fairgrad": torch.eye(2, dtype=torch.float64),
+    "imtl_g": with_cosines(1, 0.25, 1),
+}
 
 CONFLICTING: dict[str, Tensor] = {
     "cagrad": LONG_AND_SHORT,
     "aligned_mtl": LONG_AND_SHORT,
     "imtl_g": with_cosines(1, 0.25, 1),  # Σ of the unscaled weights is negative
     "config": lopsided(1.0) @ lopsided(1.0).T,
+    "pcgrad": THREE_CONFLICTS @ THREE_CONFLICTS.T,
+    "gradvac": THREE_CONFLICTS @ THREE_CONFLICTS.T,
 }
 
 # Zero, and yet not Pareto stationary.
@@ -104,12 +114,18 @@ ZERO: dict[str, Tensor] = {
     "config": lopsided(lopsided_norm()) @ lopsided(lopsided_norm()).T,
 }
 
+
+def shrinking(t: float) -> Tensor:
+    return matrix([1, 0], [0, t])
+
+
 # Gradients J(t) with J(t) → J(0) whose combination does not follow.
-JUMPS: dict[str, Callable[[float], Tensor]] = dict.fromkeys(
-    claiming("continuous", claim=False),
+JUMPS: dict[str, Callable[[float], Tensor]] = {
     # Opposite for all t > 0; at 0 the second has no direction.
-    lambda t: matrix([1, 0], [-t, 0]),
-) | {
-    "aligned_mtl": lambda t: matrix([1, 0], [0, t]),  # its least singular value goes to 0
+    **dict.fromkeys(claiming("continuous", claim=False), lambda t: matrix([1, 0], [-t, 0])),
+    "nash_mtl": shrinking,  # weighs the second by 1 / t
+    "fairgrad": shrinking,
+    "imtl_g": shrinking,
+    "aligned_mtl": shrinking,  # as long as its least singular value, t
     "cagrad": lambda t: matrix([1, t], [-1, t], [0, 1]),  # Pareto stationary at 0 alone
 }
