@@ -15,6 +15,7 @@ help:
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
 	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make clean      remove .venv and everything built"
@@ -67,6 +68,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' | xargs $(BIN)/clang-format -i
+
+.PHONY: golden
+golden: $(VENV)/.built
+	$(BIN)/python tests/kernel_resources.py --golden
 
 .PHONY: bench
 bench: $(VENV)/.built
