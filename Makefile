@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint, then all tests"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make bench      the timing suites, against the budgets"
+	@echo "make gpu        with a GPU: build, test, sanitize, bench on it (ARGS=\"build test\")"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make clean      remove .venv and everything built"
 
@@ -71,6 +72,11 @@ format: $(VENV)/.installed
 .PHONY: bench
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# With the python3, torch, nvcc, CMake and ninja on the PATH, not those of .venv.
+.PHONY: gpu
+gpu:
+	sh scripts/gpu_check.sh $(ARGS)
 
 .PHONY: wheel
 wheel: $(VENV)/.installed

@@ -93,9 +93,10 @@ def bound(name: str, args: Sequence[Any], want: Tensor, dtype: torch.dtype) -> T
         return rounding + _of_gradients(name, args, want)
     if name in reference.WEIGHTINGS:
         g = args[0].double()
-        values = torch.linalg.eigvalsh((g + g.mT) / 2)
-        condition = float((values.amax(-1) / values.amin(-1)).max())
-        return rounding + 64 * g.shape[-1] * condition * U64 * want.double().abs().max()
+        values: Tensor = torch.linalg.eigvalsh((g + g.mT) / 2)
+        condition = (values.amax(-1) / values.amin(-1)).max()
+        largest_weight = want.double().abs().max()
+        return rounding + condition.mul(64 * g.shape[-1] * U64).mul(largest_weight)
     floats = [x.double() for x in args if isinstance(x, Tensor) and x.dtype.is_floating_point]
     entries = torch.cat([x[x.isfinite()].flatten() for x in floats]).abs()
     largest = float(entries.max())
