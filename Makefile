@@ -17,6 +17,7 @@ help:
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
+	@echo "make gpu        with a GPU: build, test, sanitize, bench on it (ARGS=\"build test\")"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make clean      remove .venv and everything built"
 
@@ -76,6 +77,11 @@ golden: $(VENV)/.built
 .PHONY: bench
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# With the python3, torch, nvcc, CMake and ninja on the PATH, not those of .venv.
+.PHONY: gpu
+gpu:
+	sh scripts/gpu_check.sh $(ARGS)
 
 .PHONY: wheel
 wheel: $(VENV)/.installed
