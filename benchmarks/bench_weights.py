@@ -274,7 +274,7 @@ def plot(measured: list[Measured], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     ops = list(dict.fromkeys(m.op for m in measured))
     columns = 4
@@ -294,6 +294,8 @@ def plot(measured: list[Measured], path: Path) -> None:
         axis.set_title(op, fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xticks(SIZES, [str(n) for n in SIZES])
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.tick_params(labelbottom=True)
     for axis in axes.flat[len(ops) :]:
         axis.axis("off")
     for axis in axes[:, 0]:
