@@ -20,6 +20,7 @@ from properties import (
     assert_zero_only_when_stationary,
     combined_length,
     gap_bound,
+    is_null_combination,
     sum_of_lengths,
 )
 from strategies import GRADIENT_FAMILIES, gradients, gram_matrices
@@ -128,7 +129,7 @@ def equivariance_bound(name: str, gram: torch.Tensor, weights: torch.Tensor) -> 
         return 2 * n * gap**0.5
     used = gram.diagonal() > 0
     norm = gram.diagonal()[used].sqrt()
-    if not bool(used.any()):
+    if not bool(used.any()) or not bool(weights.any()):
         return 0.0
     if name == "cagrad":
         # Within a ball of radius r <= size, ‖x − x*‖² <= 8 r · gap / ‖d‖: half the square over
@@ -137,13 +138,22 @@ def equivariance_bound(name: str, gram: torch.Tensor, weights: torch.Tensor) -> 
         d = combined_length(gram, po.min_norm(gram))
         return 2 * (8 * gap * float(norm.max()) / d) ** 0.5 if d > 0 else 2.0
     if name in ("nash_mtl", "fairgrad"):
+        if is_null_combination(gram, weights):
+            return 2 * (16 * n * U) ** 0.5  # twice as far from 0 as that test allows
         # D G D + I, the Hessian in relative changes of w (D = diag w), is at least I.
         return 2 * gap * n * float((weights.abs() @ gram.abs()) @ weights.abs())
     # Eigenvectors turn by rounding over the least eigenvalue that counts.
     scaled = gram if name == "aligned_mtl" else gram[used][:, used] / norm[:, None] / norm
-    values = torch.linalg.eigvalsh(scaled)
-    condition = float(values[-1] / values[values > 1e-10 * values[-1]][0])
-    return 64 * n * U * condition * max(1.0, float(weights.abs().sum() / weights.sum().abs()))
+    values, vectors = torch.linalg.eigh(scaled)
+    kept = values > 1e-10 * values[-1]
+    condition = float(values[-1] / values[kept][0])
+    cancelled = 1.0
+    if name == "imtl_g":  # Σ of the unscaled weights
+        cancelled = float(weights.abs().sum())
+    elif name == "config":  # what is in the range of 1, and the length Σ ‖g_i‖ cos_i
+        inside = float((vectors[:, kept].sum(0) ** 2).sum()) / len(values)
+        cancelled = float(norm.sum()) / combined_length(gram, weights) / inside
+    return 64 * n * U * condition * cancelled
 
 
 @each(claiming("continuous"))
