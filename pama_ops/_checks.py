@@ -183,7 +183,12 @@ def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tens
         raise ValueError(
             f"preference must be nonnegative and finite with a positive sum, got {values}"
         )
-    return torch.tensor(values, dtype=torch.float64, device=like.device)
+    if like.device.type == "cpu":
+        return torch.tensor(values, dtype=torch.float64)
+    p = like.new_empty(n, dtype=torch.float64)
+    for i, v in enumerate(values):  # a copy from the host would wait for the GPU
+        p[i].fill_(v)
+    return p
 
 
 def seed(x: object, batch: Sequence[int], device: torch.device) -> None:

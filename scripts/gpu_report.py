@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = Path(os.environ["OUT"]) / "gpu_check.json"
+RECORD = Path(os.environ.get("OUT", ROOT / "build" / "gpu" / "results")) / "gpu_check.json"
 
 
 def output_of(*command: str) -> str | None:

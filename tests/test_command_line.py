@@ -25,6 +25,7 @@ def test_check_fails_on_an_op_that_is_off(monkeypatch, capsys):
         return advantages, returns + 1e-5
 
     monkeypatch.setattr(_check.reference, "gae", off)
+    monkeypatch.setattr(_check, "DTYPES", [torch.float32])
     assert main(["check"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"^gae .*BEYOND ITS BOUND$", out, re.MULTILINE)

@@ -1,0 +1,187 @@
+"""What it costs to choose the weights of n objectives, per step, as the model grows.
+
+    python benchmarks/gpu/headline.py [--results PATH] [--device cpu] [--models "GPT-2 125M"]
+
+(a) torch.cat, J @ J.T, Frank-Wolfe on the host (Sener & Koltun's loop), (b) TorchJD's MGDA,
+(c) `gram` and `min_norm`, (d) `pama_advantages` on B x T tokens. For (a) to (c) the gradients lie
+there already: the n backwards that made them, which only (d) does without, are not in the figures.
+`weights ms` is the choice alone, `ms` the choice and the combination ((b) and (d) do both in one).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from measure import Bench, Call, memory
+from models import MODELS, size
+from torch import Tensor
+
+import pama_ops as po
+
+TOKENS = (256, 1024)  # B, T
+ITERATIONS = 250  # of Frank-Wolfe, as in Sener & Koltun's code
+# On paper: parameters and the GPUs that share them, bfloat16 gradients.
+PAPER = {"70B": (70e9, 64), "1T": (1e12, 1024)}
+
+Gradients = list[list[Tensor]]
+
+
+def frank_wolfe(gram: list[list[float]]) -> list[float]:
+    """The shortest vector in the hull, by exact line searches toward the steepest vertex."""
+    n = len(gram)
+    w = [1 / n] * n
+    for _ in range(ITERATIONS):
+        slope = [sum(g * x for g, x in zip(row, w, strict=True)) for row in gram]
+        t = min(range(n), key=slope.__getitem__)
+        value = sum(x * s for x, s in zip(w, slope, strict=True))
+        away = value - 2 * slope[t] + gram[t][t]
+        if value - slope[t] <= 1e-10 * value or away <= 0:
+            break
+        step = min(1.0, (value - slope[t]) / away)
+        w = [(1 - step) * x + step * (i == t) for i, x in enumerate(w)]
+    return w
+
+
+def jacobian(grads: Gradients) -> Tensor:
+    return torch.stack([torch.cat([x.flatten() for x in row]) for row in grads])
+
+
+def on_host(grads: Gradients) -> tuple[Call, Call]:
+    def weights() -> tuple[Tensor, Tensor]:
+        j = jacobian(grads)
+        return j, torch.tensor(frank_wolfe((j @ j.mT).float().tolist())).to(j)
+
+    def step() -> Tensor:
+        j, w = weights()
+        return w @ j
+
+    return weights, step
+
+
+def torchjd(grads: Gradients) -> Call:
+    from torchjd.aggregation import MGDA
+
+    aggregator = MGDA()
+    return lambda: aggregator(jacobian(grads))
+
+
+def gradient_door(grads: Gradients, out: list[Tensor]) -> tuple[Call, Call]:
+    def weights() -> Tensor:
+        return po.min_norm(po.gram(grads))
+
+    return weights, lambda: po.combine(grads, weights(), out=out)
+
+
+def token_door(bench: Bench, n: int) -> Call:
+    advantages = torch.randn(n, *TOKENS, device=bench.device)
+    mask = torch.rand(TOKENS, device=bench.device) < 0.9
+    log_ratio = 0.1 * torch.randn(TOKENS, device=bench.device)
+    return lambda: po.pama_advantages(advantages, mask, log_ratio)
+
+
+def cost(bench: Bench, step: Call, weights: Call | None = None) -> dict[str, Any]:
+    alone = {} if weights is None else {"weights ms": bench.time(weights)["ms"]}
+    return {
+        **alone, **bench.time(step),
+        "extra bytes": bench.extra_bytes(step), "host syncs": bench.host_syncs(step),
+    }  # fmt: skip
+
+
+def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
+    shapes = MODELS[model]
+    bytes_of_one = size(shapes) * dtype.itemsize
+    name = str(dtype).removeprefix("torch.")
+    row = {"model": model, "d": size(shapes), "n": n, "dtype": name}
+
+    def skip(method: str, why: str) -> None:
+        bench.add({**row, "method": method, "skipped": why})
+
+    bench.add({**row, "method": "(d) token door", **cost(bench, token_door(bench, n))})
+    if (n + 1) * bytes_of_one > memory():
+        skip(
+            "(a) (b) (c)", f"the gradients and their sum take {(n + 1) * bytes_of_one / 1e9:.0f} GB"
+        )
+        return
+    grads = bench.draw(n, shapes, dtype)
+    out = [torch.empty_like(x) for x in grads[0]]
+    weights, step = gradient_door(grads, out)
+    result = cost(bench, step, weights)
+    result["read GB/s"] = n * bytes_of_one / result["weights ms"] / 1e6
+    bench.add({**row, "method": "(c) gradient door", **result})
+    del out
+    if (3 * n + 1) * bytes_of_one > memory():  # gradients, their rows, the stack of them
+        need = f"cat and stack take {(3 * n + 1) * bytes_of_one / 1e9:.0f} GB with the gradients"
+        skip("(a) cat, J @ J.T, Frank-Wolfe on the host", need)
+        skip("(b) TorchJD MGDA", need)
+        return
+    weights, step = on_host(grads)
+    bench.add({**row, "method": "(a) cat, J @ J.T, Frank-Wolfe on the host",
+               **cost(bench, step, weights)})  # fmt: skip
+    try:
+        aggregate = torchjd(grads)
+    except ImportError:
+        skip("(b) TorchJD MGDA", "needs torchjd")
+        return
+    bench.add({**row, "method": "(b) TorchJD MGDA", **cost(bench, aggregate)})
+
+
+def on_paper(rows: list[dict[str, Any]], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Larger models by arithmetic: a shard's bytes over the rate measured on the largest model.
+
+    Left out, as nothing here measures it: the all-reduce of n² float64 (c), of N to N² (d).
+    """
+    found = []
+    for n in sorted({r["n"] for r in rows}):
+        doors = [r for r in rows if r["n"] == n and "ms" in r]
+        gradient = [r for r in doors if r["method"].startswith("(c)")]
+        token = [r for r in doors if r["method"].startswith("(d)")]
+        if not gradient or not token:
+            continue
+        base = max(gradient, key=lambda r: r["d"])
+        for name, (d, gpus) in PAPER.items():
+            shard = n * d * dtype.itemsize / gpus
+            found.append({
+                "model": name, "n": n, "GPUs": gpus, "bytes a GPU reads for weights": shard,
+                "(c) weights ms": shard / base["read GB/s"] / 1e6,
+                "(d) ms": token[-1]["ms"], "rate of": base["model"],
+            })  # fmt: skip
+    return found
+
+
+def plot(bench: Bench) -> None:
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: needs matplotlib")
+        return
+    n = max((r["n"] for r in bench.rows if "ms" in r), default=0)
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    rows = [r for r in bench.rows if r["n"] == n and "ms" in r]
+    for method in sorted({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        axes.plot([r["d"] for r in mine], [r["ms"] for r in mine], "o-", label=method)
+    axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="ms a step",
+             title=f"choosing and applying the weights of {n} objectives")  # fmt: skip
+    axes.legend(fontsize="small")
+    figure.savefig(bench.arguments.results.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    bench = Bench(__doc__)
+    bench.copy_rate()
+    dtype = torch.bfloat16 if bench.on_gpu else torch.float32
+    for model in bench.arguments.models or MODELS:
+        for n in bench.arguments.objectives or (2, 4):
+            measure(bench, model, n, dtype)
+    if bench.on_gpu:  # a CPU's rate says nothing of GPUs
+        paper = on_paper(bench.rows, dtype)
+        for row in paper:
+            print("on paper:", row)
+        bench.write(on_paper=paper)
+    if bench.arguments.results:
+        plot(bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What the GPU benchmarks share: a clock, what a call costs besides time, and a file of results.
+
+Device work is timed with events; what the caches hold is flushed before each round; medians and
+quartiles are kept. On a CPU the same scripts run with the host's clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from gpu_report import where  # noqa: E402
+
+Call = Callable[[], object]
+SHARE = 0.6  # of the memory; what needs more is left out, and said so
+
+
+def memory() -> int:
+    """Bytes that inputs, outputs and scratch may fill."""
+    if torch.cuda.is_available():
+        return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
+    pages = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in x)
+    return int(SHARE * 1024 * int(pages.split()[1]))
+
+
+class Bench:
+    """Times calls on one device and writes each row of results as it comes."""
+
+    def __init__(self, description: str | None) -> None:
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--results", type=Path, help="write JSON here, row by row")
+        parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        parser.add_argument("--seconds", type=float, default=0.25, help="spent on each case")
+        parser.add_argument("--models", nargs="*", help="only these")
+        parser.add_argument("--objectives", nargs="*", type=int, help="only these n")
+        self.arguments = parser.parse_args()
+        self.device = torch.device(self.arguments.device)
+        self.on_gpu = self.device.type == "cuda"
+        self.rows: list[dict[str, Any]] = []
+        self.where = where() if self.on_gpu else {**where(), "threads": torch.get_num_threads()}
+        self.flushed = torch.empty(256 << 20 if self.on_gpu else 1, dtype=torch.uint8).to(
+            self.device
+        )
+
+    def time(self, call: Call, *, graph: bool = False) -> dict[str, Any]:
+        """Median and quartiles of a call in milliseconds; of a captured graph's replay if asked."""
+        call()
+        if graph and self.on_gpu:
+            call = self._captured(call)
+        begin = time.perf_counter()
+        samples: list[float] = []
+        self._once(call)
+        while len(samples) < 5 or (
+            len(samples) < 200 and time.perf_counter() - begin < self.arguments.seconds
+        ):
+            samples.append(self._once(call))
+        low, median, high = statistics.quantiles(samples, n=4)
+        return {"ms": median, "low": low, "high": high, "rounds": len(samples)}
+
+    def _once(self, call: Call) -> float:
+        self.flushed.zero_()
+        if not self.on_gpu:
+            begin = time.perf_counter()
+            call()
+            return 1e3 * (time.perf_counter() - begin)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def _captured(self, call: Call) -> Call:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.kept = call()
+        return graph.replay
+
+    def copy_rate(self) -> float:
+        """Bytes read plus bytes written per second by a large copy: the ceiling of all else."""
+        size = min(memory() // 4, 4 << 30 if self.on_gpu else 1 << 28) // 4
+        source = torch.randn(size, device=self.device)
+        target = torch.empty_like(source)
+        rate = 8 * size / (self.time(lambda: target.copy_(source))["ms"] / 1e3)
+        self.where["copy GB/s"] = rate / 1e9
+        print(f"copy of {4 * size / 1e9:.2f} GB: {rate / 1e9:.1f} GB/s read and written")
+        return rate
+
+    def extra_bytes(self, call: Call) -> int | None:
+        """The peak of memory beyond what was there before; None on a CPU, where nothing counts."""
+        if not self.on_gpu:
+            return None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def host_syncs(self, call: Call) -> int | None:
+        """How often a call makes the host wait for the GPU."""
+        if not self.on_gpu:
+            return None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                call()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(w.message) for w in caught)
+
+    def launches(self, call: Call) -> int | None:
+        """Kernels and copies that a call queues on the GPU."""
+        if not self.on_gpu:
+            return None
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profile:
+            call()
+            torch.cuda.synchronize()
+        return sum(
+            event.count
+            for event in profile.key_averages()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Print a row and write all so far."""
+        self.rows.append(row)
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                        for k, v in row.items() if k not in ("low", "high", "rounds")))  # fmt: skip
+        self.write()
+
+    def write(self, **more: object) -> None:
+        path = self.arguments.results
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = {"where": self.where, "rows": self.rows, **more}
+            path.write_text(json.dumps(content, indent=1) + "\n")
+
+    def draw(self, n: int, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
+        """Normal gradients, never zeros, on which hardware can run faster."""
+        return [[torch.randn(s, device=self.device, dtype=dtype) for s in shapes] for _ in range(n)]
