@@ -65,6 +65,35 @@ def test_gram_of_constants_keeps_its_bound(backend, dtype, n):
     assert bool(((po.gram(grads).cpu() - want).abs() <= bound(grads, backend)).all())
 
 
+@pytest.mark.parametrize("n", [9, 16, 17, 24, 32, 33, 41, 48, 64, 65])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_of_many_rows_is_its_definition(backend, dtype, n):
+    """Each row count of each kernel, over views at odd addresses, tails, short and absent rows."""
+    generator = torch.Generator().manual_seed(n)
+
+    def draw(size: int, offset: int, i: int) -> torch.Tensor | None:
+        scale = 10.0 ** (i % 3)  # also drawn for absent rows: all rows differ
+        x = torch.randn(size + offset, generator=generator, dtype=torch.float64) * scale
+        return None if i % 5 == 3 and size > 600 else x.to(backend.device, dtype)[offset:]
+
+    pieces = [(1, 0), (611, 1), (256, 0), (777, 0), (7, 3)]
+    grads = [[draw(size, offset, i) for size, offset in pieces] for i in range(n)]
+    got, j = po.gram(grads).cpu(), matrix(grads)
+    assert torch.equal(got, got.mT)
+    assert bool(((got - j @ j.mT).abs() <= bound(grads, backend)).all())
+
+
+@pytest.mark.parametrize("n", [9, 20, 40, 70])
+def test_gram_takes_dtypes_that_differ_between_parameters(backend, n):
+    generator = torch.Generator().manual_seed(5)
+    grads = [
+        [torch.randn(301, generator=generator).to(backend.device, dtype) for dtype in DTYPES]
+        for _ in range(n)
+    ]
+    j = matrix(grads)
+    assert bool(((po.gram(grads).cpu() - j @ j.mT).abs() <= bound(grads, backend)).all())
+
+
 def test_float16_gradients_do_not_overflow(backend):
     d = 100_000_000 if backend.name == "cpu" else 100_000
     x = torch.full((1,), 200.0, dtype=torch.float16, device=backend.device).expand(d).contiguous()
