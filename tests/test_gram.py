@@ -28,7 +28,8 @@ def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
     """|ΔG_ij|: float32 chains of L terms and float64 after them, or float64 throughout.
 
     float64 sums: at most 64 roundings in a block, which is compensated from there on; the bound of
-    1e-14 holds for them, and for the float64 comparison itself.
+    1e-14 holds for them, and for the float64 comparison itself. A GPU's tensor cores, which take
+    halves from 9 rows on, round in ways of their own: 1e-5 of the norms' product.
     """
     chain = 16 if backend.name == "cpu" else 64
     total = torch.zeros(len(grads), len(grads), dtype=torch.float64)
@@ -39,6 +40,10 @@ def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
             chain, wide = 16, False
             total += rows.shape[1] * 2.0**-53 * (rows @ rows.mT)
         unit = 1e-14 if wide else (chain + 2) * 2.0**-24
+        half = any(row[p] is not None and row[p].itemsize == 2 for row in grads)
+        if backend.name == "cuda" and half and len(grads) > 8:
+            norms = rows.norm(dim=1)
+            total += 1e-5 * norms[:, None] * norms
         total += (unit + 1e-14) * (rows @ rows.mT)
     return total
 

@@ -38,11 +38,17 @@ __device__ __forceinline__ MmaWords mma_load(const Element* row, int64_t at, int
   MmaWords words{};
   if (!row) return words;
   if (whole) return *reinterpret_cast<const MmaWords*>(row + at);
+  uint64_t half[2] = {};
+#pragma unroll 1
+  for (int k = 0; k < 4; ++k) {  // rolled: the tails' registers must not set the kernel's
 #pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const uint32_t bits = at + k < columns ? row[at + k].bits : 0;
-    words.at[k / 2] |= bits << (16 * (k % 2));
+    for (int h = 0; h < 2; ++h) {
+      const int64_t column = at + 4 * h + k;
+      const uint64_t bits = column < columns ? row[column].bits : 0;
+      half[h] |= bits << (16 * k);
+    }
   }
+  memcpy(&words, half, sizeof(words));
   return words;
 }
 
@@ -87,6 +93,7 @@ struct MmaSums {
   __device__ __forceinline__ void promote(double* to) {
 #pragma unroll
     for (int e = 0; e < 4 * mma_count(Bands); ++e) {
+      if (e % 8 == 0) __syncwarp();  // or the compiler loads all of them at once, and spills
       to[e * kMmaBlock] += static_cast<double>(sum[e / 4][e % 4]);
       sum[e / 4][e % 4] = 0;
     }

@@ -5,16 +5,18 @@
 // row, in no two the same bank. A team sums one tile, 8 x 8 for float32: 16 shared loads for
 // 256 multiply-adds, 1 to 16 (4 x 4 tiles: 1 to 8). cp.async fills two stages while a third is
 // used. float32 chains end after 60 columns: the 16 lanes' sums are then added pairwise in four
-// float32 steps, a quarter of the entries going to each quarter of the lanes and so on, until a
-// lane holds four entries, which it adds in float64: 8 registers, where a tile's own would be 128.
+// float32 steps, half of the entries going to either half of the lanes and so on, until a lane
+// holds four entries, which it adds in float64: 8 registers, where a tile's own would be 128.
 // float64 takes 4 x 4 tiles.
 //
 // Counts for an H200 at 4.8 TB/s (33.5 T multiply-adds a second), float32: 192 multiply-adds per
 // 64 bytes at n = 16, 14.4 T/s or 43 % of its rate; 640 per 128 bytes at n = 32, 24 T/s or 72 %;
-// 2304 per 256 bytes at n = 64, beyond it (128 %): bound by arithmetic. Two blocks of 8 (n = 16)
-// or 5 (n = 32) warps share a multiprocessor at 128 registers, with 85 or 35 KB in flight; 25 KB
-// are needed at 700 ns. Predicted from that, not measured on any GPU: n = 16 at 80 % of the copy
-// bandwidth or more; n = 32 at 65 to 80 %, near both bounds.
+// 2304 per 256 bytes at n = 64, beyond it (129 %): bound by arithmetic. Shared memory is as busy:
+// 64 cycles of a multiprocessor for a warp's 16 loads of 512 bytes, as for its 256 multiply-adds,
+// and the copies' writes besides, 53 and 86 % of its time at n = 16 and 32. Two blocks of 6
+// (n = 16) or 5 (n = 32) warps share a multiprocessor, with 64 or 32 KB in flight; 25 KB are
+// needed at 700 ns. Predicted from that, not measured on any GPU: n = 16 at 80 % of the copy
+// bandwidth or more; n = 32 at 60 to 75 %, bound by shared memory.
 #pragma once
 
 #include "kernels/async_copy.cuh"
@@ -22,7 +24,7 @@
 
 namespace pama {
 
-inline constexpr int kTileBlock = 256;
+inline constexpr int kTileBlock = 192;  // at most: two such blocks leave 168 registers a thread
 inline constexpr int kTileStages = 3;
 inline constexpr int kTeam = 16;              // lanes that share a tile
 inline constexpr int kTilePitch = kTeam + 1;  // packs from a staged row to the next
@@ -122,18 +124,21 @@ struct TileSums {
     }
   }
 
-  __device__ __forceinline__ void promote() {
+  // Keeps half of the entries, gives the other half to the lane that keeps those, and so on.
+  template <int Half, int Bit>
+  __device__ __forceinline__ void halve() {
+    const bool upper = lane() & Bit;
 #pragma unroll
-    for (int step = 1; step <= 4; ++step) {
-      const int half = kEntries >> step, bit = kTeam >> step;
-      const bool upper = lane() & bit;
-#pragma unroll
-      for (int e = 0; e < half; ++e) {
-        const Element give = upper ? part[e] : part[e + half];
-        const Element keep = upper ? part[e + half] : part[e];
-        part[e] = keep + __shfl_xor_sync(kFullWarp, give, bit);
-      }
+    for (int e = 0; e < Half; ++e) {
+      const Element give = upper ? part[e] : part[e + Half];
+      const Element keep = upper ? part[e + Half] : part[e];
+      part[e] = keep + __shfl_xor_sync(kFullWarp, give, Bit);
     }
+    if constexpr (Bit > 1) halve<Half / 2, Bit / 2>();
+  }
+
+  __device__ __forceinline__ void promote() {
+    halve<kEntries / 2, kTeam / 2>();
 #pragma unroll
     for (int e = 0; e < kKept; ++e) sum[e] += static_cast<double>(part[e]);
 #pragma unroll
