@@ -31,20 +31,51 @@ Kernel pairs_kernel(int n) {
 constexpr int kMaxPairs = 8;  // rows whose pairs fit in registers
 
 template <class Element>
-Kernel kernel_of(int rows) {
-  return rows <= kMaxPairs ? pairs_kernel<Element>(rows) : gram_tiles_kernel<Element>;
+Kernel mma_kernel(int rows) {
+  switch (tile_groups(rows, 16)) {
+    case 1:
+      return gram_mma_kernel<Element, 1>;
+    case 2:
+      return gram_mma_kernel<Element, 2>;
+    case 3:
+      return gram_mma_kernel<Element, 3>;
+    default:
+      return gram_mma_kernel<Element, 4>;
+  }
 }
 
-Kernel kernel_of(DType dtype, int rows) {
+// A kernel for the gradients of one dtype, and how to launch it.
+struct Plan {
+  Kernel kernel;
+  GramLayout layout;
+  int64_t sets;  // blocks that share the same columns
+  int threads;
+  int64_t shared;
+};
+
+template <class Element>
+Plan plan_of(int rows) {
+  if (rows <= kMaxPairs) return {pairs_kernel<Element>(rows), GramLayout::kPairs, 1, kGramBlock, 0};
+  if constexpr (sizeof(Element) == 2) {
+    return {mma_kernel<Element>(rows), GramLayout::kMma, 1, kMmaBlock, mma_shared_bytes(rows)};
+  } else {
+    constexpr int height = kTileHeight<Element>;
+    const TilePlan plan(rows, height);
+    return {gram_tiles_kernel<Element>, GramLayout{height}, plan.sets, plan.threads(),
+            plan.shared_bytes(height)};
+  }
+}
+
+Plan plan_of(DType dtype, int rows) {
   switch (dtype) {
     case DType::kDouble:
-      return kernel_of<double>(rows);
+      return plan_of<double>(rows);
     case DType::kHalf:
-      return kernel_of<HalfElement>(rows);
+      return plan_of<HalfElement>(rows);
     case DType::kBFloat16:
-      return kernel_of<BFloat16Element>(rows);
+      return plan_of<BFloat16Element>(rows);
     default:
-      return kernel_of<float>(rows);
+      return plan_of<float>(rows);
   }
 }
 
@@ -52,31 +83,30 @@ Kernel kernel_of(DType dtype, int rows) {
 // to args.gram.
 void add_gram(const Tensor& like, const GradientList& grads, GramFinishArgs finish) {
   const Launcher launch(like);
-  const bool tiles = finish.rows > kMaxPairs;
-  finish.tiles = tiles;
-  finish.entries =
-      tiles ? tile_count(finish.rows) * kTileRows * kTileRows : finish.rows * (finish.rows + 1) / 2;
-  int64_t total = 0;
-  for (const int64_t size : grads.size) total += size;
-  if (total == 0) return;
-  // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
-  finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, kGradientBlocks);
-  Tensor partial = allocate(like, {finish.blocks * finish.entries}, ScalarType::Double);
-  finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
   const auto row = [&](int i, int64_t p) {
     return grads.at(i < finish.split ? finish.low + i : finish.high + i - finish.split, p);
   };
-  bool add = false;
   for (const DType dtype : kGradientDTypes) {
-    const int64_t size = dtype == DType::kDouble ? sizeof(double) : sizeof(float);
-    const int64_t shared = tiles ? tile_shared_bytes(finish.rows, size) : 0;
+    int64_t total = 0;
+    for (int64_t p = 0; p < grads.parameters; ++p) {
+      if (grads.dtype[p] == dtype) total += grads.size[p];
+    }
+    if (total == 0) continue;
+    const Plan plan = plan_of(dtype, finish.rows);
+    finish.layout = plan.layout;
+    finish.entries = gram_entries(plan.layout, finish.rows);
+    // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
+    finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, kGradientBlocks / plan.sets);
+    Tensor partial = allocate(like, {finish.blocks * finish.entries}, ScalarType::Double);
+    finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
+    bool add = false;
     for_tables(grads, dtype, finish.rows, row, [&](const PointerTable& table, int64_t) {
       const GramArgs args{table, const_cast<double*>(finish.partial), add};
-      launch(kernel_of(dtype, finish.rows), finish.blocks, kGramBlock, shared, args);
+      launch(plan.kernel, finish.blocks * plan.sets, plan.threads, plan.shared, args);
       add = true;
     });
+    launch(gram_finish_kernel, std::min<int64_t>(ceil_div(finish.entries, 4), 256), 128, 0, finish);
   }
-  launch(gram_finish_kernel, std::min<int64_t>(ceil_div(finish.entries, 4), 256), 128, 0, finish);
 }
 
 void accumulate(const Tensor& like, const GradientList& grads, double* gram) {

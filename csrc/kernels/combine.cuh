@@ -1,4 +1,9 @@
 // Weighted sums of gradients on a GPU: 16 bytes of each row at a time, summed in registers.
+//
+// Four rows' loads are in flight before the first is used: 64 KB on a multiprocessor that holds
+// four blocks, where 4.8 TB/s at 700 ns need 25 KB on each of an H200's. One multiply-add for 2 or
+// 4 bytes read leaves the arithmetic under a tenth of the time. Predicted from that, not measured
+// on any GPU: at least 85 % of the copy bandwidth.
 #pragma once
 
 #include "kernels/gradient_list.cuh"
@@ -6,6 +11,7 @@
 namespace pama {
 
 inline constexpr int kCombineBlock = 256;
+inline constexpr int kCombineRows = 4;  // loaded at once
 
 struct CombineArgs {
   PointerTable table;  // the last row of a piece is its result
@@ -41,13 +47,22 @@ __global__ void __launch_bounds__(kCombineBlock, 4)
 #pragma unroll
         for (int k = 0; k < width; ++k) sum[k] = real(before.at[k]);
       }
-#pragma unroll 4
-      for (int i = 0; i < n; ++i) {
-        const Element* row = table.row<Element>(piece, i);
-        if (!row) continue;
-        const Pack<Element> pack = reinterpret_cast<const Pack<Element>*>(row)[u];
+#pragma unroll 1
+      for (int first = 0; first < n; first += kCombineRows) {
+        Pack<Element> pack[kCombineRows];
+        bool present[kCombineRows];
 #pragma unroll
-        for (int k = 0; k < width; ++k) sum[k] += weight[i] * real(pack.at[k]);
+        for (int i = 0; i < kCombineRows; ++i) {
+          const Element* row = first + i < n ? table.row<Element>(piece, first + i) : nullptr;
+          present[i] = row;
+          pack[i] = row ? reinterpret_cast<const Pack<Element>*>(row)[u] : Pack<Element>{};
+        }
+#pragma unroll
+        for (int i = 0; i < kCombineRows; ++i) {
+          if (!present[i]) continue;  // not 0 * weight, which may be NaN
+#pragma unroll
+          for (int k = 0; k < width; ++k) sum[k] += weight[first + i] * real(pack[i].at[k]);
+        }
       }
       Pack<Element> rounded;
 #pragma unroll

@@ -1,31 +1,18 @@
 // Gram matrices on a GPU: partial sums of a fixed grid, then a second kernel that adds them.
 //
 // Up to n = 8 a thread holds all pairs in registers and takes 16 bytes of each row at a time:
-// bound by memory. Beyond, a block stages 64 columns of all rows in shared memory as [column][row],
-// and a thread sums a 4 x 4 tile of pairs over its share of the columns: two 16-byte loads for 16
-// multiply-adds. (8 x 8 tiles would need half the loads, but their float64 sums spill.) float32
-// products are chained for at most 64 columns, then added in float64.
+// bound by memory. float32 products are chained for at most 64 columns, then added in float64.
+// Beyond, float32 and float64 go to gram_tiles.cuh, halves to gram_mma.cuh.
 #pragma once
 
-#include "kernels/gradient_list.cuh"
-#include "kernels/reduce.cuh"
+#include "kernels/gram_mma.cuh"
+#include "kernels/gram_tiles.cuh"
 
 namespace pama {
 
 inline constexpr int kGramBlock = 256;
-inline constexpr int kGramRows = 64;     // of a launch of the tile kernel
-inline constexpr int kGramColumns = 64;  // staged at a time; also the longest float32 chain
-
-template <int N>
-struct Pairs {
-  double entry[N * (N + 1) / 2];
-};
-
-struct GramArgs {
-  PointerTable table;
-  double* partial;  // [block][entry]
-  bool add;         // to what earlier launches left there
-};
+inline constexpr int kGramRows = 64;     // of a launch
+inline constexpr int kGramColumns = 64;  // the longest float32 chain
 
 template <class Real, int N>
 struct PairSums {
@@ -120,117 +107,14 @@ __global__ void __launch_bounds__(kGramBlock)
   }
 }
 
-// --- tiles ---------------------------------------------------------------------------------------
-
-inline constexpr int kTileRows = 4;
-
-PAMA_INLINE int tile_groups(int rows) { return (rows + kTileRows - 1) / kTileRows; }
-PAMA_INLINE int tile_count(int rows) { return tile_groups(rows) * (tile_groups(rows) + 1) / 2; }
-
-// Tile t of the upper triangle, row by row: groups (first, second) of rows, first <= second.
-PAMA_INLINE void tile_at(int t, int groups, int& first, int& second) {
-  first = 0;
-  while (t >= groups - first) t -= groups - first++;
-  second = first + t;
-}
-
-// Reals between a staged column and the next: rows in whole tiles, and off each other's banks.
-PAMA_INLINE int stage_stride(int rows) { return (tile_groups(rows) + 1) * kTileRows; }
-
-PAMA_HD inline int64_t tile_shared_bytes(int rows, int64_t real_size) {
-  const int64_t stage = kGramColumns * stage_stride(rows) * real_size;
-  const int64_t sums = tile_count(rows) * kTileRows * kTileRows * int64_t{8};
-  return stage > sums ? stage : sums;
-}
-
-template <class Element, class Real>
-__device__ __forceinline__ void stage(const PointerTable& table, int piece, int64_t first,
-                                      int columns, Real* to) {
-  const int rows = table.rows, padded = tile_groups(rows) * kTileRows;
-  for (int u = static_cast<int>(threadIdx.x); u < padded * kGramColumns;
-       u += static_cast<int>(blockDim.x)) {
-    const int i = u / kGramColumns, k = u % kGramColumns;
-    const Element* row = i < rows ? table.row<Element>(piece, i) : nullptr;
-    to[k * stage_stride(rows) + i] = row && k < columns ? real(row[first + k]) : Real(0);
-  }
-}
-
-template <class Element>
-__global__ void __launch_bounds__(kGramBlock)
-    gram_tiles_kernel(const __grid_constant__ GramArgs args) {
-  using Real = decltype(real(Element{}));
-  struct alignas(16) Rows {
-    Real at[kTileRows];
-  };
-  const PointerTable& table = args.table;
-  const int tiles = tile_count(table.rows), stride = stage_stride(table.rows);
-  const int slices = kGramBlock / tiles, thread = static_cast<int>(threadIdx.x);
-  const int tile = thread % tiles, slice = thread / tiles;
-  int first = 0, second = 0;
-  tile_at(tile, tile_groups(table.rows), first, second);
-  Real* staged = reinterpret_cast<Real*>(dynamic_shared());
-  double sum[kTileRows][kTileRows] = {};
-  int64_t chunk = blockIdx.x;  // of this piece; negative chunks were dealt to earlier pieces
-#pragma unroll 1
-  for (int piece = 0; piece < table.pieces; ++piece) {
-    const int64_t columns = table.columns(piece);
-    const int64_t chunks = (columns + kGramColumns - 1) / kGramColumns;
-#pragma unroll 1
-    for (; chunk < chunks; chunk += gridDim.x) {
-      const int64_t at = chunk * kGramColumns, left = columns - at;
-      const int count = left < kGramColumns ? static_cast<int>(left) : kGramColumns;
-      __syncthreads();  // the last chunk has been used
-      stage<Element>(table, piece, at, count, staged);
-      __syncthreads();
-      if (slice < slices) {
-        Real part[kTileRows][kTileRows] = {};
-        for (int k = slice; k < count; k += slices) {
-          const Rows a = *reinterpret_cast<const Rows*>(staged + k * stride + first * kTileRows);
-          const Rows b = *reinterpret_cast<const Rows*>(staged + k * stride + second * kTileRows);
-#pragma unroll
-          for (int i = 0; i < kTileRows; ++i) {
-#pragma unroll
-            for (int j = 0; j < kTileRows; ++j) part[i][j] += a.at[i] * b.at[j];
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kTileRows; ++i) {
-#pragma unroll
-          for (int j = 0; j < kTileRows; ++j) sum[i][j] += static_cast<double>(part[i][j]);
-        }
-      }
-    }
-    chunk -= chunks;
-  }
-  double* total = dynamic_shared() + tile * kTileRows * kTileRows;
-  for (int s = 0; s < slices; ++s) {
-    __syncthreads();
-    if (slice != s) continue;
-#pragma unroll
-    for (int i = 0; i < kTileRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTileRows; ++j) {
-        const int e = i * kTileRows + j;
-        total[e] = s == 0 ? sum[i][j] : total[e] + sum[i][j];
-      }
-    }
-  }
-  __syncthreads();
-  const int entries = tiles * kTileRows * kTileRows;
-  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
-  for (int e = thread; e < entries; e += kGramBlock) {
-    to[e] = (args.add ? to[e] : 0) + dynamic_shared()[e];
-  }
-}
-
 // --- the sum of the partial sums -----------------------------------------------------------------
 
 struct GramFinishArgs {
   const double* partial;
   double* gram;  // [n][n]; the entries are added to it
   int64_t n, blocks, entries;
-  int rows;           // of the partial sums
-  bool tiles;         // their layout
+  int rows;  // of the partial sums
+  GramLayout layout;
   int64_t low, high;  // where the first `split` rows lie in the matrix, and the others
   int split;
   bool inside_low, inside_high;  // whether pairs within each of the two belong to this launch
@@ -241,16 +125,7 @@ __global__ void __launch_bounds__(128)
     gram_finish_kernel(const __grid_constant__ GramFinishArgs args) {
   for (int64_t e = warp(); e < args.entries; e += gridDim.x * warps_per_block()) {
     int i = 0, j = 0;
-    if (args.tiles) {
-      const int within = static_cast<int>(e % (kTileRows * kTileRows));
-      tile_at(static_cast<int>(e / (kTileRows * kTileRows)), tile_groups(args.rows), i, j);
-      i = i * kTileRows + within / kTileRows;
-      j = j * kTileRows + within % kTileRows;
-    } else {
-      int left = static_cast<int>(e);
-      while (left >= args.rows - i) left -= args.rows - i++;
-      j = i + left;
-    }
+    gram_entry_at(args.layout, args.rows, static_cast<int>(e), i, j);
     const bool wanted = i < args.split ? j >= args.split || args.inside_low : args.inside_high;
     if (i > j || j >= args.rows || !wanted) continue;
     double sum = 0;

@@ -1,0 +1,152 @@
+// Gram matrices of halves on tensor cores, 9 to 64 rows: fragments come straight from the rows.
+//
+// A sum over columns may take them in any order, so lane (g, t) loads the 16 bytes at column 8 t
+// of row g of each band of 8 rows: 32 columns, and two mmas' words of A and of B alike, with no
+// shared memory between. Null rows and rows past the last are zeros.
+//
+// Counts, for 16, 32, 48, 64 rows: 4, 12, 24, 40 mmas per 32 columns, whose 1, 2, 3, 4 KB of rows
+// make 16, 24, 32, 40 FLOP a byte: at 4.8 TB/s 77, 115, 154, 192 TFLOP/s, a fifth of an H200's
+// 990 at most, so memory bounds all four. (On plain multiply-adds 16 rows would ask for 86 % of
+// its float32 rate, which is why halves leave the tiles at n = 9 already.) Each lane has 8
+// (6 for 48 rows) 16-byte loads in flight beside those being multiplied: 4 KB a warp, 32 KB for
+// the 8 warps of a multiprocessor, against the 25 KB that 4.8 TB/s at 700 ns need.
+// Predicted from that, not measured on any GPU: at least 75 % of the copy bandwidth.
+//
+// float32 accumulators hold 256 columns, then go to float64 sums in shared memory, as [entry]
+// [thread]: in registers those of 64 rows would spill.
+#pragma once
+
+#include "kernels/gram_partial.cuh"
+
+namespace pama {
+
+inline constexpr int kMmaBlock = 128;
+inline constexpr int kMmaColumns = 256;  // between promotions, and dealt to a warp at a time
+
+PAMA_HD inline int64_t mma_shared_bytes(int rows) {
+  return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;
+}
+
+struct alignas(16) MmaWords {
+  uint32_t at[4];
+};
+
+// Eight columns of a row from `at` on, zeros beyond `columns`.
+template <class Element>
+__device__ __forceinline__ MmaWords mma_load(const Element* row, int64_t at, int64_t columns,
+                                             bool whole) {
+  MmaWords words{};
+  if (!row) return words;
+  if (whole) return *reinterpret_cast<const MmaWords*>(row + at);
+  uint64_t half[2] = {};
+#pragma unroll 1
+  for (int k = 0; k < 4; ++k) {  // rolled: the tails' registers must not set the kernel's
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t column = at + 4 * h + k;
+      const uint64_t bits = column < columns ? row[column].bits : 0;
+      half[h] |= bits << (16 * k);
+    }
+  }
+  memcpy(&words, half, sizeof(words));
+  return words;
+}
+
+template <class Element, int Bands>
+struct MmaSums {
+  static constexpr int kSteps = Bands < 3 ? 4 / Bands : 1;  // of 32 columns, loaded at once
+  static constexpr int kColumns = kSteps * 32;
+
+  MmaWords words[kSteps][2 * Bands];
+  float sum[mma_count(Bands)][4] = {};
+
+  __device__ __forceinline__ void load(const Element* const (&row)[2 * Bands], int64_t at,
+                                       int64_t columns, bool whole) {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int band = 0; band < 2 * Bands; ++band) {
+        words[s][band] = mma_load(row[band], at + s * 32 + lane() % 4 * 8, columns, whole);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const MmaWords (&rows)[kSteps][2 * Bands]) {
+#pragma unroll
+    for (int s = 0; s < 2 * kSteps; ++s) {
+      const auto word = [&](int band, int k) { return rows[s / 2][band].at[s % 2 * 2 + k]; };
+      int tile = 0;
+#pragma unroll
+      for (int i = 0; i < Bands; ++i) {
+        const uint32_t a[4] = {word(2 * i, 0), word(2 * i + 1, 0), word(2 * i, 1),
+                               word(2 * i + 1, 1)};
+#pragma unroll
+        for (int j = 2 * i; j < 2 * Bands; ++j) {
+          const uint32_t b[2] = {word(j, 0), word(j, 1)};
+          mma<Element>(sum[tile++], a, b);
+        }
+      }
+    }
+  }
+
+  // `to` is the thread's first entry.
+  __device__ __forceinline__ void promote(double* to) {
+#pragma unroll
+    for (int e = 0; e < 4 * mma_count(Bands); ++e) {
+      if (e % 8 == 0) __syncwarp();  // or the compiler loads all of them at once, and spills
+      to[e * kMmaBlock] += static_cast<double>(sum[e / 4][e % 4]);
+      sum[e / 4][e % 4] = 0;
+    }
+  }
+};
+
+template <class Element, int Bands>
+__global__ void __launch_bounds__(kMmaBlock, 2)
+    gram_mma_kernel(const __grid_constant__ GramArgs args) {
+  using Sums = MmaSums<Element, Bands>;
+  constexpr int entries = mma_count(Bands) * 4 * kWarp;
+  const PointerTable& table = args.table;
+  const int thread = static_cast<int>(threadIdx.x);
+  double* mine = dynamic_shared() + thread;
+  for (int e = 0; e < entries / kWarp; ++e) mine[e * kMmaBlock] = 0;
+  Sums sums;
+  int64_t chunk = warp();  // of this piece; negative chunks were dealt to earlier pieces
+#pragma unroll 1
+  for (int piece = 0; piece < table.pieces; ++piece) {
+    const int64_t columns = table.columns(piece);
+    const int64_t chunks = (columns + kMmaColumns - 1) / kMmaColumns;
+    const bool aligned = table.aligned(piece);
+    const Element* row[2 * Bands];
+#pragma unroll
+    for (int band = 0; band < 2 * Bands; ++band) {
+      const int i = band * 8 + mma_a_row(lane(), 0);
+      row[band] = i < table.rows ? table.row<Element>(piece, i) : nullptr;
+    }
+#pragma unroll 1
+    for (; chunk < chunks; chunk += gridDim.x * warps_per_block()) {
+      const int64_t first = chunk * kMmaColumns;
+      const int64_t end = first + kMmaColumns < columns ? first + kMmaColumns : columns;
+      const bool whole = aligned && end == first + kMmaColumns;
+      sums.load(row, first, columns, whole);
+#pragma unroll 1
+      for (int64_t at = first; at < end; at += Sums::kColumns) {
+        MmaWords now[Sums::kSteps][2 * Bands];
+        memcpy(now, sums.words, sizeof(now));
+        if (at + Sums::kColumns < end) sums.load(row, at + Sums::kColumns, columns, whole);
+        sums.multiply(now);
+      }
+      sums.promote(mine);
+    }
+    chunk -= chunks;
+  }
+  __syncthreads();
+  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
+  for (int e = thread; e < entries; e += kMmaBlock) {
+    const double* from = dynamic_shared() + e / kWarp * kMmaBlock + e % kWarp;
+    double total = args.add ? to[e] : 0;
+    for (int w = 0; w < kMmaBlock; w += kWarp) total += from[w];
+    to[e] = total;
+  }
+}
+
+}  // namespace pama

@@ -1,0 +1,58 @@
+// The partial sums of a Gram matrix: who computes them writes one of three layouts, [block][entry].
+#pragma once
+
+#include "kernels/gradient_list.cuh"
+#include "kernels/mma.cuh"
+
+namespace pama {
+
+enum class GramLayout : int { kPairs = 0, kTiles4 = 4, kTiles8 = 8, kMma = 16 };
+
+struct GramArgs {
+  PointerTable table;
+  double* partial;
+  bool add;  // to what earlier launches left there
+};
+
+PAMA_INLINE int tile_groups(int rows, int height) { return (rows + height - 1) / height; }
+PAMA_INLINE int tile_count(int rows, int height) {
+  return tile_groups(rows, height) * (tile_groups(rows, height) + 1) / 2;
+}
+
+// Tile t of the upper triangle, row by row: groups (first, second) of rows, first <= second.
+PAMA_INLINE void tile_at(int t, int groups, int& first, int& second) {
+  first = 0;
+  while (t >= groups - first) t -= groups - first++;
+  second = first + t;
+}
+
+// mma tiles (16 x 8) on and above the diagonal of `bands` bands of 16 rows, band by band.
+PAMA_INLINE constexpr int mma_count(int bands) { return bands * (bands + 1); }
+
+PAMA_HD inline int gram_entries(GramLayout layout, int rows) {
+  const int height = static_cast<int>(layout);
+  if (layout == GramLayout::kPairs) return rows * (rows + 1) / 2;
+  if (layout == GramLayout::kMma) return mma_count(tile_groups(rows, 16)) * 16 * 8;
+  return tile_count(rows, height) * height * height;
+}
+
+// The pair (i, j) of rows that entry e holds; i > j and rows past the last are not wanted.
+PAMA_INLINE void gram_entry_at(GramLayout layout, int rows, int e, int& i, int& j) {
+  const int height = static_cast<int>(layout);
+  if (layout == GramLayout::kPairs) {
+    tile_at(e, rows, i, j);
+  } else if (layout == GramLayout::kMma) {
+    const int lane = e % kWarp, c = e / kWarp % 4;
+    int tile = e / (4 * kWarp), band = 0, bands = tile_groups(rows, 16);
+    while (tile >= 2 * (bands - band)) tile -= 2 * (bands - band++);
+    i = band * 16 + mma_c_row(lane, c);
+    j = (2 * band + tile) * 8 + mma_c_column(lane, c);
+  } else {
+    const int within = e % (height * height);
+    tile_at(e / (height * height), tile_groups(rows, height), i, j);
+    i = i * height + within / height;
+    j = j * height + within % height;
+  }
+}
+
+}  // namespace pama
