@@ -1,0 +1,1 @@
+"""What other libraries need, imported only when asked for."""
