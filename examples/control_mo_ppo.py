@@ -45,8 +45,8 @@ def fixed(advantages: Tensor, mask: Tensor, *, weights: tuple[float, ...]) -> tu
 
 def pama(advantages: Tensor, mask: Tensor, *, reduction: str) -> tuple[Tensor, Tensor]:
     step = po.pama_advantages(advantages, mask, clip=CLIP, reduction=reduction)
-    spread = step.weights.reshape(len(advantages), -1)
-    return step.advantages, spread.mean(1).float()
+    weights = step.weights[:, mask].mean(1) if step.weights.dim() == 3 else step.weights
+    return step.advantages, weights.float()
 
 
 METHODS: dict[str, Combine] = {
@@ -145,8 +145,9 @@ def train(method: str, seed: int, iterations: int, tick: Callable[[], None]) -> 
     returns, weights = [], []
     for _ in range(iterations):
         batch = sea.run(agent)
-        returns.append(batch.rewards.sum(-1).mean(1).tolist())
-        weights.append(update(agent, optimizer, batch, METHODS[method]).tolist())
+        returns.append([round(x, 3) for x in batch.rewards.sum(-1).mean(1).tolist()])
+        w = update(agent, optimizer, batch, METHODS[method])
+        weights.append([round(x, 4) for x in w.tolist()])
         tick()
     return {"method": method, "seed": seed, "returns": returns, "weights": weights}
 

@@ -31,5 +31,6 @@ def test_quick_run_writes_returns_of_every_method(
         assert all(0 <= x <= 23.7 for x in treasure)
         assert all(-control.STEPS <= x <= -1 for x in time)
         # A mean over tokens counts those where no objective is active, whose weights are 0.
-        assert all(0 <= sum(w) <= 1 + 1e-5 for w in run["weights"])
+        # Two numbers, each rounded to 4 digits.
+        assert all(0 <= sum(w) <= 1 + 1e-4 for w in run["weights"])
     assert (tmp_path / "returns.png").stat().st_size > 0

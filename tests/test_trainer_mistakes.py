@@ -30,7 +30,7 @@ def test_padding_in_means_changes_weights_unless_masked() -> None:
     step = po.pama_advantages(whitened, mask, reduction="batch")
     again = po.pama_advantages(po.whiten(padded, longer), longer, reduction="batch")
     assert torch.equal(step.weights, again.weights)
-    mistaken = po.whiten(padded)  # zeros of the padding counted as advantages
+    mistaken = po.whiten(padded * longer)  # zeros of the padding counted as advantages
     # 21 of 192 positions are tokens: their deviation, 1 if masked, is near √(192 / 21) = 3.
     assert mistaken[..., :8][:, mask].std() > 2 * whitened[:, mask].std()
 
