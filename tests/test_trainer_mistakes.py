@@ -82,11 +82,13 @@ def test_compiled_token_functions_take_any_batch_without_compiling_anew() -> Non
 
     count = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=count)
+    compiled(*batch(4, 7), -torch.rand(4, 7))
+    first = count.frame_count
     for sequences, tokens in ((6, 8), (5, 9), (12, 31), (3, 64)):
         advantages, mask = batch(sequences, tokens)
         logp = -torch.rand(sequences, tokens)
         assert torch.equal(compiled(advantages, mask, logp), step(advantages, mask, logp))
-    assert count.frame_count == 1
+    assert count.frame_count == first
 
 
 @pytest.mark.parametrize("weighting", [po.min_norm, po.upgrad])
