@@ -16,7 +16,9 @@ help:
 	@echo "make test       lint, then all tests"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
 	@echo "make lint       ruff, mypy, clang-format"
+	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
+	@echo "make gpu        with a GPU: build, test, sanitize, bench on it (ARGS=\"build test\")"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make clean      remove .venv and everything built"
 
@@ -78,9 +80,18 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cuh' 'csrc/*.cu' | xargs $(BIN)/clang-format -i
 
+.PHONY: golden
+golden: $(VENV)/.built
+	$(BIN)/python tests/kernel_resources.py --golden
+
 .PHONY: bench
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# With the python3, torch, nvcc, CMake and ninja on the PATH, not those of .venv.
+.PHONY: gpu
+gpu:
+	sh scripts/gpu_check.sh $(ARGS)
 
 .PHONY: wheel
 wheel: $(VENV)/.installed

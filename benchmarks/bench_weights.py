@@ -89,6 +89,12 @@ TABLE = [
         peers={"torchjd": torchjd_peer("UPGradWeighting")},
     ),
     Row("cagrad", po.cagrad, budget={8: 24.0, 32: 120.0}),
+    Row("nash_mtl", po.nash_mtl, budget={8: 24.0, 32: 120.0}),
+    Row(
+        "fairgrad",
+        functools.partial(po.fairgrad, alpha=2.0),
+        budget={8: 24.0, 32: 120.0},
+    ),
     Row("gapo", po.gapo),
     Row(
         "pcgrad",

@@ -4,8 +4,8 @@ Gradient space (any model): `gram`, `combine`, `pareto_backward`.
 Token space (LLM alignment): `gae`, `whiten`, `group_normalize`, `pama_advantages`, `ppo_loss`,
 `value_loss`, `kl_divergence`.
 
-Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `imtl_g`,
-`aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
+Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagrad`, `nash_mtl`,
+`fairgrad`, `imtl_g`, `aligned_mtl`, `config`, `gapo`, `pcgrad`, `gradvac`.
 """
 
 from pama_ops import _library
@@ -20,10 +20,12 @@ from pama_ops.weights import (
     config,
     duality_gap,
     dualproj,
+    fairgrad,
     gapo,
     gradvac,
     imtl_g,
     min_norm,
+    nash_mtl,
     pama_weights,
     pcgrad,
     upgrad,
@@ -41,6 +43,7 @@ __all__ = [
     "config",
     "duality_gap",
     "dualproj",
+    "fairgrad",
     "gae",
     "gapo",
     "gradvac",
@@ -50,6 +53,7 @@ __all__ = [
     "imtl_g",
     "kl_divergence",
     "min_norm",
+    "nash_mtl",
     "pama_advantages",
     "pama_weights",
     "pareto_backward",

@@ -1,4 +1,4 @@
-"""`python -m pama_ops info`: versions, devices, what is compiled and why not."""
+"""`python -m pama_ops info | check | bench`: what is compiled, whether it is right, how fast."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 import torch
 
 import pama_ops
+from pama_ops import _bench, _check
 from pama_ops import _library as library
 
 
-def info() -> None:
+def info() -> int:
     """Print what a bug report needs, and what to do about kernels that are missing."""
     built = library.extension
     rows = [
@@ -38,11 +39,42 @@ def info() -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-    if built is None:
-        print("\nTo build the kernels: install a C++ compiler, then reinstall pama_ops.")
-    elif not library.has_cuda and torch.cuda.is_available():
-        print("\nTo build the CUDA kernels: install the CUDA toolkit (nvcc) and reinstall with")
-        print("PAMA_CUDA=1, which turns whatever hinders it into an error.")
+    print(what_is_missing(), end="")
+    return 0
+
+
+def what_is_missing() -> str:
+    """Kernels that this machine could have and has not, why, and what to do; or nothing."""
+    if library.extension is None:
+        return (
+            f"\nNo compiled kernels: {library.why_no_cpu}.\n"
+            "To build them: install a C++ compiler, then reinstall pama_ops.\n"
+        )
+    if not library.has_cuda and torch.cuda.is_available():
+        return (
+            f"\nNo CUDA kernels: {library.why_no_cuda}.\n"
+            "To build them: install the CUDA toolkit (nvcc) that this torch was built with and\n"
+            "reinstall with PAMA_CUDA=1, which turns whatever hinders it into an error.\n"
+        )
+    return ""
+
+
+def check() -> int:
+    """Hold every op against its definition; 1 if one is off, or if kernels are missing."""
+    good, missing = _check.check(), what_is_missing()
+    if not library.has_cuda and not missing:
+        print(f"CUDA kernels not checked: {library.why_no_cuda}, and torch sees no GPU")
+    elif not torch.cuda.is_available():
+        print("CUDA kernels not checked: torch sees no GPU")
+    print(missing, end="")
+    return 0 if good and not missing else 1
+
+
+def bench() -> int:
+    """Time the main ops."""
+    _bench.bench()
+    print(what_is_missing(), end="")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pama_ops", description=pama_ops.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, devices, what is compiled and why not")
-    parser.parse_args(arguments)
-    info()
-    return 0
+    commands.add_parser("check", help="every op against its float64 definition, on every device")
+    commands.add_parser("bench", help="the main ops against a copy of as many bytes, in a minute")
+    command = parser.parse_args(arguments).command
+    return {"info": info, "check": check, "bench": bench}[command]()
 
 
 if __name__ == "__main__":

@@ -193,6 +193,78 @@ def cagrad(gram: Tensor, *, c: float = 0.5, check_values: bool = False) -> Tenso
     return _solve("cagrad", gram, None, check_values, float(check.nonnegative("c", c)))
 
 
+def nash_mtl(gram: Tensor, *, check_values: bool = False) -> Tensor:
+    """Weights of the Nash bargaining solution between the objectives (Nash-MTL).
+
+    G w = 1 / w with w > 0, the minimiser of ½ wᵀ G w − Σ log w: of all directions x of that length,
+    x = Σ w_i g_i has the largest Π ⟨g_i, x⟩, and ⟨g_i, x⟩ = 1 / w_i > 0. Longer gradients get less
+    weight: replacing g_i by s g_i divides w_i by s and leaves x. Multiplying G by s > 0 multiplies
+    the weights by 1 / √s.
+
+    A zero gradient has weight 0, and the others are solved for. If they are Pareto stationary there
+    is no such w. Then the result is argmax Σ_S log w over {w >= 0, Σ w = 1, G w = 0}, with S the
+    largest set of gradients on which such a w can be positive: x = 0, and multiplying G changes
+    nothing. Stationary means that some c on the simplex combines the unit gradients to a square
+    below 4 n eps + that of G's dtype.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        check_values: see `min_norm`.
+
+    Returns:
+        w, [..., n] in G's dtype, contiguous, nonnegative. NaN where G is not finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: some ten Newton steps of O(n³), at most 100; where stationary up to n problems of
+    the kind of `dualproj` as well. Source: Navon et al., arXiv 2202.01017.
+
+    >>> nash_mtl(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+    tensor([0.5000, 1.0000])
+    """
+    return _solve("nash_mtl", gram, None, check_values)
+
+
+def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) -> Tensor:
+    """Weights whose direction is α-fair to the objectives' gains (FairGrad).
+
+    G w = w^(−1/α) with w > 0: of all directions x of that length, x = Σ w_i g_i has the largest
+    Σ ⟨g_i, x⟩^(1−α) / (1 − α), and ⟨g_i, x⟩ = w_i^(−1/α) > 0. α = 1 is `nash_mtl`; α → 0 is the
+    sum of gains, α → ∞ the smallest one. Multiplying G by s > 0 multiplies the weights by
+    s^(−α/(1+α)).
+
+    A zero gradient has weight 0, and the others are solved for. If they are Pareto stationary,
+    which is decided as for `nash_mtl`, the result is argmax Σ_S φ(w) with φ' = w^(−1/α) over
+    {w >= 0, Σ w = 1, G w = 0}, with S the largest set of gradients on which such a w can be
+    positive; multiplying G then changes nothing.
+
+    Args:
+        gram: G, [..., n, n], as for `min_norm`.
+        alpha: α, positive and finite; tested from 0.1 to 10. Far from 1, norms that spread over
+            many decades can use up the 100 Newton steps of a doubling before the equation holds.
+        check_values: see `min_norm`.
+
+    Returns:
+        w, [..., n] in G's dtype, contiguous, nonnegative. NaN where G is not finite, and where
+        powers of w leave the range of float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        RuntimeError: on `backward()` through the result, which is not differentiable.
+
+    Complexity: that of `nash_mtl`, and some Newton steps for each doubling or halving from 1 to α.
+    Source: Ban & Ji, arXiv 2402.15638.
+
+    >>> fairgrad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), alpha=0.5)
+    tensor([0.6300, 1.0000])
+    """
+    if not check.nonnegative("alpha", alpha) > 0:
+        raise ValueError(f"alpha must be positive and finite, got {alpha}")
+    return _solve("fairgrad", gram, None, check_values, float(alpha))
+
+
 def gapo(gram: Tensor, *, p: float = 1.0, check_values: bool = False) -> Tensor:
     """Weights of the shortest convex combination of the gradients g_i / ‖g_i‖^p (GAPO).
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import pama_ops as po
+
 ROUNDOFF = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
@@ -101,3 +103,38 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     assert bool((slope >= -8 * u * norm * size).all()), float((slope / norm / size).min())
     y = (w - lower).clamp(min=0)
     assert float(y @ slope) <= 8 * u * float(size) ** 2, float(y @ slope) / float(size) ** 2
+
+
+def is_null_combination(gram: Tensor, weights: Tensor) -> bool:
+    """Whether weights are on the simplex and combine the gradients to 0, to rounding."""
+    w, g = weights.double().cpu(), gram.double().cpu()
+    length = float(w @ g.diagonal().clamp(min=0).sqrt())
+    u = unit_roundoff(gram.dtype)
+    on_simplex = abs(float(w.sum()) - 1) <= len(g) * u
+    return on_simplex and length > 0 and float(w @ g @ w) <= 16 * len(g) * u * length**2
+
+
+def combined_length(gram: Tensor, weights: Tensor) -> float:
+    """‖Σ w_i g_i‖ of float64 G and w."""
+    return float((weights @ gram @ weights).clamp(min=0).sqrt())
+
+
+def sum_of_lengths(gram: Tensor, weights: Tensor) -> float:
+    """Σ |w_i| ‖g_i‖ of float64 G and w, which rounding of their combination is relative to."""
+    return float(weights.abs() @ gram.diagonal().clamp(min=0).sqrt())
+
+
+def assert_zero_only_when_stationary(gram: Tensor, weights: Tensor, attenuation: float) -> None:
+    """The combined gradient x is not 0, unless that of min_norm, d, is.
+
+    Given ‖x‖² >= attenuation · ‖w‖₁² · ‖d‖² before rounding. G rounded from gradients of 4 n
+    entries and wᵀGw evaluated err by less than 16 n u64 max diag, for ‖w‖₁ = 1: below that nothing
+    is known of x or of d.
+    """
+    largest = float(gram.diagonal().amax())
+    rounding = 16 * len(gram) * 2.0**-53 * largest
+    shortest = combined_length(gram, po.min_norm(gram)) ** 2
+    if attenuation * shortest <= 2 * rounding:
+        return
+    size = float(weights.abs().sum()) ** 2 * rounding
+    assert combined_length(gram, weights) ** 2 > size, "0, but not stationary"

@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-for package in ("transformers", "tokenizers", "sklearn", "vaderSentiment", "rich", "matplotlib"):
+for package in (
+    "transformers", "tokenizers", "sklearn", "vaderSentiment", "rich", "matplotlib", "pandas",
+):  # fmt: skip
     pytest.importorskip(package, reason=f"the demo wants {package}: pip install 'pama_ops[demo]'")
 
 import align_reviews  # noqa: E402
+import pandas as pd  # noqa: E402
 from reviews import cache, data, methods, ppo, prepare, report, rewards, schedule  # noqa: E402
 from reviews.language_model import FineTuning, Sample, decode, load_policy, sample  # noqa: E402
 from rich.console import Console  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -83,6 +82,7 @@ def test_upgrad_is_the_sum_of_its_projections(backend, data):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_cone_weightings_agree_with_cvxpy(backend, seed):
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n, d = [(2, 3), (3, 2), (5, 8), (6, 4), (8, 3), (10, 20)][seed]
     j = normal(n, d, seed)
     gram = gram_of(j).to(backend.device)
@@ -108,6 +108,7 @@ def test_cone_weightings_agree_with_cvxpy(backend, seed):
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9, 1.5])
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 2), (5, 8), (8, 4), (10, 20)])
 def test_cagrad_agrees_with_cvxpy(backend, c, n, d):
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for seed in range(2):
         j = normal(n, d, 10 * n + seed)
         gram = gram_of(j).to(backend.device)

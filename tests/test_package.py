@@ -5,15 +5,19 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from calls import calls, run
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 import pama_ops as po
-from pama_ops import _library
+from pama_ops import _library, _schemas
 from pama_ops.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -74,15 +78,14 @@ def test_without_kernels_the_package_works_and_says_so_once():
 
 
 needs_nvcc = pytest.mark.skipif(
-    bool(_library.extension and _library.extension.cuda), reason="needs nvcc"
+    bool(_library.extension and _library.extension.cuda),
+    reason="needs nvcc at build time: NO CUDA KERNEL WAS COMPILED, let alone loaded",
 )
 
 
 @needs_nvcc
 def test_the_cuda_library_loads_and_registers_its_kernels():
     assert _library.has_cuda, _library.why_no_cuda
-    from pama_ops import _schemas
-
     missing = [
         name
         for name in _schemas.SCHEMAS
@@ -93,18 +96,48 @@ def test_the_cuda_library_loads_and_registers_its_kernels():
 
 
 @needs_nvcc
-def test_fake_cuda_tensors_pass_through_the_token_door():
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def test_the_cuda_library_holds_every_architecture_of_the_build():
+    """Each as machine code, the last of the default ones also as PTX for what is yet to come."""
+    wanted = _library.extension.cuda_architectures.split()
+    code, ptx = architectures_of(_library.PACKAGE / "_C_cuda.so")
+    assert code == {int(re.sub(r"\D", "", entry)) for entry in wanted}
+    assert ptx == {int(re.sub(r"\D", "", entry)) for entry in wanted if entry.endswith("+PTX")}
 
-    with FakeTensorMode():
-        rewards = torch.empty(3, 4, 5, device="cuda")
-        mask = torch.empty(4, 5, device="cuda", dtype=torch.bool)
-        advantages, returns = po.gae(rewards, rewards, mask)
-        logp = torch.empty(4, 5, device="cuda")
-        step = po.pama_advantages(po.whiten(advantages, mask), mask, logp)
-        loss = po.ppo_loss(logp, logp, step.advantages, mask)
-        assert loss.loss.device.type == "cuda"
-        assert po.value_loss(rewards, returns, mask).shape == (3,)
+
+def architectures_of(library: Path) -> tuple[set[int], set[int]]:
+    """What machine code and what PTX a library holds, by the headers of its fat binaries.
+
+    A fat binary: magic number, version, size of this header, size of the entries; each entry: kind,
+    version, size of its header, size of its payload, and at byte 28 the architecture.
+    """
+    image = library.read_bytes()
+    code: set[int] = set()
+    ptx: set[int] = set()
+    for fat in re.finditer(re.escape(struct.pack("<IHH", 0xBA55ED50, 1, 16)), image):
+        (size,) = struct.unpack_from("<Q", image, fat.start() + 8)
+        at, end = fat.start() + 16, fat.start() + 16 + size
+        while at < end:
+            kind, _, header, payload = struct.unpack_from("<HHIQ", image, at)
+            (architecture,) = struct.unpack_from("<I", image, at + 28)
+            {1: ptx, 2: code}[kind].add(architecture)
+            at += header + payload
+    return code, ptx
+
+
+@needs_nvcc
+def test_fake_cuda_tensors_pass_through_every_op():
+    """Shapes, strides and dtypes on a GPU that is not there are those of the CPU's results."""
+    real = calls()
+    with FakeTensorMode() as mode:
+        for name, arguments in real:
+            op = getattr(torch.ops.pama_ops, name).default
+            here = tree_map_only(torch.Tensor, mode.from_tensor, arguments)
+            there = tree_map_only(torch.Tensor, lambda x: torch.empty_like(x, device="cuda"), here)
+            for on_cpu, on_gpu in zip(run(op, here), run(op, there), strict=True):
+                assert on_gpu.device.type == "cuda", name
+                assert on_gpu.dtype == on_cpu.dtype, name
+                assert on_gpu.shape == on_cpu.shape, name
+                assert on_gpu.stride() == on_cpu.stride(), name
 
 
 def configure(

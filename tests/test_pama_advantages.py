@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -250,6 +249,7 @@ def test_noon_collapses_the_clipped_losses_into_one(backend, reduction):
 @settings(max_examples=10)
 @given(data=st.data())
 def test_gram_reduction_agrees_with_cvxpy(data):
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n = data.draw(st.integers(2, 5))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
     a = torch.randn(n, 2, 20, generator=generator, dtype=torch.float64)

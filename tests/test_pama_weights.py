@@ -3,7 +3,6 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import combinations
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -87,6 +86,7 @@ def test_pama_weights_is_the_exact_projection_or_the_least_value(backend, data):
 @settings(max_examples=15)
 @given(data=st.data())
 def test_pama_weights_agrees_with_cvxpy(backend, data):
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n = data.draw(st.integers(2, 12))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     values = torch.randn(n, generator=generator, dtype=torch.float64)

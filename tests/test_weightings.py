@@ -10,7 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from properties import assert_non_conflicting, assert_on_simplex, unit_roundoff
+from properties import (
+    assert_non_conflicting,
+    assert_on_simplex,
+    is_null_combination,
+    unit_roundoff,
+)
 from strategies import DTYPES, arrange, gram_matrices
 
 import pama_ops as po
@@ -28,6 +33,8 @@ class Weighting:
     options: tuple[float, ...] = ()
     # The power of s that the weights of s · G are multiplied by.
     degree: float = 0.0
+    # Whether that power is 0 where the weights combine Pareto stationary gradients to 0.
+    fixed_at_zero: bool = False
 
     # What the op takes in place of a preference, for n objectives.
     vector: Callable[[int], torch.Tensor] | None = None
@@ -62,6 +69,23 @@ TABLE = [
         non_conflicting=False,
         takes_preference=False,
         options=(0.5,),
+    ),
+    Weighting(
+        po.nash_mtl,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=False,
+        degree=-0.5,
+        fixed_at_zero=True,
+    ),
+    Weighting(
+        po.fairgrad,
+        on_simplex=False,
+        non_conflicting=True,
+        takes_preference=False,
+        options=(2.0,),
+        degree=-0.5,
+        fixed_at_zero=True,
     ),
     Weighting(
         po.gapo,
@@ -149,7 +173,9 @@ def test_weighting_has_the_properties_it_claims(backend, weighting, data):
     if gram.dtype == torch.float64:
         for exponent in (-300, 300):
             scaled = weighting.function(gram * 2.0**exponent)
-            assert torch.equal(scaled, weights * 2.0 ** (exponent * weighting.degree))
+            at_zero = weighting.fixed_at_zero and is_null_combination(gram, weights)
+            degree = 0.0 if at_zero else weighting.degree
+            assert torch.equal(scaled, weights * 2.0 ** (exponent * degree))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,7 +4,9 @@
 //
 // G = F Fᵀ = (F R)(F R)ᵀ for rotations R, so orthogonal columns are eigenvectors times roots of
 // eigenvalues; nothing but F is rotated. The columns come in falling order from the pivoting, which
-// is what makes few sweeps enough, and zero eigenvalues never enter.
+// is what makes few sweeps enough, and zero eigenvalues never enter. A sweep pairs the columns as a
+// tournament does its players, so that the rotations of a round are independent: their divisions
+// and roots overlap on a CPU and have a lane each on a GPU.
 #pragma once
 
 #include <cfloat>
@@ -18,7 +20,7 @@ namespace pama {
 template <class Team>
 class Jacobi {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 2 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 4 * n; }
   // At the limit the columns are taken as they are.
   static constexpr int kSweeps = 30;
 
@@ -29,7 +31,9 @@ class Jacobi {
         gram_(gram),
         column_(workspace),
         square_(workspace + n * n),
-        diagonal_(square_ + n) {}
+        diagonal_(square_ + n),
+        tangent_(diagonal_ + n),
+        cosine_(tangent_ + n) {}
 
   // Columns of norm √λ in the direction of the eigenvectors, as many as rank() says. Eigenvalues
   // up to `cut` times the largest are left out.
@@ -38,9 +42,7 @@ class Jacobi {
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
       measure();
       bool rotated = false;
-      for (int p = 0; p < rank_; ++p) {
-        for (int q = p + 1; q < rank_; ++q) rotated = rotate(p, q) || rotated;
-      }
+      for (int round = 0; round < rounds(); ++round) rotated = rotate(round) || rotated;
       if (!rotated) break;
     }
     measure();
@@ -115,28 +117,68 @@ class Jacobi {
     return team_.sum((sum0 + sum1) + (sum2 + sum3));
   }
 
-  // Makes columns p and q orthogonal; false if they were, to rounding.
-  PAMA_HD bool rotate(int p, int q) {
-    double* __restrict__ a = column_ + p * n_;
-    double* __restrict__ b = column_ + q * n_;
-    const double dot = product(a, b);
-    const double alpha = square_[p], beta = square_[q];
-    if (!(dot * dot > DBL_EPSILON * DBL_EPSILON * alpha * beta)) return false;
+  struct Pair {
+    int p, q;
+  };
+
+  // Each pair of columns meets in one round: the last column stays, the others move around it. With
+  // an odd number of columns the one paired with the last, which is none, sits out.
+  PAMA_HD int rounds() const { return rank_ + rank_ % 2 - 1; }
+  PAMA_HD Pair pair(int round, int k) const {
+    const int circle = rounds();
+    if (k == 0) return {round, circle};
+    const int p = round + k, q = round - k;
+    return {p < circle ? p : p - circle, q < 0 ? q + circle : q};
+  }
+
+  // Makes the columns of each pair orthogonal; false if all were, to rounding.
+  PAMA_HD bool rotate(int round) {
+    const int pairs = (rank_ + 1) / 2, first = rank_ % 2;
+    double* dot = tangent_;
+    for (int k = first; k < pairs; ++k) {
+      const Pair at = pair(round, k);
+      const double found = product(column_ + at.p * n_, column_ + at.q * n_);
+      if (team_.rank() == 0) dot[k] = found;
+    }
+    team_.sync();
+    bool rotated = false;
+    for (int k = first + team_.rank(); k < pairs; k += team_.size()) {
+      const Pair at = pair(round, k);
+      rotated = find_angle(k, square_[at.p], square_[at.q]) || rotated;
+    }
+    rotated = team_.any(rotated);
+    team_.sync();
+    if (!rotated) return false;
+    for (int k = first; k < pairs; ++k) {
+      if (tangent_[k] == 0) continue;
+      const Pair at = pair(round, k);
+      turn(column_ + at.p * n_, column_ + at.q * n_, cosine_[k], cosine_[k] * tangent_[k]);
+    }
+    team_.sync();
+    return true;
+  }
+
+  // From the product of two columns of these squared norms, in tangent_[k], to the rotation that
+  // makes it 0; tangent 0 and false if it was to what rounding leaves of n terms.
+  PAMA_HD bool find_angle(int k, double& alpha, double& beta) {
+    const double dot = tangent_[k];
+    tangent_[k] = 0;
+    if (!(dot * dot > n_ * DBL_EPSILON * DBL_EPSILON * alpha * beta)) return false;
     const double zeta = (beta - alpha) / (2 * dot);
     const double tangent = (zeta < 0 ? -1 : 1) / (fabs(zeta) + sqrt(1 + zeta * zeta));
-    const double cosine = 1 / sqrt(1 + tangent * tangent), sine = cosine * tangent;
+    tangent_[k] = tangent;
+    cosine_[k] = 1 / sqrt(1 + tangent * tangent);
+    alpha = fmax(alpha - tangent * dot, 0.0);
+    beta += tangent * dot;
+    return true;
+  }
+
+  PAMA_HD void turn(double* __restrict__ a, double* __restrict__ b, double cosine, double sine) {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       const double ai = a[i], bi = b[i];
       a[i] = cosine * ai - sine * bi;
       b[i] = sine * ai + cosine * bi;
     }
-    team_.sync();
-    if (team_.rank() == 0) {
-      square_[p] = fmax(alpha - tangent * dot, 0.0);
-      square_[q] = beta + tangent * dot;
-    }
-    team_.sync();
-    return true;
   }
 
   PAMA_HD void compress(double cut) {
@@ -164,6 +206,8 @@ class Jacobi {
   double* column_;    // column by column
   double* square_;    // squares of the columns' norms
   double* diagonal_;  // what is left to factorise
+  double* tangent_;   // of a round's rotations; before, the products of its columns
+  double* cosine_;
 };
 
 }  // namespace pama

@@ -14,10 +14,12 @@
 #include "core/config.h"
 #include "core/duality_gap.h"
 #include "core/dualproj.h"
+#include "core/fairgrad.h"
 #include "core/gapo.h"
 #include "core/gradvac.h"
 #include "core/imtl_g.h"
 #include "core/min_norm.h"
+#include "core/nash_mtl.h"
 #include "core/pcgrad.h"
 #include "core/upgrad.h"
 
@@ -28,8 +30,10 @@
   X(cagrad, CaGrad)          \
   X(dualproj, DualProj)      \
   X(duality_gap, DualityGap) \
+  X(fairgrad, FairGrad)      \
   X(gapo, Gapo)              \
   X(gradvac, GradVac)        \
   X(pcgrad, PcGrad)          \
   X(min_norm, MinNorm)       \
+  X(nash_mtl, NashMtl)       \
   X(upgrad, UpGrad)

@@ -24,6 +24,12 @@ inline Batch batch_of(const Tensor& advantages, const std::optional<Tensor>& mas
           view_of(log_ratio, ragged), active_part_rule(low, high, noon, ratio_weighted)};
 }
 
+// Whether float32 holds A and I(A) exactly.
+inline bool float_holds(const Batch& batch) {
+  const auto narrow = [](const View& view) { return !view.data || view.dtype != DType::kDouble; };
+  return narrow(batch.advantages) && narrow(batch.log_ratio) && !batch.rule.ratio_weighted;
+}
+
 // One tile of one sequence: A after Noon and I(A) of some objectives, masked tokens cut out.
 template <class Real>
 struct Tile {
@@ -31,13 +37,17 @@ struct Tile {
   std::vector<int64_t> objectives;     // those that are loaded
   std::vector<Real> advantage, parts;  // [objectives][kTile]
   const Real* part;                    // I(A): `parts`, or A itself where there is no ratio
+  // Where each objective's A and I(A) are read: here, or in the tensor itself (see place_tile).
+  std::vector<const Real*> advantage_at, part_at;
   Real log_ratio[kTile];
 
   Tile(const Batch& batch, std::vector<int64_t> which)
       : objectives(std::move(which)),
         advantage(objectives.size() * kTile),
         parts(batch.log_ratio.data ? objectives.size() * kTile : 0),
-        part(batch.log_ratio.data ? parts.data() : advantage.data()) {}
+        part(batch.log_ratio.data ? parts.data() : advantage.data()),
+        advantage_at(objectives.size()),
+        part_at(objectives.size()) {}
 
   explicit Tile(const Batch& batch)
       : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
@@ -77,12 +87,11 @@ PAMA_INLINE void active_parts(const ActivePart& rule, int64_t count, const Real*
   }
 }
 
+// Fills the tile with the tokens from t on that it has selected.
 template <class Real>
-PAMA_INLINE void load_tile(const Batch& batch, int64_t b, int64_t t, int64_t length,
-                           Tile<Real>& tile) {
+PAMA_INLINE void load_selected(const Batch& batch, int64_t b, int64_t t, Tile<Real>& tile) {
   const Sequences& s = batch.sequences;
-  const View &mask = batch.mask, &ratio = batch.log_ratio;
-  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  const View& ratio = batch.log_ratio;
   if (ratio.data) {
     rows::gather(ratio, s.first(ratio, 0, b) + t * ratio.token, tile.tokens, tile.log_ratio);
   }
@@ -92,6 +101,43 @@ PAMA_INLINE void load_tile(const Batch& batch, int64_t b, int64_t t, int64_t len
     if (!ratio.data) continue;
     active_parts(batch.rule, tile.tokens.count, a, tile.log_ratio, tile.parts.data() + k * kTile);
   }
+}
+
+template <class Real>
+PAMA_INLINE void load_tile(const Batch& batch, int64_t b, int64_t t, int64_t length,
+                           Tile<Real>& tile) {
+  const View& mask = batch.mask;
+  rows::select(mask, batch.sequences.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  load_selected(batch, b, t, tile);
+}
+
+template <class Real>
+inline constexpr DType kDTypeOf = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
+
+// As load_tile, but reads in the tensor itself where no token is masked and no ratio applies; Noon
+// is then left to the reader.
+template <class Real>
+PAMA_INLINE void place_tile(const Batch& batch, int64_t b, int64_t t, int64_t length,
+                            Tile<Real>& tile) {
+  const Sequences& s = batch.sequences;
+  const View &a = batch.advantages, &mask = batch.mask;
+  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  const bool here =
+      tile.tokens.all() && !batch.log_ratio.data && a.dtype == kDTypeOf<Real> && a.token == 1;
+  if (!here) load_selected(batch, b, t, tile);
+  for (int64_t k = 0; k < tile.size(); ++k) {
+    tile.advantage_at[k] =
+        here ? static_cast<const Real*>(a.data) + s.first(a, tile.objectives[k], b) + t
+             : tile.advantage.data() + k * kTile;
+    tile.part_at[k] = here ? tile.advantage_at[k] : tile.part + k * kTile;
+  }
+}
+
+// A as it was placed, after Noon, as float64.
+template <bool kNoon, class Real>
+PAMA_INLINE double after_noon(Real a) {
+  const Real kept = kNoon && a < 0 ? Real(0) : a;  // one instruction, which keeps NaN
+  return static_cast<double>(kept);
 }
 
 }  // namespace pama

@@ -50,24 +50,12 @@ struct Combine {
 
 // --- token ---------------------------------------------------------------------------------------
 
-// 64 bytes of lanes; the compiler splits them on processors with shorter registers.
-template <class Real>
-struct Lanes {
-  typedef Real Vector __attribute__((vector_size(64)));
-  typedef Real InMemory __attribute__((vector_size(64), aligned(alignof(Real)), may_alias));
-  static constexpr int64_t kCount = 64 / sizeof(Real);
-  static constexpr DType kDType = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
-};
-
 // A tile, and what is made of it. With a uniform preference weights are found by comparing alone.
 template <class Real>
 struct TokenTile : Tile<Real> {
   TokenTile(const Batch& batch, const Preference& preference)
       : Tile<Real>(batch, preference.used),
         weight(this->size() * kTile),
-        advantage_at(this->size()),
-        part_at(this->size()),
-        weight_at(this->size()),
         values(this->size()),
         solution(this->size()),
         reals(PamaWeights<SerialTeam>::reals(this->size())),
@@ -76,92 +64,68 @@ struct TokenTile : Tile<Real> {
   }
 
   std::vector<Real> weight;  // [used objectives][kTile]
-  // Where each objective's A, I(A) and weights lie: in the tile, or in the tensors themselves.
-  std::vector<const Real*> advantage_at, part_at;
-  std::vector<Real*> weight_at;
   Real combined[kTile], optimum[kTile];
   Real poison[kTile];                           // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
   PamaWeights<SerialTeam> solver;
 };
 
-// Points at a tile of the tensors where they can be read and written as they are (Noon is then left
-// to `choose_by_token`), else at the tile's own arrays, and fills those that are read. False: the
-// weights have yet to be written.
-template <class Real>
-PAMA_INLINE bool place_tile(const Combine& job, int64_t b, int64_t t, int64_t length,
-                            TokenTile<Real>& tile) {
-  const Batch& batch = job.batch;
-  const Sequences& s = batch.sequences;
-  const View &a = batch.advantages, &mask = batch.mask, &w = job.weights;
-  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
-  const bool whole = tile.tokens.all() && length % Lanes<Real>::kCount == 0;
-  const bool read =
-      whole && !batch.log_ratio.data && a.dtype == Lanes<Real>::kDType && a.token == 1;
-  const bool write = whole && w.dtype == Lanes<Real>::kDType;
-  if (!read) load_tile(batch, b, t, length, tile);
-  for (int64_t k = 0; k < tile.size(); ++k) {
-    const int64_t n = tile.objectives[k];
-    tile.advantage_at[k] = read ? static_cast<const Real*>(a.data) + s.first(a, n, b) + t
-                                : tile.advantage.data() + k * kTile;
-    tile.part_at[k] = read ? tile.advantage_at[k] : tile.part + k * kTile;
-    tile.weight_at[k] =
-        write ? static_cast<Real*>(w.data) + s.first(w, n, b) + t : tile.weight.data() + k * kTile;
-  }
-  return write;
-}
-
 // Theorem 1 on every token of the tile, but for those that straddle 0: the weight goes to the
-// objectives of least rank |part| / preference. Lanes are tokens; sums over objectives stay in
-// registers.
-template <bool kUniform, bool kNoon, class Real>
+// objectives of least rank |part| / preference. Plain loops over tokens, which the compiler makes
+// vectors of for each generation of processors; what they leave for the next stays in the L1 cache.
+// (Vector types would be split into scalars before the clones for the generations are made.)
+//
+// Rows are copied to the tile first: rows of a tensor lie powers of two apart as a rule and share a
+// cache set, and three passes over them where they lie took six times as long.
+template <bool kUniform, class Real>
 PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
-  using Vector = typename Lanes<Real>::Vector;
-  using InMemory = typename Lanes<Real>::InMemory;
-  const int64_t used = tile.size();
-  const auto at = [](const Real* x) { return reinterpret_cast<const InMemory*>(x); };
-  const auto put = [](Real* x) { return reinterpret_cast<InMemory*>(x); };
-  const Vector zero{}, one = zero + 1;
-  // In place, as no vector may cross a call.
-  const auto drop_negative = [&](Vector& x) {
-    if (kNoon) x = x <= 0 ? zero : x;
+  const int64_t used = tile.size(), count = tile.tokens.count;
+  Real least[kTile], ties[kTile], tied[kTile];
+  Real *poison = tile.poison, *combined = tile.combined, *optimum = tile.optimum;
+  const auto rank = [](Real x, Real preference) {
+    const Real magnitude = x < 0 ? -x : x;
+    return kUniform ? magnitude : magnitude / preference;
   };
-  const auto make_rank = [&](Vector& x, int64_t k) {
-    if (!kNoon) x = x < 0 ? -x : x;
-    if (!kUniform) x /= static_cast<Real>(p.relative[k]);
-  };
-  for (int64_t j = 0; j < tile.tokens.count; j += Lanes<Real>::kCount) {
-    Vector least = zero + Real(HUGE_VAL), poison = zero, ties = zero, tied = zero;
-    for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part_at[k] + j);
-      drop_negative(x);
-      poison += x - x;
-      make_rank(x, k);
-      least = x < least ? x : least;
+  std::fill_n(least, count, Real(HUGE_VAL));
+  for (Real* x : {poison, ties, tied, combined, optimum}) std::fill_n(x, count, Real(0));
+  for (int64_t k = 0; k < used; ++k) {
+    const Real* part = tile.part + k * kTile;
+    const Real preference = static_cast<Real>(p.relative[k]);
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      const Real r = rank(part[j], preference);
+      poison[j] += part[j] - part[j];
+      least[j] = r < least[j] ? r : least[j];
     }
-    for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part_at[k] + j);
-      drop_negative(x);
-      make_rank(x, k);
-      ties += x == least ? one : zero;
-      if (!kUniform) tied += x == least ? zero + static_cast<Real>(p.offset[k]) : zero;
+  }
+  for (int64_t k = 0; k < used; ++k) {
+    const Real* part = tile.part + k * kTile;
+    const Real preference = static_cast<Real>(p.relative[k]);
+    const Real offset = static_cast<Real>(p.offset[k]);
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      const bool tie = rank(part[j], preference) == least[j];
+      ties[j] += tie ? Real(1) : Real(0);
+      if (!kUniform) tied[j] += tie ? offset : Real(0);
     }
-    const Vector share = (1 - tied) / ties + poison;
-    Vector combined = zero, optimum = zero;
-    for (int64_t k = 0; k < used; ++k) {
-      Vector x = *at(tile.part_at[k] + j), a = *at(tile.advantage_at[k] + j);
-      drop_negative(x);
-      drop_negative(a);
-      Vector rank = x;
-      make_rank(rank, k);
-      const Vector w = rank == least ? share + static_cast<Real>(p.offset[k]) : poison;
-      *put(tile.weight_at[k] + j) = w;
-      combined += w == 0 ? zero : w * a;
-      optimum += w * x;
+  }
+  Real* share = ties;
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) share[j] = (1 - tied[j]) / ties[j] + poison[j];
+  for (int64_t k = 0; k < used; ++k) {
+    const Real *part = tile.part + k * kTile, *advantage = tile.advantage.data() + k * kTile;
+    Real* weight = tile.weight.data() + k * kTile;
+    const Real preference = static_cast<Real>(p.relative[k]);
+    const Real offset = static_cast<Real>(p.offset[k]);
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      const Real chosen = share[j] + offset, none = poison[j];
+      const Real w = rank(part[j], preference) == least[j] ? chosen : none;
+      weight[j] = w;
+      const Real counted = w == 0 ? Real(0) : advantage[j];  // not w * a: a branch
+      combined[j] += w * counted;
+      optimum[j] += w * part[j];
     }
-    *put(tile.combined + j) = combined;
-    *put(tile.optimum + j) = optimum;
-    *put(tile.poison + j) = poison;
   }
 }
 
@@ -172,7 +136,7 @@ PAMA_INLINE void choose_straddling(TokenTile<Real>& tile) {
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.values[k] = tile.part_at[k][j];
+      tile.values[k] = tile.part[k * kTile + j];
       low = std::min(low, tile.values[k]);
       high = std::max(high, tile.values[k]);
     }
@@ -181,8 +145,8 @@ PAMA_INLINE void choose_straddling(TokenTile<Real>& tile) {
         static_cast<Real>(tile.solver.solve(tile.values.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.weight_at[k][j] = static_cast<Real>(tile.solution[k]);
-      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage_at[k][j];
+      tile.weight[k * kTile + j] = static_cast<Real>(tile.solution[k]);
+      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage[k * kTile + j];
     }
     tile.combined[j] = static_cast<Real>(combined);
   }
@@ -194,17 +158,12 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
   const Preference& p = job.preference;
   const int64_t size = s.size(b), used = tile.size();
   for (int64_t t = 0; t < size; t += kTile) {
-    const bool written = place_tile(job, b, t, std::min(kTile, size - t), tile);
-    if (job.batch.rule.noon) {
-      p.uniform ? choose_by_token<true, true>(p, tile) : choose_by_token<false, true>(p, tile);
-    } else {
-      p.uniform ? choose_by_token<true, false>(p, tile) : choose_by_token<false, false>(p, tile);
-      choose_straddling(tile);
-    }
+    load_tile<Real>(job.batch, b, t, std::min(kTile, size - t), tile);
+    p.uniform ? choose_by_token<true>(p, tile) : choose_by_token<false>(p, tile);
+    if (!job.batch.rule.noon) choose_straddling(tile);
     for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
-      const Real* w = counts ? tile.weight_at[k++] : tile.poison;
-      if (counts && written) continue;
+      const Real* w = counts ? tile.weight.data() + k++ * kTile : tile.poison;
       rows::scatter(job.weights, s.first(job.weights, n, b) + t, tile.tokens, w);
     }
     rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined);
@@ -241,25 +200,78 @@ PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<double>& tile, d
   means[n] = static_cast<double>(total);
 }
 
-PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights) {
-  const Batch& batch = job.batch;
-  const Sequences& s = batch.sequences;
-  const int64_t size = s.size(b);
-  rows::Selection tokens;
-  double advantage[kTile], combined[kTile];
-  for (int64_t t = 0; t < size; t += kTile) {
-    const View& mask = batch.mask;
-    rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tokens);
-    std::fill_n(combined, tokens.count, 0.0);
-    for (int64_t i = 0; i < s.objectives; ++i) {
-      const double w = weights[i];
-      if (w == 0) continue;
-      load_noon(batch, i, b, t, tokens, advantage);
-      for (int64_t j = 0; j < tokens.count; ++j) combined[j] += w * advantage[j];
+// Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
+template <bool kNoon, class Real>
+PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, double* combined) {
+  static const Real zeros[kTile] = {};
+  const int64_t count = tile.tokens.count;
+  const Real* a[4];
+  double w[4];
+  int rows = 0;
+  std::fill_n(combined, count, 0.0);
+  for (int64_t i = 0; i < tile.size(); ++i) {
+    if (weights[i] != 0) a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
+    if (rows == 0 || (rows < 4 && i + 1 < tile.size())) continue;
+    for (; rows < 4; ++rows) a[rows] = zeros, w[rows] = 0;
+    const Real *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+    const double w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+    for (int64_t j = 0; j < count; ++j) {
+      combined[j] += (w0 * after_noon<kNoon>(a0[j]) + w1 * after_noon<kNoon>(a1[j])) +
+                     (w2 * after_noon<kNoon>(a2[j]) + w3 * after_noon<kNoon>(a3[j]));
     }
-    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tokens, combined);
+    rows = 0;
   }
 }
+
+template <class Real>
+PAMA_INLINE void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile<Real>& tile) {
+  const Sequences& s = job.batch.sequences;
+  double combined[kTile];
+  const int64_t size = s.size(b);
+  for (int64_t t = 0; t < size; t += kTile) {
+    place_tile(job.batch, b, t, std::min(kTile, size - t), tile);
+    job.batch.rule.noon ? combine_rows<true>(tile, weights, combined)
+                        : combine_rows<false>(tile, weights, combined);
+    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, combined);
+  }
+}
+
+PAMA_CLONES void combine_sequence_float(const Combine& job, int64_t b, const double* weights,
+                                        Tile<float>& tile) {
+  combine_sequence(job, b, weights, tile);
+}
+
+PAMA_CLONES void combine_sequence_double(const Combine& job, int64_t b, const double* weights,
+                                         Tile<double>& tile) {
+  combine_sequence(job, b, weights, tile);
+}
+
+// Combines one sequence after another with the weights given for each. The ratio has done its part
+// in choosing them, and is not read.
+class SequenceCombiner {
+ public:
+  explicit SequenceCombiner(const Combine& job)
+      : job_(job), wide_(job.batch.advantages.dtype == DType::kDouble) {
+    job_.batch.log_ratio.data = nullptr;
+    if (wide_) {
+      doubles_.emplace(job_.batch);
+    } else {
+      floats_.emplace(job_.batch);
+    }
+  }
+
+  void operator()(int64_t b, const double* weights) {
+    wide_ ? combine_sequence_double(job_, b, weights, *doubles_)
+          : combine_sequence_float(job_, b, weights, *floats_);
+  }
+
+ private:
+  Combine job_;
+  bool wide_;
+  std::optional<Tile<float>> floats_;
+  std::optional<Tile<double>> doubles_;
+};
 
 void combine_by_sequence(const Combine& job) {
   const Sequences& s = job.batch.sequences;
@@ -269,6 +281,7 @@ void combine_by_sequence(const Combine& job) {
     std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
     PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
     solver.prefer(job.preference.raw.data());
+    SequenceCombiner combine(job);
     for (int64_t b = first; b < end; ++b) {
       mean_parts(job.batch, b, tile, means.data());
       double optimum = 0;
@@ -278,7 +291,7 @@ void combine_by_sequence(const Combine& job) {
       }
       for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
       store(job.optimum, b, optimum);
-      combine_sequence(job, b, weights.data());
+      combine(b, weights.data());
     }
   });
 }
@@ -310,7 +323,8 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
   for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) combine_sequence(job, b, weights.data());
+    SequenceCombiner combine(job);
+    for (int64_t b = first; b < end; ++b) combine(b, weights.data());
   });
 }
 
@@ -352,7 +366,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     combine_by_sequence(job);
   } else if (reduction != Reduction::kToken) {
     combine_by_batch(job, reduction, flags);
-  } else if (dtype == ScalarType::Float && p.uniform && !ratio_weighted) {
+  } else if (p.uniform && float_holds(batch)) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       TokenTile<float> tile(batch, p);
       for (int64_t b = first; b < end; ++b) combine_tokens_float(job, b, tile);

@@ -23,58 +23,94 @@ PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, 
   return false;
 }
 
-// gram[i][k] += <part_i, part_k> for k >= i, in blocks of 2 x 2, so that each load serves two
-// products.
-PAMA_INLINE void add_gram(const Tile<double>& tile, int64_t n, double* gram) {
-  const int64_t count = tile.tokens.count;
-  for (int64_t i = 0; i < n; i += 2) {
-    for (int64_t k = i; k < n; k += 2) {
-      const int64_t i1 = std::min(i + 1, n - 1), k1 = std::min(k + 1, n - 1);
-      const double *x0 = tile.part + i * kTile, *x1 = tile.part + i1 * kTile;
-      const double *y0 = tile.part + k * kTile, *y1 = tile.part + k1 * kTile;
-      double s00 = 0, s01 = 0, s10 = 0, s11 = 0;
-#pragma omp simd reduction(+ : s00, s01, s10, s11)
-      for (int64_t j = 0; j < count; ++j) {
-        s00 += x0[j] * y0[j];
-        s01 += x0[j] * y1[j];
-        s10 += x1[j] * y0[j];
-        s11 += x1[j] * y1[j];
-      }
-      gram[i * n + k] += s00;
-      if (k1 > k) gram[i * n + k1] += s01;
-      if (i1 > i && k > i) gram[i1 * n + k] += s10;
-      if (i1 > i && k1 > k) gram[i1 * n + k1] += s11;
+// gram[i][k] += <part_i, part_k> for four rows from i and four from k: each number that is read and
+// widened serves four products, and the sums stay in registers.
+template <bool kNoon, bool kDiagonal, class Real>
+PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t n, double* gram) {
+  const auto row = [&](int64_t r) { return tile.part_at[std::min(r, n - 1)]; };
+  const Real *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
+  const Real *y0 = row(k), *y1 = row(k + 1), *y2 = row(k + 2), *y3 = row(k + 3);
+  double s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
+  double s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
+#pragma omp simd reduction(+ : s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23, s30, \
+                               s31, s32, s33)
+  for (int64_t j = 0; j < tile.tokens.count; ++j) {
+    const double a0 = after_noon<kNoon>(x0[j]), a1 = after_noon<kNoon>(x1[j]);
+    const double a2 = after_noon<kNoon>(x2[j]), a3 = after_noon<kNoon>(x3[j]);
+    const double b0 = kDiagonal ? a0 : after_noon<kNoon>(y0[j]);
+    const double b1 = kDiagonal ? a1 : after_noon<kNoon>(y1[j]);
+    const double b2 = kDiagonal ? a2 : after_noon<kNoon>(y2[j]);
+    const double b3 = kDiagonal ? a3 : after_noon<kNoon>(y3[j]);
+    s00 += a0 * b0, s01 += a0 * b1, s02 += a0 * b2, s03 += a0 * b3;
+    s11 += a1 * b1, s12 += a1 * b2, s13 += a1 * b3;
+    s22 += a2 * b2, s23 += a2 * b3, s33 += a3 * b3;
+    if (kDiagonal) continue;
+    s10 += a1 * b0, s20 += a2 * b0, s30 += a3 * b0;
+    s21 += a2 * b1, s31 += a3 * b1, s32 += a3 * b2;
+  }
+  const double sums[4][4] = {
+      {s00, s01, s02, s03}, {s10, s11, s12, s13}, {s20, s21, s22, s23}, {s30, s31, s32, s33}};
+  for (int64_t r = 0; r < std::min<int64_t>(4, n - i); ++r) {
+    for (int64_t c = kDiagonal ? r : 0; c < std::min<int64_t>(4, n - k); ++c) {
+      gram[(i + r) * n + k + c] += sums[r][c];
     }
   }
 }
 
+template <bool kNoon, class Real>
+PAMA_INLINE void add_gram(const Tile<Real>& tile, int64_t n, double* gram) {
+  for (int64_t i = 0; i < n; i += 4) {
+    add_block<kNoon, true>(tile, i, i, n, gram);
+    for (int64_t k = i + 4; k < n; k += 4) add_block<kNoon, false>(tile, i, k, n, gram);
+  }
+}
+
+template <bool kNoon, class Real>
+PAMA_INLINE double add_up(const Real* part, int64_t count) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) sum += after_noon<kNoon>(part[j]);
+  return sum;
+}
+
+template <class Real>
+PAMA_INLINE bool any_nonzero(const Real* part, int64_t count, bool noon) {
+  int found = 0;
+  for (int64_t j = 0; j < count; ++j) found |= noon ? !(part[j] <= 0) : part[j] != 0;
+  return found != 0;
+}
+
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
-PAMA_CLONES void add_sequence(const Batch& batch, Reduction reduction, int64_t b,
-                              Tile<double>& tile, double* statistics) {
+template <bool kNoon, class Real>
+PAMA_INLINE void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<Real>& tile,
+                              double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   double* rest = statistics + n;
   for (int64_t t = 0; t < size; t += kTile) {
-    load_tile(batch, b, t, std::min(kTile, size - t), tile);
+    place_tile(batch, b, t, std::min(kTile, size - t), tile);
     const int64_t count = tile.tokens.count;
     for (int64_t i = 0; i < n; ++i) {
-      const double* x = tile.part + i * kTile;
-      int nonzero = 0;
-      double sum = 0;
-      if (statistics[i] == 0) {
-        for (int64_t j = 0; j < count; ++j) nonzero |= x[j] != 0;
-        statistics[i] = nonzero;
-      }
-      if (reduction == Reduction::kGram) continue;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < count; ++j) sum += x[j];
-      rest[1 + i] += sum;
+      if (statistics[i] == 0) statistics[i] = any_nonzero(tile.part_at[i], count, kNoon);
     }
     if (reduction == Reduction::kGram) {
-      add_gram(tile, n, rest);
+      add_gram<kNoon>(tile, n, rest);
     } else {
       rest[0] += static_cast<double>(count);
+      for (int64_t i = 0; i < n; ++i) rest[1 + i] += add_up<kNoon>(tile.part_at[i], count);
     }
   }
+}
+
+PAMA_CLONES void add_sequence_float(const Batch& batch, Reduction reduction, int64_t b,
+                                    Tile<float>& tile, double* statistics) {
+  batch.rule.noon ? add_sequence<true>(batch, reduction, b, tile, statistics)
+                  : add_sequence<false>(batch, reduction, b, tile, statistics);
+}
+
+PAMA_CLONES void add_sequence_double(const Batch& batch, Reduction reduction, int64_t b,
+                                     Tile<double>& tile, double* statistics) {
+  batch.rule.noon ? add_sequence<true>(batch, reduction, b, tile, statistics)
+                  : add_sequence<false>(batch, reduction, b, tile, statistics);
 }
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
@@ -98,9 +134,16 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   }
   std::vector<double> partial(s.count * size, 0.0);
   for_sequences(s, [&](int64_t first, int64_t end) {
-    Tile<double> tile(batch);
-    for (int64_t b = first; b < end; ++b) {
-      add_sequence(batch, reduction, b, tile, partial.data() + b * size);
+    if (float_holds(batch)) {
+      Tile<float> tile(batch);
+      for (int64_t b = first; b < end; ++b) {
+        add_sequence_float(batch, reduction, b, tile, partial.data() + b * size);
+      }
+    } else {
+      Tile<double> tile(batch);
+      for (int64_t b = first; b < end; ++b) {
+        add_sequence_double(batch, reduction, b, tile, partial.data() + b * size);
+      }
     }
   });
   for (int64_t b = 0; b < s.count; ++b) {

@@ -1,8 +1,9 @@
 // Runs CUDA kernel bodies on the host: a fiber for each thread, blocks one after another.
 //
 // A test tool, not an emulator of a GPU: it supplies the names that our kernels use, gives barriers
-// and warp exchanges their meaning, fills shared memory with NaN before each block, and resumes
-// threads in an order shuffled by PAMA_EMULATE_SEED, so that a missing barrier shows.
+// and warp exchanges their meaning, fills dynamic shared memory with NaN before each block, and
+// resumes threads in an order shuffled by PAMA_EMULATE_SEED, so that a missing barrier shows.
+// PAMA_EMULATE_WITHOUT="reduce.cuh:44" deletes the barrier of that line, to prove that it shows.
 #pragma once
 
 #include <ucontext.h>
@@ -14,7 +15,9 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <source_location>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #define __global__
@@ -61,6 +64,7 @@ struct Machine {
   ucontext_t home;
   std::function<void()> body;
   std::vector<double> shared;
+  std::string deleted;  // where a barrier is deleted
   Index block_index, block_size, grid_size;
 };
 
@@ -142,6 +146,8 @@ inline void run_block(std::mt19937& random) {
 template <class Body>
 void run(int64_t grid, int block, int64_t shared_bytes, const Body& body) {
   const char* seed = std::getenv("PAMA_EMULATE_SEED");
+  const char* deleted = std::getenv("PAMA_EMULATE_WITHOUT");
+  machine.deleted = deleted ? deleted : "";
   std::mt19937 random(seed ? std::atoi(seed) : 0);
   machine.body = body;
   machine.block_size = {static_cast<unsigned>(block), 1, 1};
@@ -154,6 +160,13 @@ void run(int64_t grid, int block, int64_t shared_bytes, const Body& body) {
     machine.block_index = {static_cast<unsigned>(i), 0, 0};
     run_block(random);
   }
+}
+
+inline bool deleted(const std::source_location& here) {
+  if (machine.deleted.empty()) return false;
+  const std::string path = here.file_name();
+  const std::string name = path.substr(path.rfind('/') + 1);
+  return machine.deleted == name + ":" + std::to_string(here.line());
 }
 
 // Every lane of the warp offers a value and takes that of `source`.
@@ -177,11 +190,14 @@ T exchange(T value, int source) {
 #define blockDim (::pama::emulator::machine.block_size)
 #define gridDim (::pama::emulator::machine.grid_size)
 
-inline void __syncthreads() {
+inline void __syncthreads(const std::source_location here = std::source_location::current()) {
+  if (pama::emulator::deleted(here)) return;
   pama::emulator::wait(pama::emulator::machine.block, pama::emulator::machine.alive);
 }
 
-inline void __syncwarp(unsigned = 0xffffffffu) {
+inline void __syncwarp(unsigned = 0xffffffffu,
+                       const std::source_location here = std::source_location::current()) {
+  if (pama::emulator::deleted(here)) return;
   auto& mine = pama::emulator::warp();
   pama::emulator::wait(mine.barrier, mine.alive);
 }

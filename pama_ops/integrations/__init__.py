@@ -1,1 +1,1 @@
-"""What other libraries need, imported only when asked for."""
+"""What other libraries need to work with this one: a module for each, imported only by name."""

@@ -8,6 +8,7 @@ Layouts: token arrays are [N, B, T] or [B, T]; with `cu_seqlens` [N, total] or [
 """
 
 from pama_ops.reference.cone import cagrad, dualproj, upgrad
+from pama_ops.reference.fair import fairgrad, nash_mtl
 from pama_ops.reference.gradients import combine, combine_into, gram, gram_accumulate
 from pama_ops.reference.losses import (
     K1,
@@ -57,6 +58,7 @@ __all__ = [
     "config",
     "duality_gap",
     "dualproj",
+    "fairgrad",
     "gae",
     "gapo",
     "gradvac",
@@ -68,6 +70,7 @@ __all__ = [
     "kl_divergence_backward",
     "merge_moments",
     "min_norm",
+    "nash_mtl",
     "pama_combine",
     "pama_statistics",
     "pama_weights",

@@ -52,6 +52,11 @@ def _cone(g: Tensor, lower: Tensor, level: float = 0.0) -> Tensor:
     return y
 
 
+def least_combination(g: Tensor, lower: Tensor) -> Tensor:
+    """argmin vᵀ G v over v >= lower."""
+    return lower + _cone(g, lower)
+
+
 @weighting
 def dualproj(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))

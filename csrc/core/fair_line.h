@@ -1,0 +1,43 @@
+// How far to go along v(1 + tq) when minimising a quadratic less Σ φ(v), φ' ∝ v^(−β): both stages
+// of fair_weights.h do.
+#pragma once
+
+#include <cmath>
+
+#include "core/team.h"
+
+namespace pama {
+
+PAMA_HD inline double power(double x, double exponent) {
+  return exponent == 0 ? 1 : exponent == -1 ? 1 / x : pow(x, exponent);
+}
+
+// Along the line the function's derivative is −descent + t · curvature + Σ share q (1 −
+// (1 + tq)^(−β)), which rises with t: Newton's method within a bracket brings it to a quarter of
+// its magnitude at 0, which near the minimum t = 1 does at once.
+template <class Team>
+PAMA_HD double fair_step(const Team& team, int n, const double* share, const double* q, double beta,
+                         double descent, double curvature) {
+  constexpr int kEvaluations = 40;
+  double steepest = 0;
+  for (int i = team.rank(); i < n; i += team.size()) steepest = fmax(steepest, -q[i]);
+  steepest = team.largest(steepest);
+  double low = 0, high = steepest > 0 ? 1 / steepest : INFINITY;
+  double t = high > 1 ? 1 : 0.99 * high;
+  for (int evaluation = 0; evaluation < kEvaluations; ++evaluation) {
+    double slope = 0, bend = 0;
+    for (int i = team.rank(); i < n; i += team.size()) {
+      const double along = 1 + t * q[i], left = share[i] * power(along, -beta);
+      slope += q[i] * (share[i] - left);
+      bend += q[i] * q[i] * left / along;
+    }
+    slope = team.sum(slope) + t * curvature - descent;
+    if (fabs(slope) <= 0.25 * descent) return t;
+    (slope > 0 ? high : low) = t;
+    const double next = t - slope / (beta * team.sum(bend) + curvature);
+    t = next > low && next < high ? next : 0.5 * (low + fmin(high, 2 * t));
+  }
+  return low;
+}
+
+}  // namespace pama

@@ -1,0 +1,213 @@
+"""`python -m pama_ops check`: every op against its float64 definition, where it will be used.
+
+The public functions are called, and each dispatcher op that they reach is compared with
+`pama_ops.reference` on the same arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pama_ops as po
+from pama_ops import _schemas, reference
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+U64, U32 = 2.0**-53, 2.0**-24
+CHAIN = 64  # float32 products that `gram` may chain before it adds in float64
+N, B, T = 3, 4, 37  # no multiple of a vector, a warp or a block
+
+
+class Comparison(TorchDispatchMode):
+    """Compares every op of the library that is called under it; `errors` in units of the bound."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.errors: dict[str, float] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        """Run the op, then its definition on copies of the arguments."""
+        namespace, name = func._schema.name.split("::")
+        if namespace != _schemas.NAMESPACE:
+            return func(*args, **(kwargs or {}))
+        before = [_on_cpu(x) for x in args]
+        result = func(*args, **(kwargs or {}))
+        got, want = _listed(args[0] if result is None else result), definition(name, before)
+        bounds = [bound(name, before, w, g.dtype) for g, w in zip(got, want, strict=True)]
+        worst = max(map(_error, got, want, bounds), default=0.0)
+        self.errors[name] = max(worst, self.errors.get(name, 0.0))
+        return result
+
+
+def _on_cpu(x: Any) -> Any:
+    if isinstance(x, (list, tuple)):
+        return [_on_cpu(y) for y in x]
+    return x.detach().cpu().clone() if isinstance(x, Tensor) else x
+
+
+def _listed(x: Any) -> list[Tensor]:
+    return [x] if isinstance(x, Tensor) else list(x)
+
+
+def definition(name: str, args: Sequence[Any]) -> list[Tensor]:
+    """The float64 results of an op; for one that writes its first argument, that argument."""
+    function = reference.WEIGHTINGS.get(name) or getattr(reference, name)
+    if name == "combine_into":
+        out = [x.double() for x in args[0]]
+        function(out, *args[1:])
+        return out
+    result = function(*args)
+    return _listed(args[0] if result is None else result)
+
+
+def _error(got: Tensor, want: Tensor, limit: Tensor) -> float:
+    """The largest error over its bound; infinite where shapes or what is not finite differ."""
+    got, want = got.detach().cpu().double(), want.double()
+    if got.shape != want.shape or not bool((got.isfinite() == want.isfinite()).all()):
+        return float("inf")
+    finite = want.isfinite()
+    error = (got - want).abs()[finite] / limit.expand_as(want)[finite]
+    return float(error.max()) if error.numel() else 0.0
+
+
+def bound(name: str, args: Sequence[Any], want: Tensor, dtype: torch.dtype) -> Tensor:
+    """What rounding may cost: that of the result, and that of the sums it comes from.
+
+    - Gram matrices and combinations of float32 and half gradients: products and chains in float32,
+      relative to the sum of magnitudes (their docstrings say how long a chain may be).
+    - Weights from a Gram matrix: linear systems of at most n + 1 rows, solved in float64, err by
+      64 n κ(G) u of the largest weight.
+    - All else runs in float64: a sum of `terms` terms, each at most `size` and formed by at most 8
+      roundings, errs by 2 · 8 · terms · u of the sum of magnitudes (Higham, §4.2). `pama_combine`
+      may choose and apply a token's weights in float32: n + 2 roundings of the largest entry.
+    """
+    u = torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
+    rounding = 1.001 * u * want.double().abs() + torch.finfo(torch.float64).tiny
+    if name in ("gram", "gram_accumulate", "combine", "combine_into"):
+        return rounding + _of_gradients(name, args, want)
+    if name in reference.WEIGHTINGS:
+        g = args[0].double()
+        values: Tensor = torch.linalg.eigvalsh((g + g.mT) / 2)
+        condition = (values.amax(-1) / values.amin(-1)).max()
+        largest_weight = want.double().abs().max()
+        return rounding + condition.mul(64 * g.shape[-1] * U64).mul(largest_weight)
+    floats = [x.double() for x in args if isinstance(x, Tensor) and x.dtype.is_floating_point]
+    entries = torch.cat([x[x.isfinite()].flatten() for x in floats]).abs()
+    largest = float(entries.max())
+    # Theorem 1 divides by values, ratios are exponentials of differences, losses are squares.
+    smallest = float(entries[entries > 0].min()) if name.startswith("pama") else 1.0
+    size = (1 + largest) ** 2 / min(1.0, smallest) * (10 if "p" in name else 1)
+    terms = max(x.numel() for x in floats)
+    if name == "pama_combine":
+        rounding = rounding + (args[0].shape[0] + 2) * u * max(1.0, largest)
+    return rounding + 16 * terms * U64 * size
+
+
+def _of_gradients(name: str, args: Sequence[Any], want: Tensor) -> Tensor:
+    grads = args[0] if isinstance(args[0], list) and name != "combine_into" else args[1]
+    magnitudes = [x.abs() for x in grads]
+    wide = grads[0].dtype == torch.float64
+    if name in ("gram", "gram_accumulate"):
+        n = want.shape[0]
+        sums, length = reference.gram(magnitudes, n), sum(x.numel() for x in grads) // n
+        return sums.mul(2 * length * U64 if wide else (CHAIN + 2) * U32)
+    weights = (args[1] if name == "combine" else args[2]).double().abs()
+    sums = torch.stack([x.max() for x in reference.combine(magnitudes, weights)]).max()
+    return (sums + want.abs()).mul((len(weights) + 2) * (U64 if wide else U32))
+
+
+# --- the calls ----------------------------------------------------------------------------------
+
+
+def exercise(device: torch.device, dtype: torch.dtype) -> None:
+    """Call every public function once or more, padded and ragged."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    mask = (torch.rand((B, T), generator=generator) < 0.8).to(device)
+    for cu_seqlens in (None, torch.tensor([0, T, T + 5, 3 * T, B * T], device=device)):
+        shape = (B, T) if cu_seqlens is None else (B * T,)
+        _token_space(draw, shape, mask.view(shape), cu_seqlens)
+    po.group_normalize(draw(N, 4 * B), 4)
+    for n in (2, 3, 8, 12):
+        _gradient_space(draw, n)
+    po.pama_weights(draw(B, N))
+
+
+Draw = Callable[..., Tensor]
+
+
+def _token_space(
+    draw: Draw, shape: tuple[int, ...], mask: Tensor, cu_seqlens: Tensor | None
+) -> None:
+    cu: dict[str, Any] = {"cu_seqlens": cu_seqlens}
+    values = draw(N, *shape).requires_grad_()
+    advantages, returns = po.gae(draw(N, *shape), values.detach(), mask, **cu)
+    advantages = po.whiten(advantages, mask, **cu)
+    old_logp = -draw(*shape).abs()
+    logp = (old_logp + 0.3 * draw(*shape)).requires_grad_()
+    for reduction in po.advantages.REDUCTIONS:
+        step = po.pama_advantages(
+            advantages, mask, logp.detach() - old_logp, reduction=reduction, **cu
+        )
+    for aggregate in po.losses.AGGREGATES:
+        loss = po.ppo_loss(
+            logp, old_logp, step.advantages, mask, aggregate=aggregate, ref_logp=old_logp,
+            kl_coef=0.1, **cu,
+        ).loss  # fmt: skip
+        loss.backward()
+    old_values = values.detach() + draw(N, *shape) / 4
+    po.value_loss(values, returns, mask, old_values=old_values, **cu).sum().backward()
+    for estimator in po.losses.ESTIMATORS:
+        po.kl_divergence(logp, old_logp, mask, estimator=estimator).sum().backward()
+
+
+def _gradient_space(draw: Draw, n: int) -> None:
+    shapes = ((7,), (33, 65), (4, 3, 2))
+    grads = [[draw(*shape) for shape in shapes] for _ in range(n)]
+    gram = po.gram(grads)
+    po.gram_accumulate(gram, grads)
+    weights = po.min_norm(gram)
+    out = po.combine(grads, weights)
+    po.combine(grads, weights, out=out)
+    basis = torch.eye(n, dtype=draw().dtype, device=gram.device) + draw(n, n) / (4 * n)
+    small = po.gram(list(basis), dtype=basis.dtype)
+    for name in reference.WEIGHTINGS:
+        getattr(po, name)(small)
+    po.duality_gap(small, po.min_norm(small))
+
+
+def devices() -> Iterator[torch.device]:
+    yield torch.device("cpu")
+    for i in range(torch.cuda.device_count()):
+        yield torch.device("cuda", i)
+
+
+def check() -> bool:
+    """Print a table of errors in units of their bounds; whether all lie within."""
+    good = True
+    for device in devices():
+        errors: list[dict[str, float]] = []
+        for dtype in DTYPES:
+            with Comparison() as comparison:
+                exercise(device, dtype)
+            errors.append(comparison.errors)
+        titles = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+        print(f"{device!s:<24}" + "".join(f"{title:>12}" for title in titles))
+        for name in sorted(errors[0]):
+            row = [e[name] for e in errors]
+            within = all(e <= 1 for e in row)
+            good &= within
+            cells = "".join(f"{e:>12.2g}" for e in row)
+            print(f"{name:<24}{cells}" + ("" if within else "  BEYOND ITS BOUND"))
+        print()
+    print("largest error of each op in units of what rounding allows: " + ("ok" if good else "BAD"))
+    return good

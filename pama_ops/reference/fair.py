@@ -1,0 +1,151 @@
+"""Weights from α-fairness, G w = w^(−β): nash_mtl, fairgrad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from pama_ops.reference.cone import least_combination
+from pama_ops.reference.weighting import roundoff, unit_of, weighting
+
+
+@weighting
+def nash_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    return _fair(gram, 1.0)
+
+
+@weighting
+def fairgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+    return _fair(gram, 1 / options[0])
+
+
+def _fair(gram: Tensor, beta: float) -> Tensor:
+    g = gram.detach().to(torch.float64)
+    n = g.shape[-1]
+    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
+    noise = 4 * n * 2.0**-52 + 2 * roundoff(gram)
+    for b, m in enumerate(g.reshape(-1, n, n)):
+        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
+        if not bool(m.isfinite().all()):
+            continue
+        unit = unit_of(m)
+        m = m / unit**2
+        w[b] = 0.0
+        s = torch.nonzero(m.diagonal() > 0).flatten()
+        if len(s) == 0:
+            continue
+        length = m.diagonal()[s].sqrt()
+        cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
+        v, stationary = _interior(cosines, length, beta, noise)
+        if stationary:
+            w[b, s] = _on_the_face(cosines, length, beta, noise)
+        else:
+            w[b, s] = v / length * unit ** (-2 / (1 + beta))
+    return w.reshape(g.shape[:-1])
+
+
+def _exponents(beta: float) -> Iterator[float]:
+    """From 1 to beta, by doublings or halvings."""
+    at = 1.0
+    yield at
+    while at != beta:
+        at = min(2 * at, beta) if beta > at else max(at / 2, beta)
+        yield at
+
+
+def _gain(x: Tensor, weight: Tensor, beta: float) -> Tensor:
+    """Σ weight (φ(x) − φ(1)) with φ' = x^(−β), for weight = the slopes at 1."""
+    return (weight * (x.log() if beta == 1 else (x ** (1 - beta) - 1) / (1 - beta))).sum()
+
+
+def _backtrack(change: Callable[[float], Tensor], q: Tensor, descent: float) -> float:
+    """The first of 1 (or just inside the orthant), ½, ¼, … that brings a tenth of the descent."""
+    t = min(1.0, 0.99 / max(float(-q.min()), 1e-300))
+    while t > 1e-12 and not float(change(t)) <= -0.1 * t * descent:
+        t /= 2
+    return t
+
+
+def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Tensor, bool]:
+    """Damped Newton, dense; v = w · length, and whether it proves stationarity instead."""
+    v = torch.ones_like(length)
+    for at in _exponents(beta):
+        for _ in range(300):
+            share = (v / length) ** (1 - at)
+            value = float(v @ g @ v)
+            if not math.isfinite(value + float(share.sum())):
+                return torch.full_like(v, math.nan), False
+            if value <= noise * float(v.sum()) ** 2:
+                return v, True
+            factor = (float(share.sum()) / value) ** (1 / (1 + at))
+            v, share = v * factor, share * factor ** (1 - at)
+            inner = g * v[:, None] * v
+            residual = share - inner.sum(1)
+            if bool((residual.abs() <= 4 * 2.0**-52 * (v * v.sum() + share)).all()):
+                break
+            hessian = inner + (at * share).diag()
+            unit = hessian.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+            values, vectors = torch.linalg.eigh(hessian * unit[:, None] * unit)
+            inverse = 1 / values.clamp(min=2.0**-52)
+            q = unit * (vectors @ (inverse * (vectors.T @ (unit * residual))))
+            descent = float(residual @ q)
+            if float(q.abs().max()) <= 2.0**-27:
+                v = v * (1 + q)
+                break
+
+            def change(
+                t: float, q: Tensor = q, inner: Tensor = inner, share: Tensor = share,
+                at: float = at,
+            ) -> Tensor:  # fmt: skip
+                step = t * q
+                return step @ inner.sum(1) + step @ inner @ step / 2 - _gain(1 + step, share, at)
+
+            v = v * (1 + _backtrack(change, q, descent) * q)
+    return v, False
+
+
+def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor:
+    """The largest Σ φ(w) over weights on the simplex of a zero combination, in a null space."""
+    total = torch.zeros_like(length)
+    nearest, least = total, math.inf
+    for i in range(len(g)):
+        if float(total[i]) > 0:
+            continue
+        x = least_combination(g, torch.eye(len(g), dtype=g.dtype, device=g.device)[i])
+        x = x / x.sum()
+        if float(x @ g @ x) < least:
+            nearest, least = x, float(x @ g @ x)
+        if float(x @ g @ x) <= noise:
+            total = total + torch.where(x > noise, x, 0.0)
+    w = (total if bool(total.any()) else nearest) / length
+    w = w / w.sum()
+    s = torch.nonzero(w > 0).flatten()
+    values, vectors = torch.linalg.eigh(g[s][:, s])
+    if float(values[0]) > noise:
+        return w
+    free = vectors[:, values <= noise] / length[s, None]  # all w on S with Σ w g = 0
+    x = w[s]
+    for at in _exponents(beta):
+        for _ in range(300):
+            share = x ** (1 - at)
+            # Relative to x: directions that leave Σ x, too, where it is.
+            basis = torch.linalg.qr(free / free.abs().amax(0)).Q
+            along = basis.sum(0)
+            basis = basis @ torch.linalg.qr(along[:, None], mode="complete").Q[:, 1:]
+            moves = torch.linalg.qr(basis / x[:, None] * share.sqrt()[:, None]).Q
+            q = moves @ (moves.T @ share.sqrt()) / share.sqrt() / at
+            descent = float(share @ q)
+            if descent <= 2.0**-54 * float(share.sum()):
+                x = x * (1 + q)
+                break
+
+            def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
+                return -_gain(1 + t * q, share, at)
+
+            x = x * (1 + _backtrack(change, q, descent) * q)
+    result = torch.zeros_like(w)
+    result[s] = x / x.sum()
+    return result

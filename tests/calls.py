@@ -1,0 +1,101 @@
+"""A call or more of every op in _schemas.SCHEMAS, long enough for several warps, blocks and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pama_ops import reference
+
+Call = tuple[str, tuple[Any, ...]]  # the op's name and its arguments
+
+OPTIONS = {"cagrad": [0.4], "gapo": [2.0], "aligned_mtl": [0.0, 1e-12], "imtl_g": [1e-12],
+           "config": [1e-12]}  # fmt: skip
+
+
+def calls(seed: int = 0) -> list[Call]:
+    """Calls on the CPU, with values drawn from the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [*_token_calls(generator), *_gradient_calls(generator), *_weight_calls(generator)]
+
+
+def run(op: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The results of an op, and its arguments, which it may have written to."""
+    mine = tree_map_only(Tensor, torch.Tensor.clone, arguments)
+    results = op(*mine)
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, (results, mine))
+    return found
+
+
+def _token_calls(generator: torch.Generator) -> Iterator[Call]:
+    """Padded: 3 objectives of 2 sequences of 1300 tokens. Ragged: the same tokens in 3 sequences."""
+    padded, ragged = (2, 1300), (2600,)
+    for shape, cu in (padded, None), (ragged, torch.tensor([0, 1500, 1501, 2600])):
+        x, y = (torch.randn((3, *shape), generator=generator) for _ in range(2))
+        p, q, r, a = (torch.randn(shape, generator=generator) for _ in range(4))
+        mask = torch.rand(shape, generator=generator) < 0.7
+        sequences = shape[0] if cu is None else 3
+        last = torch.randn((3, sequences), generator=generator)
+        yield "gae", (x, y, mask, last, cu, 0.99, 0.95)
+        yield "whiten_moments", (x, mask, cu)
+        moments = reference.whiten_moments(x, mask, cu)
+        yield "whiten_apply", (x, mask, cu, moments[None], 1e-8)
+        for reduction in reference.TOKEN, reference.SEQUENCE, reference.BATCH, reference.GRAM:
+            options = (cu, reduction, 0.8, 1.2, True, False)
+            statistics = reference.pama_statistics(x, mask, p, *options)
+            yield "pama_statistics", (x, mask, p, *options)
+            yield "pama_combine", (x, mask, p, None, cu, statistics, *options[1:])
+        for aggregate in (
+            reference.TOKEN_MEAN,
+            reference.TOKEN_SUM,
+            reference.SEQUENCE_MEAN_TOKEN_MEAN,
+            reference.SEQUENCE_MEAN_TOKEN_SUM,
+        ):
+            options = (0.2, 0.2, aggregate, 1.0, 0.1, reference.K3)
+            forward = (p, q, a, mask, r, None, cu, *options)
+            yield "ppo_loss", forward
+            weights = reference.ppo_loss(*forward)[2]
+            backward = (weights, p, q, a, mask, r, cu, 0.2, 0.2, 0.1, reference.K3)
+            yield "ppo_loss_backward", (torch.ones(()), *backward)
+        yield "value_loss", (x, y, mask, y, None, cu, 0.2, 1.0)
+        scale = torch.ones((), dtype=torch.float64)
+        yield "value_loss_backward", (torch.ones(3), scale, x, y, mask, y, cu, 0.2)
+        for estimator in reference.K1, reference.K2, reference.K3:
+            yield "kl_divergence", (p, q, mask, estimator)
+            yield "kl_divergence_backward", (a, p, q, mask, estimator)
+    yield "group_normalize", (torch.randn((3, 70), generator=generator), 14, 1e-8)
+
+
+def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
+    shapes = [(90, 70), (7,), (5000,)]
+    for n in 3, 10:
+        for dtype in torch.float32, torch.bfloat16, torch.float64:
+            grads = [
+                torch.randn(shape, generator=generator).to(dtype)
+                for _ in range(n)
+                for shape in shapes
+            ]
+            weights = torch.rand(n, generator=generator)
+            yield "gram", (grads, n)
+            yield "gram_accumulate", (torch.ones((n, n), dtype=torch.float64), grads)
+            yield "combine", (grads, weights)
+            yield "combine_into", (grads[: len(shapes)], grads, weights, True)
+    yield "refuse_gradient", (torch.ones(3), "gram")
+
+
+def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
+    for n in 3, 10:
+        j = torch.randn((4, n, n + 2), generator=generator, dtype=torch.float64)
+        gram = j @ j.mT
+        seed = torch.randint(0, 2**62, (4, 1), generator=generator).view(torch.float64)
+        targets = torch.rand((4, n * n), generator=generator, dtype=torch.float64) / 2
+        vectors = {"pcgrad": seed, "gradvac": torch.cat([seed, targets], -1)}
+        for name in reference.WEIGHTINGS:
+            yield name, (gram, vectors.get(name), OPTIONS.get(name, []))
+        yield "duality_gap", (gram, torch.full((4, n), 1 / n, dtype=torch.float64), [])
+        yield "pama_weights", (j[..., 0], None)

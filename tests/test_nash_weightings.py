@@ -1,0 +1,321 @@
+"""nash_mtl, fairgrad: held to their equation, to cvxpy, and to the definition where none holds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_non_conflicting, is_null_combination, unit_roundoff
+from strategies import DTYPES, GRADIENT_FAMILIES, gradients, gram_matrices
+
+import pama_ops as po
+
+# Far enough from Pareto stationary, and from what counts as such.
+SOLVABLE = [f for f in GRADIENT_FAMILIES if not f.startswith(("near-stationary", "integers"))]
+
+
+def gram_of(j: torch.Tensor) -> torch.Tensor:
+    gram = j @ j.mT
+    return (gram + gram.mT) / 2
+
+
+def on(backend, *rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device=backend.device)
+
+
+def draw(family: str, n: int, seed: int = 0) -> torch.Tensor:
+    return gradients(family, n, torch.Generator().manual_seed(seed))
+
+
+def assert_solves(gram: torch.Tensor, weights: torch.Tensor, beta: float = 1.0) -> None:
+    """w_i (Gw)_i = w_i^(1−β) for each nonzero gradient, to the rounding of Gw and of w itself.
+
+    With v_i = w_i ‖g_i‖, each of n terms of v_i (Ĝv)_i is at most v_i v_j: their sum is rounded by
+    n u64 v_i Σv, and roundings of w by u of G's dtype move it by 2 u v_i Σv. A matrix rounded to
+    that dtype may have off-diagonal cosines beyond 1 by 2 u. Powers of the scale of G but the root
+    have an exponent rounded by u64 of itself.
+    """
+    g, w = gram.double().cpu(), weights.double().cpu()
+    norm = g.diagonal().clamp(min=0).sqrt()
+    used = norm > 0
+    assert bool((w[~used] == 0).all())
+    if not bool(used.any()):
+        return
+    assert bool((w[used] > 0).all()), w
+    v = (w * norm)[used]
+    share = w[used] ** (1 - beta)
+    residual = (w * (g @ w))[used] - share
+    u = (len(g) + 16) * 2.0**-53 + 8 * unit_roundoff(gram.dtype)
+    power = 0 if beta == 1 else abs(math.log2(float(g.diagonal().max())))
+    bound = u * (v * v.sum() + (1 + beta) * share) + 2.0**-53 * power * (1 + beta) * share
+    assert bool((residual.abs() <= bound).all()), residual.abs() / bound
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_nash_mtl_solves_its_equation_or_is_stationary(backend, data):
+    gram = data.draw(gram_matrices(backend.device, dtypes=DTYPES[:2]))
+    weights = po.nash_mtl(gram)
+    assert bool((weights >= 0).all())
+    assert_non_conflicting(gram, weights)
+    if not is_null_combination(gram.cpu(), weights.cpu()):
+        assert_solves(gram, weights)
+
+
+@pytest.mark.parametrize("family", GRADIENT_FAMILIES)
+def test_nash_mtl_of_many_rows_solves_its_equation_or_is_stationary(backend, family):
+    n = 40 if backend.name == "cpu" else 12
+    gram = gram_of(draw(family, n, n)).to(backend.device)
+    weights = po.nash_mtl(gram)
+    assert_non_conflicting(gram, weights)
+    if not is_null_combination(gram.cpu(), weights.cpu()):
+        assert_solves(gram, weights)
+
+
+@pytest.mark.parametrize("n", [33, 65])
+def test_nash_mtl_of_more_rows_than_lanes_solves_its_equation(backend, n):
+    """65 rows leave shared memory on a GPU."""
+    if backend.name == "default" and n > 33:
+        return
+    gram = gram_of(draw("common", n)).to(backend.device)
+    weights = po.nash_mtl(torch.stack([gram, 4 * gram]))
+    assert_solves(gram, weights[0])
+    assert torch.equal(weights[0], 2 * weights[1])
+
+
+def test_nash_mtl_of_256_rows():
+    gram = gram_of(draw("gaussian", 256))
+    assert_solves(gram, po.nash_mtl(gram))
+    gram = gram_of(draw("opposite", 256))
+    weights = po.nash_mtl(gram)
+    assert is_null_combination(gram, weights)
+    assert bool((weights > 0).all())
+
+
+@pytest.mark.parametrize("family", SOLVABLE)
+def test_nash_mtl_agrees_with_cvxpy(backend, family):
+    for n in (2, 5, 8):
+        j = draw(family, n, n + 1)
+        j = j[(j != 0).any(1)]
+        gram = gram_of(j)
+        weights = po.nash_mtl(gram.to(backend.device)).cpu()
+        if is_null_combination(gram, weights):
+            continue
+        # For unit gradients, whose weights are those times the norms: Clarabel needs the scale.
+        norm = gram.diagonal().sqrt()
+        v = cvxpy.Variable(len(j))
+        unit = (j / norm[:, None]).numpy()
+        objective = cvxpy.sum_squares(unit.T @ v) / 2 - cvxpy.sum(cvxpy.log(v))
+        problem = cvxpy.Problem(cvxpy.Minimize(objective))
+        problem.solve(solver=cvxpy.CLARABEL)  # to 1e-8, beyond which Clarabel warns
+        ours = (weights * norm).numpy()
+        value = np.sum((unit.T @ ours) ** 2) / 2 - np.log(ours).sum()
+        tolerance = 1e-8 * max(1, abs(value))
+        assert value <= problem.value + tolerance
+        # Theirs has a gap of that and constraints off by as much; by self-concordance the root of
+        # twice the gap bounds the distance relative to v.
+        assert np.abs(ours / v.value - 1).max() <= 2 * math.sqrt(2 * tolerance)
+
+
+def test_nash_mtl_of_published_gradients(backend):
+    """J = [[-4, 1, 1], [6, 1, 1]]: of two gradients, v_1 = v_2 = 1 / √(1 + cos)."""
+    gram = on(backend, [18, -22], [-22, 38])
+    cosine = -22 / math.sqrt(18 * 38)
+    want = [1 / math.sqrt((1 + cosine) * square) for square in (18, 38)]
+    # 1 + cos cancels 2.6 bits.
+    torch.testing.assert_close(po.nash_mtl(gram), on(backend, *want), rtol=64 * 2.0**-53, atol=0)
+
+
+def test_nash_mtl_gives_zero_gradients_no_weight(backend):
+    gram = torch.diag(on(backend, 4, 0, 1))
+    assert po.nash_mtl(gram).tolist() == [0.5, 0, 1]
+    assert po.nash_mtl(torch.zeros_like(gram)).tolist() == [0, 0, 0]
+    # Stationary without the zero gradient, which then has no part in S.
+    opposite = on(backend, [1, 0, -1], [0, 0, 0], [-1, 0, 1])
+    assert po.nash_mtl(opposite).tolist() == [0.5, 0, 0.5]
+
+
+# Integer gradients, their S, and the weights in closed form.
+STATIONARY = [
+    ([[1], [-2]], [2 / 3, 1 / 3]),
+    ([[1, 0], [-1, 0], [0, 1]], [1 / 2, 1 / 2, 0]),
+    ([[1, 0], [-1, 0], [1, 3]], [1 / 2, 1 / 2, 0]),
+    ([[1, 0], [-1, 0], [0, 2], [0, -1]], [1 / 4, 1 / 4, 1 / 6, 1 / 3]),
+    ([[2, 0], [0, 1], [-2, -1]], [1 / 3, 1 / 3, 1 / 3]),
+    ([[1], [-1], [-1]], [1 / 2, 1 / 4, 1 / 4]),
+    ([[1e6], [-1], [-1]], None),
+    ([[1, 1], [1, -1], [-1, 0], [-1, 0], [0, 5], [0, -1]], None),
+]
+
+
+@pytest.mark.parametrize(("rows", "want"), STATIONARY)
+def test_nash_mtl_of_stationary_gradients_is_the_largest_product(backend, rows, want):
+    j = torch.tensor(rows, dtype=torch.float64)
+    weights = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
+    norm = j.norm(dim=1)
+    assert abs(float(weights.sum()) - 1) <= 2.0**-50
+    assert float((weights @ j).norm()) <= 2.0**-48 * float(weights @ norm)
+    if want is not None:
+        np.testing.assert_allclose(weights.numpy(), want, rtol=1e-12, atol=1e-12)
+        return
+    # Stationarity of Σ_S log w: 1/w is in the span of 1 and the columns of J, over S.
+    s = weights > 0
+    assert bool(s.all())
+    span = torch.cat([torch.ones_like(norm)[:, None], j], 1) * weights[:, None]
+    span = span / span.norm(dim=0)
+    fit = span @ torch.linalg.lstsq(span, torch.ones_like(norm)[:, None]).solution
+    assert float((fit - 1).abs().max()) <= 1e-10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nash_mtl_of_stationary_gradients_has_the_largest_support(backend, seed):
+    """S by a linear program for each gradient, whose dual says why the others are not in it."""
+    generator = torch.Generator().manual_seed(seed)
+    j = torch.randint(-2, 3, (7, 3), generator=generator).double()
+    j = torch.cat([j, -j[:1]])
+    j = j[(j != 0).any(1)]
+    weights = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
+    for i in range(len(j)):
+        c = cvxpy.Variable(len(j), nonneg=True)
+        problem = cvxpy.Problem(cvxpy.Maximize(c[i]), [j.numpy().T @ c == 0, cvxpy.sum(c) == 1])
+        problem.solve(solver=cvxpy.CLARABEL)
+        assert (problem.value > 1e-4) == (float(weights[i]) > 1e-6)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "condition 1e6", "twelve decades", "zero rows"])
+def test_nash_mtl_scales_by_the_inverse_root(backend, family):
+    gram = gram_of(draw(family, 6, 5)).to(backend.device)
+    weights = po.nash_mtl(gram)
+    for exponent in (-500, -100, 100, 500):  # a power of four is exact
+        assert torch.equal(po.nash_mtl(gram * 2.0**exponent) * 2.0 ** (exponent // 2), weights)
+    for scale in (1e-30, 1e30):  # rounds G, and so the solution
+        assert_solves(gram * scale, po.nash_mtl(gram * scale))
+
+
+def test_nash_mtl_of_longer_gradients_is_the_same_combination(backend):
+    j = draw("gaussian", 5)
+    factor = torch.tensor([1e-6, 1.0, 1e3, 2.0, 1e-3], dtype=torch.float64)
+    plain = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
+    longer = po.nash_mtl(gram_of(j * factor[:, None]).to(backend.device)).cpu()
+    condition = float(torch.linalg.cond(gram_of(j)))
+    torch.testing.assert_close(longer * factor, plain, rtol=64 * 2.0**-53 * condition, atol=0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[1::6])
+@pytest.mark.parametrize("family", ["gaussian", "opposite", "zero rows"])
+def test_nash_mtl_is_permutation_equivariant(backend, family, order):
+    gram = gram_of(draw(family, 4, 2)).to(backend.device)
+    order = torch.tensor(order, device=backend.device)
+    torch.testing.assert_close(
+        po.nash_mtl(gram[order][:, order]), po.nash_mtl(gram)[order], rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_nash_mtl_of_what_is_not_finite_is_nan(backend, bad):
+    for n, i, k in [(1, 0, 0), (3, 1, 1), (3, 2, 0)]:
+        gram = torch.eye(n, dtype=torch.float64, device=backend.device)
+        gram[i, k] = gram[k, i] = bad
+        assert bool(po.nash_mtl(gram).isnan().all())
+
+
+def test_nash_mtl_ends_on_matrices_that_are_no_gram_matrices(backend):
+    generator = torch.Generator().manual_seed(0)
+    for n in (2, 5, 9):
+        for _ in range(10):
+            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            power = torch.randint(-150, 150, (1,), generator=generator).double()
+            g = (g + g.mT) * 10.0**power
+            assert po.nash_mtl(g.to(backend.device)).shape == (n,)
+
+
+def test_nash_mtl_of_one_objective_is_the_inverse_norm(backend):
+    for x in (4.0, 2.0**-1000, 2.0**1000):
+        assert po.nash_mtl(on(backend, [x])).tolist() == [1 / math.sqrt(x)]
+
+
+# --- fairgrad -----------------------------------------------------------------------------------
+
+# Norms over many decades are for α near 1.
+NEARBY = [f for f in GRADIENT_FAMILIES if "decades" not in f]
+
+
+@settings(max_examples=80)
+@given(data=st.data())
+def test_fairgrad_solves_its_equation_or_is_stationary(backend, data):
+    gram = data.draw(gram_matrices(backend.device, dtypes=[torch.float64], families=NEARBY))
+    alpha = data.draw(st.sampled_from([0.1, 0.5, 1.0, 2.0, 4.0, 10.0]))
+    weights = po.fairgrad(gram, alpha=alpha)
+    assert bool((weights >= 0).all())
+    assert_non_conflicting(gram, weights)
+    if not is_null_combination(gram.cpu(), weights.cpu()):
+        assert_solves(gram, weights, 1 / alpha)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_fairgrad_of_twelve_decades_solves_its_equation(backend, alpha):
+    for n in (3, 8, 16):
+        gram = gram_of(draw("twelve decades", n, n)).to(backend.device)
+        assert_solves(gram, po.fairgrad(gram, alpha=alpha), 1 / alpha)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "twelve decades", "opposite", "zero rows"])
+def test_fairgrad_of_one_is_nash_mtl(backend, family):
+    gram = gram_of(draw(family, 6, 5)).to(backend.device)
+    assert torch.equal(po.fairgrad(gram, alpha=1.0), po.nash_mtl(gram))
+
+
+@pytest.mark.parametrize("alpha", [0.25, 2.0, 8.0])
+def test_fairgrad_of_orthogonal_gradients(backend, alpha):
+    """s w = w^(−1/α)."""
+    squares = on(backend, 9, 1, 0.25)
+    got = po.fairgrad(torch.diag(squares), alpha=alpha)
+    power = -alpha / (1 + alpha)
+    torch.testing.assert_close(got, squares**power, rtol=64 * 2.0**-53, atol=0)
+    for scale in (1e-30, 1e30):
+        scaled = po.fairgrad(torch.diag(squares) * scale, alpha=alpha)
+        # The power rounds its exponent, which log 1e30 magnifies.
+        torch.testing.assert_close(scaled, got * scale**power, rtol=256 * 2.0**-53, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 2.0, 8.0])
+def test_fairgrad_of_stationary_gradients_is_the_fairest_zero(backend, alpha):
+    """Of (1, −1, −1): w = (½, ¼, ¼) by symmetry. Of (1, −1, 3, −3): by its optimality condition."""
+    j = on(backend, [1], [-1], [-1])
+    weights = po.fairgrad(gram_of(j), alpha=alpha)
+    torch.testing.assert_close(weights, on(backend, 0.5, 0.25, 0.25), rtol=1e-12, atol=0)
+    j = torch.tensor([[1.0], [-1.0], [3.0], [-3.0]], dtype=torch.float64)
+    weights = po.fairgrad(gram_of(j).to(backend.device), alpha=alpha).cpu()
+    assert abs(float(weights.sum()) - 1) <= 2.0**-50
+    assert float((weights @ j).abs()) <= 2.0**-48
+    # w^(−1/α) is in the span of 1 and J.
+    span = torch.cat([torch.ones(4, 1, dtype=torch.float64), j], 1)
+    slopes = (weights / weights.max()) ** (-1 / alpha)
+    fit = span @ torch.linalg.lstsq(span, slopes[:, None]).solution
+    assert float((fit[:, 0] / slopes - 1).abs().max()) <= 1e-12
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_fairgrad_of_what_is_not_finite_is_nan(backend, bad):
+    gram = torch.diag(on(backend, 1, bad, 2))
+    assert bool(po.fairgrad(gram, alpha=2.0).isnan().all())
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.inf, math.nan])
+def test_fairgrad_names_a_bad_alpha(alpha):
+    with pytest.raises(ValueError, match="alpha must be"):
+        po.fairgrad(torch.eye(2), alpha=alpha)
+
+
+def test_fairgrad_ends_on_matrices_that_are_no_gram_matrices(backend):
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.1, 10.0):
+        for _ in range(10):
+            g = torch.randn((5, 5), generator=generator, dtype=torch.float64)
+            assert po.fairgrad((g + g.mT).to(backend.device), alpha=alpha).shape == (5,)
