@@ -65,7 +65,7 @@ test-verl: wheel
 	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-verl.txt
 	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
-	cd tests && ../.venv-verl/bin/python -m pytest -W default test_verl.py $(ARGS)
+	cd tests && ../.venv-verl/bin/python -m pytest -o addopts= -W default test_verl.py $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.built-for-tests
