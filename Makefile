@@ -14,6 +14,7 @@ help:
 	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
+	@echo "make test-verl  the plug-in in verl, in an environment of its own"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
@@ -57,6 +58,15 @@ demo-full: $(VENV)/.built
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# verl's pins do not go with TRL's.
+.PHONY: test-verl
+test-verl: wheel
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-verl.txt
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall dist/pama_ops-*.whl
+	cd tests && ../.venv-verl/bin/python -m pytest -o addopts= -W default test_verl.py $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.built-for-tests
 	$(BIN)/ruff check .
@@ -89,4 +99,4 @@ wheel: $(VENV)/.installed
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) build dist pama_ops/*.so *.egg-info
+	rm -rf $(VENV) .venv-verl build dist pama_ops/*.so *.egg-info

@@ -1,0 +1,166 @@
+"""verl's plug-in: the advantage estimator `pama` and the policy loss `pama_noon`.
+
+`import verl` loads this module through the entry point group `verl.plugins`. verl hands the scores
+of single rewards to its estimator "gdpo" alone; so that one is PAMA wherever the settings hold
+`algorithm.pama`, and verl's own elsewhere:
+
+    algorithm.adv_estimator=gdpo algorithm.gdpo_reward_keys=[accuracy,format]
+    +algorithm.pama.reduction=sequence actor_rollout_ref.actor.policy_loss.loss_mode=pama_noon
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from verl.trainer.ppo import core_algos
+
+from pama_ops.advantages import group_normalize, pama_advantages
+from pama_ops.losses import ppo_loss
+
+AGGREGATES = {
+    "token-mean": "token-mean",
+    "token-sum": "token-sum",
+    "seq-mean-token-sum": "sequence-mean-token-sum",
+    "seq-mean-token-sum-norm": "sequence-mean-token-sum",
+    "seq-mean-token-mean": "sequence-mean-token-mean",
+}
+
+
+@core_algos.register_adv_est("pama")  # type: ignore[untyped-decorator]
+def pama(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: np.ndarray[Any, Any],
+    config: Any = None,
+    non_tensor_batch: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """PAMA's advantages of the rewards in `algorithm.gdpo_reward_keys`, normalised by prompt.
+
+    A response counts once, however long it is; a score of None or NaN does not apply. The batch is
+    the whole one, as verl's driver holds it. `algorithm.gdpo_reward_weights` is the preference.
+
+    Args:
+        token_level_rewards: [B, T], of which only the device is read.
+        response_mask: [B, T].
+        index: [B], equal for the responses to one prompt, in any order; groups may differ in size.
+        config: `algorithm` of verl's settings; `pama` in it holds `reduction` and `noon`.
+        non_tensor_batch: for each key the scores [B].
+
+    Returns:
+        Advantages and returns, the same [B, T], 0 at masked positions.
+
+    Raises:
+        ValueError: scores or keys are missing.
+    """
+    keys = config.get("gdpo_reward_keys") if config is not None else None
+    if not keys:
+        raise ValueError(f"algorithm.gdpo_reward_keys must list the rewards' keys, got {keys}")
+    missing = [key for key in keys if key not in (non_tensor_batch or {})]
+    if missing or non_tensor_batch is None:
+        raise ValueError(
+            f"non_tensor_batch must hold the scores of {missing}, got "
+            f"{sorted(non_tensor_batch or {})}: verl hands them to the estimator 'gdpo' only, so "
+            "set algorithm.adv_estimator=gdpo and +algorithm.pama.reduction=sequence"
+        )
+    scores = np.stack([np.asarray(non_tensor_batch[key], dtype=np.float64) for key in keys])
+    rewards = torch.as_tensor(scores, device=token_level_rewards.device)
+    options = config.get("pama") or {}
+    answered = response_mask.any(-1, keepdim=True)
+    step = pama_advantages(
+        _by_prompt(rewards, index).unsqueeze(-1).to(torch.float32),
+        answered,
+        reduction=options.get("reduction", "sequence"),
+        noon=options.get("noon", True),
+        preference=_floats(config.get("gdpo_reward_weights")),
+    )
+    advantages = step.advantages * response_mask
+    return advantages, advantages
+
+
+def _floats(weights: Any) -> list[float] | None:
+    return None if weights is None else [float(w) for w in weights]
+
+
+def _by_prompt(rewards: Tensor, index: np.ndarray[Any, Any]) -> Tensor:
+    """`group_normalize` of [N, B] in any order: groups side by side, filled up with NaN."""
+    _, group, sizes = np.unique(index.astype(str), return_inverse=True, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    place = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    columns = torch.as_tensor(group[order] * sizes.max() + place, device=rewards.device)
+    rows = torch.as_tensor(order, device=rewards.device)
+    spread = rewards.new_full((len(rewards), len(sizes) * int(sizes.max())), torch.nan)
+    spread[:, columns] = rewards[:, rows]
+    out = torch.empty_like(rewards)
+    out[:, rows] = group_normalize(spread, int(sizes.max()))[:, columns]
+    return out
+
+
+@core_algos.register_policy_loss("pama_noon")  # type: ignore[untyped-decorator]
+def pama_noon(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """The clipped loss of the positive advantages (Noon), over the global batch as verl counts it.
+
+    Same arguments and returns as verl's "vanilla". verl averages gradients over `dp_size` ranks,
+    and micro-batches add up: the divisor is the global count over `dp_size`, never this
+    micro-batch's own.
+
+    Raises:
+        ValueError: an unknown `loss_agg_mode`, or several ranks and no global count.
+    """
+    if loss_agg_mode not in AGGREGATES:
+        raise ValueError(
+            f"loss_agg_mode must be one of {', '.join(map(repr, AGGREGATES))}, "
+            f"got {loss_agg_mode!r}"
+        )
+    counts = config.global_batch_info
+    ranks = counts.get("dp_size") or 1
+    name = "batch_num_tokens" if loss_agg_mode == "token-mean" else "global_batch_size"
+    total = 1 if loss_agg_mode == "token-sum" else counts.get(name)
+    if total is None and ranks > 1:
+        raise ValueError(
+            f"global_batch_info must hold {name} when dp_size is {ranks}, got {counts}"
+        )
+    kept = advantages.clamp(min=0)
+    if rollout_is_weights is not None:  # not negative, so they may as well scale the advantage
+        kept = kept * rollout_is_weights
+    low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
+    high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
+    out = ppo_loss(
+        log_prob,
+        old_log_prob,
+        kept,
+        response_mask,
+        clip=(low, high),
+        aggregate=AGGREGATES[loss_agg_mode],
+        normalizer=None if total is None else total / ranks,
+    )
+    loss = out.loss
+    if loss_agg_mode == "seq-mean-token-sum-norm":
+        loss = loss / (counts.get("loss_scale_factor") or response_mask.shape[-1])
+    return loss, {
+        "actor/pg_clipfrac": out.clip_fraction.item(),
+        "actor/ppo_kl": out.approx_kl.item(),
+    }
+
+
+_gdpo = core_algos.get_adv_estimator_fn("gdpo")
+
+
+def _gdpo_or_pama(*args: Any, config: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    chosen = pama if config is not None and config.get("pama") else _gdpo
+    result: tuple[Tensor, Tensor] = chosen(*args, config=config, **kwargs)
+    return result
+
+
+core_algos.ADV_ESTIMATOR_REGISTRY["gdpo"] = _gdpo_or_pama

@@ -1,0 +1,190 @@
+"""PAMAGRPOTrainer in TRL itself: a tiny GPT-2 trained on the CPU, offline."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("trl", "datasets", "transformers", "tokenizers"):
+    pytest.importorskip(package, reason=f"wants {package}: pip install 'pama_ops[trl]'")
+
+import datasets  # noqa: E402
+import tokenizers  # noqa: E402
+import transformers  # noqa: E402
+import trl  # noqa: E402
+
+import pama_ops as po  # noqa: E402
+from pama_ops.integrations.trl import PAMAGRPOTrainer  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")  # TRL's and its dependencies' own warnings
+WORDS = [*"abcdefgh"]
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    vocabulary = {word: k for k, word in enumerate(["[PAD]", "[EOS]", *WORDS])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[PAD]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="[PAD]", eos_token="[EOS]"
+    )
+
+
+def share_of_a(completions: list[str], **kwargs: object) -> list[float]:
+    return [text.count("a") / 8 for text in completions]
+
+
+def share_of_b(completions: list[str], **kwargs: object) -> list[float]:
+    return [text.count("b") / 8 for text in completions]
+
+
+def sometimes(completions: list[str], **kwargs: object) -> list[float | None]:
+    """Does not apply to every other completion."""
+    return [None if k % 2 else r for k, r in enumerate(share_of_b(completions))]
+
+
+def make_trainer(
+    path: Path,
+    rewards: list[object],
+    kind: type = PAMAGRPOTrainer,
+    steps: int = 2,
+    **options: object,
+) -> trl.GRPOTrainer:
+    transformers.set_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS) + 2, n_positions=32, n_embd=32, n_layer=1, n_head=2,
+        bos_token_id=1, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    settings = options.pop("settings", {})
+    args = trl.GRPOConfig(
+        output_dir=str(path), use_cpu=True, bf16=False, report_to=[], max_steps=steps,
+        logging_steps=1, save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
+        per_device_train_batch_size=64, num_generations=8, max_completion_length=8,
+        beta=0.0, seed=0, **settings,
+    )  # fmt: skip
+    return kind(
+        transformers.GPT2LMHeadModel(config),
+        rewards,
+        args,
+        datasets.Dataset.from_dict({"prompt": WORDS * 8}),
+        processing_class=tokenizer(),
+        **options,
+    )
+
+
+def test_twenty_steps_raise_both_rewards_and_log_what_led(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [share_of_a, share_of_b], steps=20)
+    trainer.train()
+    history = [row for row in trainer.state.log_history if "pama/weight/share_of_a" in row]
+    assert len(history) == 20
+    for name in ("share_of_a", "share_of_b"):
+        means = torch.tensor([row[f"rewards/{name}/mean"] for row in history])
+        deviation = torch.tensor([row[f"rewards/{name}/std"] for row in history])
+        # Standard error of a difference of means over 5 steps of 64 completions each.
+        error = deviation.max() * math.sqrt(2 / (5 * 64))
+        assert means[-5:].mean() - means[:5].mean() > -2 * error
+        assert all(0 <= row[f"pama/weight/{name}"] <= 1 for row in history)
+        assert all(row[f"pama/mean/{name}"] >= 0 for row in history)
+        assert history[0][f"pama/active/{name}"] == 1
+    # 8 words and the end are equally likely at first: the sum of the two rewards must have risen.
+    total = [row["rewards/share_of_a/mean"] + row["rewards/share_of_b/mean"] for row in history]
+    assert sum(total[-5:]) > sum(total[:5])
+    cosines = [row["pama/cosine/share_of_a/share_of_b"] for row in history]
+    assert all(0 <= c <= 1 + 1e-12 for c in cosines if c is not None)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence", "gram", "batch"])
+def test_loss_gets_the_combination_of_the_rewards_that_trl_computed(
+    tmp_path: Path, reduction: str
+) -> None:
+    trainer = make_trainer(
+        tmp_path, [share_of_a, sometimes], reduction=reduction, preference=[1, 3], noon=False
+    )
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([{"prompt": w} for w in WORDS for _ in WORDS])
+    rewards = trainer._rewards
+    assert rewards.shape == (64, 2)
+    assert rewards[1::2, 1].isnan().all()
+    advantages = po.group_normalize(rewards.T, 8)
+    assert (advantages[1, 1::2] == 0).all()
+    expected = po.pama_advantages(
+        advantages.unsqueeze(-1), reduction=reduction, preference=[1, 3], noon=False
+    )
+    assert torch.equal(output["advantages"], expected.advantages[:, 0])
+    assert output["advantages"].isfinite().all()
+    assert list(trainer._logs["advantages"]) == output["advantages"].tolist()
+
+
+def test_reward_that_never_applies_gets_no_weight(tmp_path: Path) -> None:
+    def never(completions: list[str], **kwargs: object) -> list[None]:
+        return [None] * len(completions)
+
+    trainer = make_trainer(tmp_path, [share_of_a, never])
+    trainer.train()
+    row = trainer.state.log_history[0]
+    assert row["pama/weight/never"] == row["pama/active/never"] == 0
+    assert row["pama/cosine/share_of_a/never"] is None
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+class ByToken(PAMAGRPOTrainer):
+    """Gives each objective its advantage at the even or at the odd tokens only."""
+
+    def advantages_of_objectives(
+        self, rewards: torch.Tensor, output: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        advantages = super().advantages_of_objectives(rewards, output)
+        mask = output["completion_mask"]
+        odd = torch.arange(mask.shape[1]) % 2
+        where = torch.stack([1 - odd, odd]).unsqueeze(1)
+        return torch.where(mask == 1, advantages.unsqueeze(-1) * where, torch.nan)
+
+
+def test_advantages_by_token_reach_the_loss_and_padding_does_not(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [share_of_a, share_of_b], kind=ByToken, reduction="gram")
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([{"prompt": w} for w in WORDS for _ in WORDS])
+    mask = output["completion_mask"]
+    assert output["advantages"].shape == mask.shape
+    assert (mask == 0).any()  # some completion has ended early, so that padding is there
+    assert (output["advantages"][mask == 0] == 0).all()
+    trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_arguments_are_those_of_grpo_trainer_and_three_more(tmp_path: Path) -> None:
+    parameters = inspect.signature(PAMAGRPOTrainer.__init__).parameters
+    assert [k for k, p in parameters.items() if p.kind == p.KEYWORD_ONLY] == [
+        "reduction",
+        "preference",
+        "noon",
+    ]
+    theirs, ours = (
+        make_trainer(tmp_path, [share_of_a, share_of_b], kind=kind)
+        for kind in (trl.GRPOTrainer, PAMAGRPOTrainer)
+    )
+    assert ours.args.to_dict() == theirs.args.to_dict()
+    assert ours.reward_func_names == theirs.reward_func_names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "mean"}, "reduction must be one of"),
+        ({"preference": [1.0]}, "preference must have the 2 entries"),
+        ({"settings": {"reward_weights": [1.0, -1.0]}}, "preference must be nonnegative"),
+        ({"settings": {"scale_rewards": "batch"}}, "args.scale_rewards must be 'group'"),
+        (
+            {"settings": {"multi_objective_aggregation": "normalize_then_sum"}},
+            "args.multi_objective_aggregation must be left",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, [share_of_a, share_of_b], **options)
