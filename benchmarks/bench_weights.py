@@ -2,18 +2,22 @@
 
     pytest benchmarks/bench_weights.py --benchmark-only    # pytest-benchmark's table and JSON
     python benchmarks/bench_weights.py                     # medians against the budgets
+    python benchmarks/bench_weights.py --plot PATH.png     # also a plot of them, and PATH.json
 
 Peers are measured beside ours in the same run where they are installed: TorchJD's default
-weighting, and the same problem in cvxpy (Clarabel) with its parameters set once.
+weighting, the same problem in cvxpy (Clarabel) with its parameters set once, and in quadprog.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,12 +57,43 @@ def cvxpy_min_norm(gram: torch.Tensor) -> Call:
     return lambda: problem.solve(solver=cvxpy.CLARABEL)
 
 
-def torchjd_peer(name: str) -> Callable[[torch.Tensor], Call]:
-    """TorchJD's weighting of this name with its defaults."""
+def cvxpy_fair(alpha: float) -> Callable[[torch.Tensor], Call]:
+    """The convex problem whose solution has G w = w^(−1/α), for α = 1 and α > 1."""
+
+    def peer(gram: torch.Tensor) -> Call:
+        cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
+        root = cvxpy.Parameter(gram.shape)
+        root.value = torch.linalg.cholesky(gram).mT.numpy()
+        w, power = cvxpy.Variable(len(gram)), 1 - 1 / alpha
+        gain = cvxpy.log(w) if power == 0 else cvxpy.power(w, power) / power
+        cost = cvxpy.sum_squares(root @ w) / 2 - cvxpy.sum(gain)
+        problem = cvxpy.Problem(cvxpy.Minimize(cost))
+        return lambda: problem.solve(solver=cvxpy.CLARABEL)
+
+    return peer
+
+
+def torchjd_nash_mtl(gram: torch.Tensor) -> Call:
+    aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
+    pytest.importorskip("ecos", reason="needs ecos")
+    jacobian, nash_mtl = torch.linalg.cholesky(gram), aggregation.NashMTL(n_tasks=len(gram))
+    return lambda: nash_mtl(jacobian)
+
+
+def quadprog_upgrad(gram: torch.Tensor) -> Call:
+    """One quadratic program for each objective."""
+    quadprog = pytest.importorskip("quadprog", reason="needs quadprog")
+    n, g = len(gram), gram.numpy()
+    identity, zeros = torch.eye(n, dtype=torch.float64).numpy(), torch.zeros(n).double().numpy()
+    return lambda: [quadprog.solve_qp(g, zeros, identity, row / n) for row in identity]
+
+
+def torchjd_peer(name: str, **options: float) -> Callable[[torch.Tensor], Call]:
+    """TorchJD's weighting of this name with its defaults, but for parameters that it must have."""
 
     def peer(gram: torch.Tensor) -> Call:
         aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
-        weighting = getattr(aggregation, name)()
+        weighting = getattr(aggregation, name)(**options)
         return lambda: weighting(gram)
 
     return peer
@@ -86,14 +121,25 @@ TABLE = [
         "upgrad",
         po.upgrad,
         budget={8: 24.0, 32: 1500.0},
-        peers={"torchjd": torchjd_peer("UPGradWeighting")},
+        peers={"torchjd": torchjd_peer("UPGradWeighting"), "quadprog": quadprog_upgrad},
     ),
-    Row("cagrad", po.cagrad, budget={8: 24.0, 32: 120.0}),
-    Row("nash_mtl", po.nash_mtl, budget={8: 24.0, 32: 120.0}),
+    Row(
+        "cagrad",
+        po.cagrad,
+        budget={8: 24.0, 32: 120.0},
+        peers={"torchjd": torchjd_peer("CAGradWeighting", c=0.5)},
+    ),
+    Row(
+        "nash_mtl",
+        po.nash_mtl,
+        budget={8: 24.0, 32: 120.0},
+        peers={"torchjd": torchjd_nash_mtl, "cvxpy": cvxpy_fair(1.0)},
+    ),
     Row(
         "fairgrad",
         functools.partial(po.fairgrad, alpha=2.0),
         budget={8: 24.0, 32: 120.0},
+        peers={"torchjd": torchjd_peer("FairGradWeighting", alpha=2.0), "cvxpy": cvxpy_fair(2.0)},
     ),
     Row("gapo", po.gapo),
     Row(
@@ -179,30 +225,108 @@ def microseconds(call: Call, rounds: int = 9, seconds: float = 0.02) -> tuple[fl
     return statistics.median(times), min(times), max(times)
 
 
-def line(name: str, n: int, times: tuple[float, float, float], budget: float | None) -> None:
-    median, least, most = times
-    of = f"{median / budget:8.2f} of {budget:g} us" if budget else ""
-    print(f"{name:<24} {n:>4} {median:12.2f}  [{least:.2f}, {most:.2f}]  {of}", flush=True)
+@dataclass(frozen=True)
+class Measured:
+    """Microseconds a call, of an op or of a peer of it."""
+
+    op: str
+    peer: str | None
+    n: int
+    median: float
+    low: float
+    high: float
+    budget: float | None = None
+
+    def print(self) -> None:
+        of = f"{self.median / self.budget:8.2f} of {self.budget:g} us" if self.budget else ""
+        name = f"  {self.peer}" if self.peer else self.op
+        times = f"{self.median:12.2f}  [{self.low:.2f}, {self.high:.2f}]"
+        print(f"{name:<24} {self.n:>4} {times}  {of}", flush=True)
+
+
+TOO_LONG = 0.25  # seconds a call, after which a peer is not measured at larger n
+
+
+def measure(row: Row) -> list[Measured]:
+    measured, given_up = [], set()
+    for n in SIZES:
+        x = row.input(n)
+        ours = Measured(row.name, None, n, *microseconds(lambda x=x: row.call(x)), row.limit(n))
+        ours.print()
+        measured.append(ours)
+        for name in row.peers.keys() - given_up:
+            try:
+                call = row.peers[name](x)
+            except pytest.skip.Exception as missing:
+                print(f"  {name}: {missing}")
+                given_up.add(name)
+                continue
+            theirs = Measured(row.name, name, n, *microseconds(call, rounds=3))
+            theirs.print()
+            measured.append(theirs)
+            if theirs.median > TOO_LONG * 1e6:
+                given_up.add(name)
+    return measured
+
+
+def plot(measured: list[Measured], path: Path) -> None:
+    """Time against n, a panel for each op, its peers and its budgets beside it."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    ops = list(dict.fromkeys(m.op for m in measured))
+    columns = 4
+    figure, axes = pyplot.subplots(
+        -(-len(ops) // columns), columns, figsize=(14, 11), sharex=True, sharey=True, squeeze=False
+    )
+    colors = {None: "C0", "torchjd": "C1", "cvxpy": "C2", "quadprog": "C3"}
+    for axis, op in zip(axes.flat, ops, strict=False):
+        for peer, color in colors.items():
+            points = [m for m in measured if m.op == op and m.peer == peer]
+            if points:
+                sizes, medians = [m.n for m in points], [m.median for m in points]
+                axis.loglog(sizes, medians, "o-", color=color, label=peer or "pama_ops", ms=4)
+        limits = [m for m in measured if m.op == op and m.budget]
+        sizes, budgets = [m.n for m in limits], [m.budget for m in limits]
+        axis.plot(sizes, budgets, "k_", label="budget", ms=10)
+        axis.set_title(op, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.set_xticks(SIZES, [str(n) for n in SIZES])
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.tick_params(labelbottom=True)
+    for axis in axes.flat[len(ops) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("µs a call")
+    handles = {h.get_label(): h for a in axes.flat for h in a.get_legend_handles_labels()[0]}
+    figure.legend(handles=handles.values(), loc="lower right", ncols=len(handles))
+    figure.suptitle("Weights from an n × n Gram matrix on one CPU thread, called from Python")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="a PNG; JSON goes beside it")
+    path = parser.parse_args().plot
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, pama_ops {po.__version__}, one thread")
     print(f"{'op':<24} {'n':>4} {'median us':>12}  [least, most]  share of the budget")
-    for row in TABLE:
-        for n in SIZES:
-            x = row.input(n)
-            line(row.name, n, microseconds(lambda row=row, x=x: row.call(x)), row.limit(n))
-            for name, peer in row.peers.items():
-                try:
-                    line(f"  {name}", n, microseconds(peer(x), rounds=3), None)
-                except pytest.skip.Exception as missing:
-                    print(f"  {name}: {missing}")
+    measured = [m for row in TABLE for m in measure(row)]
     for dtype in (torch.float64, torch.float32):
         gram = batch(dtype)
         times = microseconds(lambda gram=gram: po.min_norm(gram))
-        each = tuple(t / len(gram) for t in times)
-        line(f"min_norm of 1024, {str(dtype)[6:]}", 8, each, 2.0)
+        each = [t / len(gram) for t in times]
+        Measured(f"min_norm of 1024, {str(dtype)[6:]}", None, 8, *each, 2.0).print()
+    if path:
+        from conftest import commit, machine, versions
+
+        results = {"machine": machine(), "versions": versions(), "commit": commit()}
+        results["rows"] = [asdict(m) for m in measured]
+        path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        plot(measured, path)
 
 
 if __name__ == "__main__":

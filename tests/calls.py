@@ -1,4 +1,4 @@
-"""A call or more of every op in _schemas.SCHEMAS, long enough for several warps, blocks and tiles."""
+"""Calls of every op in _schemas.SCHEMAS, long enough for several warps, blocks and tiles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(op: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _token_calls(generator: torch.Generator) -> Iterator[Call]:
-    """Padded: 3 objectives of 2 sequences of 1300 tokens. Ragged: the same tokens in 3 sequences."""
+    """3 objectives of 2600 tokens: in 2 padded sequences, and in 3 ragged ones."""
     padded, ragged = (2, 1300), (2600,)
     for shape, cu in (padded, None), (ragged, torch.tensor([0, 1500, 1501, 2600])):
         x, y = (torch.randn((3, *shape), generator=generator) for _ in range(2))

@@ -3,6 +3,7 @@ host (csrc/testing), on the plain-PyTorch defaults, and on a GPU where there is 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -13,7 +14,7 @@ import pama_ops
 from pama_ops import _schemas
 
 ROOT = Path(__file__).parent.parent
-EMULATED = ROOT / "build" / "_C_emulated.so"
+EMULATED = ROOT / "build" / os.environ.get("PAMA_EMULATED_LIBRARY", "_C_emulated.so")
 
 # Examples that fail are kept by hypothesis; a fixed seed keeps a run of the suite repeatable.
 hypothesis.settings.register_profile(

@@ -20,7 +20,7 @@ namespace pama {
 template <class Team>
 class Jacobi {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 4 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 6 * n; }
   // At the limit the columns are taken as they are.
   static constexpr int kSweeps = 30;
 
@@ -33,7 +33,9 @@ class Jacobi {
         square_(workspace + n * n),
         diagonal_(square_ + n),
         tangent_(diagonal_ + n),
-        cosine_(tangent_ + n) {}
+        cosine_(tangent_ + n),
+        alpha_(cosine_ + n),
+        beta_(alpha_ + n) {}
 
   // Columns of norm √λ in the direction of the eigenvectors, as many as rank() says. Eigenvalues
   // up to `cut` times the largest are left out.
@@ -134,17 +136,23 @@ class Jacobi {
   // Makes the columns of each pair orthogonal; false if all were, to rounding.
   PAMA_HD bool rotate(int round) {
     const int pairs = (rank_ + 1) / 2, first = rank_ % 2;
-    double* dot = tangent_;
     for (int k = first; k < pairs; ++k) {
       const Pair at = pair(round, k);
-      const double found = product(column_ + at.p * n_, column_ + at.q * n_);
-      if (team_.rank() == 0) dot[k] = found;
+      const double dot = product(column_ + at.p * n_, column_ + at.q * n_);
+      if (team_.rank() == 0) {
+        tangent_[k] = dot;
+        alpha_[k] = square_[at.p];
+        beta_[k] = square_[at.q];
+      }
     }
     team_.sync();
+    find_angles(first, pairs);
     bool rotated = false;
     for (int k = first + team_.rank(); k < pairs; k += team_.size()) {
       const Pair at = pair(round, k);
-      rotated = find_angle(k, square_[at.p], square_[at.q]) || rotated;
+      square_[at.p] = alpha_[k];
+      square_[at.q] = beta_[k];
+      rotated = rotated || tangent_[k] != 0;
     }
     rotated = team_.any(rotated);
     team_.sync();
@@ -158,19 +166,27 @@ class Jacobi {
     return true;
   }
 
-  // From the product of two columns of these squared norms, in tangent_[k], to the rotation that
-  // makes it 0; tangent 0 and false if it was to what rounding leaves of n terms.
-  PAMA_HD bool find_angle(int k, double& alpha, double& beta) {
-    const double dot = tangent_[k];
-    tangent_[k] = 0;
-    if (!(dot * dot > n_ * DBL_EPSILON * DBL_EPSILON * alpha * beta)) return false;
-    const double zeta = (beta - alpha) / (2 * dot);
-    const double tangent = (zeta < 0 ? -1 : 1) / (fabs(zeta) + sqrt(1 + zeta * zeta));
-    tangent_[k] = tangent;
-    cosine_[k] = 1 / sqrt(1 + tangent * tangent);
-    alpha = fmax(alpha - tangent * dot, 0.0);
-    beta += tangent * dot;
-    return true;
+  // From the products of columns of squared norms alpha and beta, in tangent, to the rotations that
+  // make them 0; tangent 0 where they are what rounding leaves of n terms. Without branches, so
+  // that a CPU takes several at a time.
+  PAMA_HD void find_angles(int first, int pairs) {
+    double* __restrict__ tangents = tangent_, * __restrict__ cosines = cosine_;
+    double* __restrict__ alphas = alpha_, * __restrict__ betas = beta_;
+    const double noise = n_ * DBL_EPSILON * DBL_EPSILON;
+    for (int k = first + team_.rank(); k < pairs; k += team_.size()) {
+      const double dot = tangents[k], alpha = alphas[k], beta = betas[k];
+      const double apart = beta - alpha, wide = fabs(apart);
+      const double hypotenuse = sqrt(4 * dot * dot + apart * apart);
+      const bool turned = dot * dot > noise * alpha * beta;
+      const double tangent = 2 * dot / (wide + hypotenuse) * (apart < 0 ? -1.0 : 1.0);
+      const double cosine = sqrt(0.5 + 0.5 * (wide / hypotenuse));
+      tangents[k] = turned ? tangent : 0.0;
+      cosines[k] = cosine;
+      const double moved = turned ? tangent * dot : 0.0;
+      alphas[k] = alpha > moved ? alpha - moved : 0.0;
+      betas[k] = beta + moved;
+    }
+    team_.sync();
   }
 
   PAMA_HD void turn(double* __restrict__ a, double* __restrict__ b, double cosine, double sine) {
@@ -206,8 +222,11 @@ class Jacobi {
   double* column_;    // column by column
   double* square_;    // squares of the columns' norms
   double* diagonal_;  // what is left to factorise
-  double* tangent_;   // of a round's rotations; before, the products of its columns
+  // Of the pairs of a round.
+  double* tangent_;  // before, the product of the columns
   double* cosine_;
+  double* alpha_;
+  double* beta_;
 };
 
 }  // namespace pama
