@@ -11,7 +11,7 @@ matrix is broadcast after every reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -33,6 +33,7 @@ BUCKET_BYTES = 25 * 2**20
 
 
 def is_dtensor(x: object) -> bool:
+    """Whether `x` is a DTensor."""
     if type(x) is Tensor or type(x) is torch.nn.Parameter or not isinstance(x, Tensor):
         return False
     from torch.distributed.tensor import DTensor  # a second of imports that plain tensors save
@@ -76,6 +77,16 @@ def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
                     "Redistribute it first"
                 )
     return True
+
+
+def check_kinds(name: str, tensors: Sequence[Tensor]) -> None:
+    """All or none are DTensors."""
+    kinds = [is_dtensor(x) for x in tensors]
+    if any(kinds) and not all(kinds):
+        raise TypeError(
+            f"{name} must be DTensors all or none, got a DTensor at {kinds.index(True)} and a "
+            f"plain tensor at {kinds.index(False)}"
+        )
 
 
 def local(x: Tensor) -> Tensor:
@@ -150,18 +161,29 @@ def same(x: Tensor, group: ProcessGroup) -> None:
     dist.broadcast(x, group=group, group_src=0)
 
 
-def meeting(flat: Sequence[object], group: ProcessGroup | None) -> list[ProcessGroup]:
-    """Groups which one after the other let every rank hear of every other: meshes, then `group`."""
+def meeting(flat: Sequence[object], *others: ProcessGroup | None) -> list[ProcessGroup]:
+    """Groups which one after the other let every rank hear of every other: meshes', then others."""
     meshes = dict.fromkeys(cast("DTensor", x).device_mesh for x in flat if is_dtensor(x))
     groups = [over for mesh in meshes for over in _groups(mesh, range(mesh.ndim))]
-    return groups if group is None else [*groups, group]
+    return [*groups, *(group for group in others if group is not None)]
+
+
+def settle(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
+    """The data ranks' one Gram matrix: of means that all hold, or the sum of parts of them."""
+    if summed:
+        dist.all_reduce(matrix, group=ranks)
+        matrix /= dist.get_world_size(ranks) ** 2
+    same(matrix, ranks)
 
 
 # --- agreement ----------------------------------------------------------------------------------
 
+# What `agree` compares.
+FACTS = ("the number of objectives", "the number of tensors of an objective")
+
 
 def agree(
-    facts: dict[str, int],
+    facts: tuple[int, int],
     groups: Sequence[ProcessGroup],
     device: torch.device,
     refusal: Exception | None = None,
@@ -172,25 +194,25 @@ def agree(
     in the next, so that all ranks of a mesh of several dimensions raise.
     """
     error = refusal
-    mine = torch.tensor([0, *facts.values()], device=device)
+    mine = torch.tensor([0, *facts], device=device)
     for group in groups:
         mine[0] = error is not None
         size = dist.get_world_size(group)
         table = mine.new_empty((size, len(mine)))
         dist.all_gather_into_tensor(table, mine, group=group)
-        error = error or _disagreement(list(facts), table.tolist())
+        error = error or _disagreement(table.tolist())
     if error is not None:
         raise error
 
 
-def _disagreement(names: list[str], table: list[list[int]]) -> ValueError | None:
+def _disagreement(table: list[list[int]]) -> ValueError | None:
     refusing = [rank for rank, row in enumerate(table) if row[0]]
     if refusing:
         return ValueError(
             f"group must have ranks that accept their arguments, but ranks {refusing} refuse "
             "theirs or were told of a rank that does: the error there names the argument"
         )
-    for k, name in enumerate(names, start=1):
+    for k, name in enumerate(FACTS, start=1):
         ranks: dict[int, list[int]] = {}
         for rank, row in enumerate(table):
             ranks.setdefault(row[k], []).append(rank)
@@ -200,15 +222,15 @@ def _disagreement(names: list[str], table: list[list[int]]) -> ValueError | None
     return None
 
 
-FACTS = ("the number of objectives", "the number of tensors of an objective")
+def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait: bool) -> NoReturn:
+    """Raise `error` here, and on the other ranks one that says so, in place of their waiting.
 
-
-def refuse(error: Exception, grads: object, group: ProcessGroup | None, sync: bool) -> NoReturn:
-    """Raise `error` here, and on the other ranks one that says so, in place of their waiting."""
-    found = list(_tensors(grads))
+    On a GPU only if `wait`, as the ranks that agree do: reading a header synchronises.
+    """
+    found = list(_tensors(tensors))
     device = found[0].device if found else torch.device("cpu")
-    if sync or device.type == "cpu":
-        agree(dict.fromkeys(FACTS, 0), meeting(found, group), device, error)
+    if wait or device.type == "cpu":
+        agree((0, 0), meeting(found, *others), device, error)
     raise error
 
 
@@ -224,7 +246,7 @@ def _tensors(x: Any) -> Iterator[Tensor]:
 
 
 def data_ranks(
-    data_group: object, group: ProcessGroup | None, tensors: Sequence[Tensor]
+    data_group: object, group: ProcessGroup | None, parameters: object
 ) -> ProcessGroup | None:
     """The group whose ranks' gradients are to be averaged; None where nothing is."""
     if data_group != "world":
@@ -234,7 +256,7 @@ def data_ranks(
                 f"got {type(data_group).__name__}"
             )
         chosen = data_group
-    elif group is None and dist.is_initialized() and not any(map(is_dtensor, tensors)):
+    elif group is None and dist.is_initialized() and not any(map(is_dtensor, _tensors(parameters))):
         chosen = dist.group.WORLD
     else:
         chosen = None
@@ -297,13 +319,15 @@ def _average_bucket(
 # --- FSDP2 --------------------------------------------------------------------------------------
 
 
-def sharded(parameters: Sequence[object]) -> list[object]:
+def sharded(parameters: object) -> object:
     """With the plain parameter that FSDP2 shows between forward and backward replaced by the
     DTensor that it stands for, which is the one with a `.grad`.
 
     `model.parameters()` after a forward holds such parameters of a root module, and torch has no
     public way from one to the other.
     """
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        return parameters
     from torch.distributed import _composable_state as composable
 
     owner: dict[int, Tensor] = {}

@@ -77,13 +77,13 @@ def gram(
         if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
     except (TypeError, ValueError) as error:
-        distributed.refuse(error, grads, group, check_finite)
+        distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:
         result: Tensor = ops.gram(flat, n)
     else:
         if check_finite or flat[0].device.type == "cpu":
-            facts = dict(zip(distributed.FACTS, (n, len(flat) // n), strict=True))
-            distributed.agree(facts, distributed.meeting(flat, group), flat[0].device)
+            groups = distributed.meeting(flat, group)
+            distributed.agree((n, len(flat) // n), groups, flat[0].device)
         result = distributed.gram(flat, n, group)
     if check_finite and not bool(result.isfinite().all()):
         bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
