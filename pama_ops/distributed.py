@@ -72,7 +72,7 @@ def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
         for dim, placement in enumerate(shard.placements):
             if placement.is_partial():
                 raise ValueError(
-                    f"{name} must be Shard or Replicate, got {placement} over dimension {dim} of "
+                    f"{name} must be Shard or Replicate, got Partial, {placement}, over dimension {dim} of "
                     f"the mesh for objective {i}, parameter {p}: a sum that is not taken yet. "
                     "Redistribute it first"
                 )
@@ -197,10 +197,9 @@ def agree(
     mine = torch.tensor([0, *facts], device=device)
     for group in groups:
         mine[0] = error is not None
-        size = dist.get_world_size(group)
-        table = mine.new_empty((size, len(mine)))
-        dist.all_gather_into_tensor(table, mine, group=group)
-        error = error or _disagreement(table.tolist())
+        rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(rows, mine, group=group)
+        error = error or _disagreement(torch.stack(rows).tolist())
     if error is not None:
         raise error
 

@@ -155,7 +155,7 @@ def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
         assert "number of objectives, got 2 on ranks [0], 3 on ranks [1]" in said["objectives"]
         assert "number of tensors of an objective, got 4 on ranks [0], 3 on" in said["tensors"]
         assert "DTensors all or none" in said["mixed"]
-        assert "Partial(sum) over dimension 0 of the mesh" in said["partial"]
+        assert "Partial, P(sum), over dimension 0 of the mesh" in said["partial"]
         assert "number of objectives, got 1 on ranks [0], 2 on ranks [1]" in said["losses"]
     for case in ("one refuses", "mixed on one", "parameters"):
         assert "ranks [1] refuse" in ours[case]
@@ -341,4 +341,4 @@ def autograd_through_fsdp(rank: int) -> str:
 
 def test_autograd_grad_raises_under_fsdp2(ranks):
     for said in ranks(autograd_through_fsdp):
-        assert "not to have been used in the graph" in said
+        assert "appears to not have been used in the graph" in said
