@@ -50,9 +50,9 @@ def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
     of: dict[int, DTensor] = {}
     for k, x in enumerate(flat):
         i, p = divmod(k, count)
+        if x.dim() == 1 and x.numel() == 0:  # None, filled
+            continue
         if not kinds[k]:
-            if x.dim() == 1 and x.numel() == 0:  # None, filled
-                continue
             first = kinds.index(True)
             raise TypeError(
                 f"{name} must be DTensors all or none, got a DTensor for objective "
