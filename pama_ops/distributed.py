@@ -72,9 +72,9 @@ def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
         for dim, placement in enumerate(shard.placements):
             if placement.is_partial():
                 raise ValueError(
-                    f"{name} must be Shard or Replicate, got Partial, {placement}, over dimension {dim} of "
-                    f"the mesh for objective {i}, parameter {p}: a sum that is not taken yet. "
-                    "Redistribute it first"
+                    f"{name} must be Shard or Replicate, got Partial, {placement}, over "
+                    f"dimension {dim} of the mesh for objective {i}, parameter {p}: a sum "
+                    "that is not taken yet. Redistribute it first"
                 )
     return True
 
