@@ -26,7 +26,7 @@ def serve(rank: int, world: int, store: str, tasks: Any, results: Any) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=world,
-        timeout=datetime.timedelta(seconds=TIMEOUT / 4),
+        timeout=datetime.timedelta(seconds=TIMEOUT - 10),
     )
     while (task := tasks.get()) is not None:
         function, arguments = task
