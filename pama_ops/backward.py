@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
 from pama_ops import _schemas as ops
+from pama_ops import distributed
 from pama_ops.gradients import gram
 from pama_ops.weights import min_norm
 
@@ -27,6 +28,7 @@ def pareto_backward(
     features: Tensor | Sequence[Tensor] | None = None,
     task_parameters: Sequence[Iterable[Tensor]] | None = None,
     group: ProcessGroup | None = None,
+    data_group: ProcessGroup | str | None = "world",
 ) -> Tensor:
     """Add a Pareto combination of the losses' gradients to `.grad`: Σ_i w_i ∂L_i/∂θ.
 
@@ -42,6 +44,12 @@ def pareto_backward(
     its `.grad`. Parameters that require no gradient are passed over. Hooks on parameters' gradient
     accumulation (DistributedDataParallel's) run with `features` only.
 
+    In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
+    as DistributedDataParallel has it. Plain parameters: gradients are taken without any hook and
+    averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss,
+    in which FSDP2 averages; leaves outside `parameters` and `task_parameters` accumulate n times.
+    With `features`, G is summed over `data_group`, and the one backward's hooks average.
+
     Args:
         losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n].
         parameters: the shared parameters, e.g. `model.parameters()`; those in `task_parameters`
@@ -52,9 +60,12 @@ def pareto_backward(
             that loss's own gradient, unweighted, and stay out of G: a head whose weight is 0 would
             never train.
         group: process group whose ranks hold disjoint parts of `parameters` (or of `features`).
+        data_group: process group whose ranks hold disjoint data and the same parameters; all must
+            call. "world" is the default group of torch.distributed, if that is initialised,
+            `parameters` are plain and no `group` is given; None averages nothing.
 
     Returns:
-        w, [n] in float64 (or what `weighting` returns), detached.
+        w, [n] in float64 (or what `weighting` returns), detached; the same bits on every rank.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted;
@@ -70,40 +81,38 @@ def pareto_backward(
     >>> x.grad
     tensor([0.5000, 0.5000])
     """
-    losses = _losses(losses)
-    heads = _heads(task_parameters, len(losses))
-    if (parameters is None) == (features is None):
-        raise ValueError(
-            "exactly one of parameters and features must be given, got "
-            + ("neither" if parameters is None else "both")
-        )
-    if features is not None:
-        return _through_features(losses, _features(features), heads, weighting, group)
-    assert parameters is not None
-    own = {id(x) for head in heads for x in head}
-    shared = [x for x in _parameters("parameters", parameters) if id(x) not in own]
-    if not shared:
-        raise ValueError("parameters must hold a shared one that requires a gradient, got none")
-    rows, tasks = _gradients(losses, shared, heads, retain_last=False)
-    weights = _weights(weighting, rows, "parameters", group)
-    reached = [p for p in range(len(shared)) if any(row[p] is not None for row in rows)]
-    flat, _, _ = check.gradients("gradients", [[row[p] for p in reached] for row in rows])
-    rows.clear()
-    _add([shared[p] for p in reached], flat, weights)
+    tensors = distributed.sharded(parameters)
+    ranks = distributed.data_ranks(data_group, group, tensors)
+    try:
+        terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
+    except (TypeError, ValueError) as error:
+        distributed.refuse(error, [tensors, features], ranks, group, wait=True)
+    groups = distributed.meeting(shared, ranks, group)
+    if groups:
+        distributed.agree((len(terms), len(shared)), groups, shared[0].device)
+    through = features is not None
+    rows, tasks = _gradients(terms, shared, heads, retain_last=through)
+    name = "features" if through else "parameters"
+    _dense(name, rows)
+    if ranks is not None:
+        distributed.average(tasks, heads, ranks)
+        if not through:
+            distributed.average(rows, [shared] * len(rows), ranks)
+    weights = _weights(weighting, rows, name, group, ranks, summed=through)
+    if through:
+        rows.clear()
+        _backward(terms, heads, weights)
+    else:
+        reached = [p for p in range(len(shared)) if any(row[p] is not None for row in rows)]
+        flat, _, _ = check.gradients("gradients", [[row[p] for p in reached] for row in rows])
+        rows.clear()
+        _add([shared[p] for p in reached], flat, weights)
     _add_own(heads, tasks)
     return weights
 
 
-def _through_features(
-    losses: list[Tensor],
-    features: list[Tensor],
-    heads: list[list[Tensor]],
-    weighting: Weighting,
-    group: ProcessGroup | None,
-) -> Tensor:
-    rows, tasks = _gradients(losses, features, heads, retain_last=True)
-    weights = _weights(weighting, rows, "features", group)
-    rows.clear()
+def _backward(losses: list[Tensor], heads: list[list[Tensor]], weights: Tensor) -> None:
+    """`.grad` += the gradient of Σ w_i L_i, but of the losses' own parameters."""
     before = [[x.grad for x in head] for head in heads]
     for head in heads:
         for x in head:
@@ -115,8 +124,6 @@ def _through_features(
         for head, grads in zip(heads, before, strict=True):
             for x, grad in zip(head, grads, strict=True):
                 x.grad = grad
-    _add_own(heads, tasks)
-    return weights
 
 
 # --- what it is made of -------------------------------------------------------------------------
@@ -127,6 +134,8 @@ def _gradients(
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
     """For each loss its gradients in the shared tensors and in its own parameters."""
     _refuse_reentrant_checkpoints(losses, shared)
+    if any(map(distributed.is_dtensor, shared)):
+        return _sharded_gradients(losses, shared, heads)
     rows: list[list[Tensor | None]] = []
     tasks: list[list[Tensor | None]] = []
     for i, loss in enumerate(losses):
@@ -136,6 +145,19 @@ def _gradients(
         )
         rows.append(list(grads[: len(shared)]))
         tasks.append(list(grads[len(shared) :]))
+    return rows, tasks
+
+
+def _sharded_gradients(
+    losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]]
+) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
+    everything = distributed.collect(losses, [*shared, *(x for head in heads for x in head)])
+    rows = [row[: len(shared)] for row in everything]
+    tasks: list[list[Tensor | None]] = []
+    start = len(shared)
+    for row, head in zip(everything, heads, strict=True):
+        tasks.append(row[start : start + len(head)])
+        start += len(head)
     return rows, tasks
 
 
@@ -157,23 +179,32 @@ def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) ->
         nodes.extend(following for following, _ in node.next_functions)
 
 
+def _dense(name: str, rows: list[list[Tensor | None]]) -> None:
+    for i, row in enumerate(rows):
+        for p, x in enumerate(row):
+            if x is not None and x.layout != torch.strided:
+                raise TypeError(
+                    f"{name}[{p}] must have dense gradients, got {x.layout} from losses[{i}]"
+                )
+
+
 def _weights(
     weighting: Weighting,
     rows: list[list[Tensor | None]],
     name: str,
     group: ProcessGroup | None,
+    ranks: ProcessGroup | None,
+    *,
+    summed: bool,
 ) -> Tensor:
+    """The weighting's answer; `summed`: data ranks hold rows of G's sum, not means of gradients."""
     n = len(rows)
-    for p in range(len(rows[0])):
-        for i in range(n):
-            x = rows[i][p]
-            if x is not None and x.layout != torch.strided:
-                raise TypeError(
-                    f"{name}[{p}] must have dense gradients, got {x.layout} from losses[{i}]"
-                )
     if all(x is None for row in rows for x in row):
         raise ValueError(f"losses must depend on {name}, but none of them reaches any")
-    weights = weighting(gram(rows, group=group))
+    matrix = gram(rows, group=group)
+    if ranks is not None:
+        distributed.settle(matrix, ranks, summed=summed)
+    weights = weighting(matrix)
     if not isinstance(weights, Tensor):
         raise TypeError(f"weighting must return a torch.Tensor, got {type(weights).__name__}")
     if weights.shape != (n,) or not weights.dtype.is_floating_point:
@@ -187,17 +218,19 @@ def _weights(
 def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     """`.grad` += Σ w_i g_i, without a temporary where there is a `.grad` to add to."""
     n, count = weights.shape[0], len(parameters)
+    layouts = distributed.layouts(flat, n)
     fresh = [p for p in range(count) if parameters[p].grad is None]
     there = [p for p in range(count) if parameters[p].grad is not None]
+    targets = [cast("Tensor", parameters[p].grad) for p in there]
+    distributed.check_shards("gradients and .grad", [*(layouts[p] for p in there), *targets], 2)
+    flat = [distributed.local(x) for x in flat]
     if there:
-        targets = [parameters[p].grad for p in there]
-        ops.combine_into(
-            targets, [flat[i * count + p] for i in range(n) for p in there], weights, True
-        )
+        sums = [flat[i * count + p] for i in range(n) for p in there]
+        ops.combine_into([distributed.local(x) for x in targets], sums, weights, True)
     if fresh:
         sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)
         for p, x in zip(fresh, sums, strict=True):
-            parameters[p].grad = x
+            parameters[p].grad = distributed.laid_out_as(layouts[p], x)
 
 
 def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
@@ -209,6 +242,27 @@ def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> Non
 
 
 # --- checks of the arguments --------------------------------------------------------------------
+
+
+def _arguments(
+    losses: object, parameters: object, features: object, task_parameters: object
+) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+    """The losses, what G is of (shared parameters or features), and each loss's own parameters."""
+    terms = _losses(losses)
+    heads = _heads(task_parameters, len(terms))
+    if (parameters is None) == (features is None):
+        raise ValueError(
+            "exactly one of parameters and features must be given, got "
+            + ("neither" if parameters is None else "both")
+        )
+    if features is not None:
+        return terms, _features(features), heads
+    own = {id(x) for head in heads for x in head}
+    shared = [x for x in _parameters("parameters", parameters) if id(x) not in own]
+    if not shared:
+        raise ValueError("parameters must hold a shared one that requires a gradient, got none")
+    distributed.check_kinds("parameters", shared)
+    return terms, shared, heads
 
 
 def _losses(losses: object) -> list[Tensor]:
@@ -236,7 +290,7 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
     kept: dict[int, Tensor] = {}
-    for p, x in enumerate(parameters):
+    for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
         x = check.tensor(f"{name}[{p}]", x)
         if not x.requires_grad:
             continue

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pama_ops import _checks as check
 from pama_ops import _schemas as ops
+from pama_ops import distributed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,8 +43,12 @@ def gram(
     Args:
         grads: n >= 1 tensors, or n lists of P tensors or None, of float64, float32, float16 or
             bfloat16; shape, dtype and device of the p-th gradient are those of all objectives.
+            Or DTensors (FSDP2, tensor parallel): G is that of the whole gradients, summed over the
+            mesh dimensions along which they are sharded. Not differentiable then.
         group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
-            matrices of the parts are added. Not differentiable then.
+            matrices of the parts are added. Not differentiable then. Every rank gets the same
+            bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange n and P, so that
+            all raise where they disagree.
         dtype: of the result; the sum is float64.
         check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
 
@@ -64,14 +69,22 @@ def gram(
     >>> gram([[torch.ones(2, 2), None], [torch.ones(2, 2), torch.ones(3)]]).tolist()
     [[4.0, 4.0], [4.0, 7.0]]
     """
-    flat, n, _ = check.gradients("grads", grads)
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-    result: Tensor = ops.gram(flat, n)
-    if group is not None:
-        if result.requires_grad:
+    try:
+        flat, n, _ = check.gradients("grads", grads)
+        sharded = distributed.check_shards("grads", flat, n)
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+        if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
-        torch.distributed.all_reduce(result, group=group)
+    except (TypeError, ValueError) as error:
+        distributed.refuse(error, grads, group, wait=check_finite)
+    if group is None and not sharded:
+        result: Tensor = ops.gram(flat, n)
+    else:
+        if check_finite or flat[0].device.type == "cpu":
+            groups = distributed.meeting(flat, group)
+            distributed.agree((n, len(flat) // n), groups, flat[0].device)
+        result = distributed.gram(flat, n, group)
     if check_finite and not bool(result.isfinite().all()):
         bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
         raise ValueError(
@@ -107,6 +120,8 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     [[4.0, 3.0], [3.0, 4.0]]
     """
     flat, n, _ = check.gradients("grads", grads)
+    if distributed.check_shards("grads", flat, n):
+        raise TypeError("grads must be plain tensors to accumulate, got DTensors: pass to_local()")
     check.match("gram", gram, (n, n), "grads", flat[0].device)
     if gram.dtype != torch.float64 or not gram.is_contiguous():
         raise ValueError(f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}")
@@ -132,7 +147,8 @@ def combine(
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
-        in the gradients and in the weights.
+        in the gradients and in the weights. DTensors give DTensors of the same placements, with no
+        communication and not differentiable.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted.
@@ -143,12 +159,24 @@ def combine(
     tensor([0.5000, 0.5000])
     """
     flat, n, single = check.gradients("grads", grads)
+    sharded = distributed.check_shards("grads", flat, n)
     check.match("weights", weights, (n,), "grads", flat[0].device)
+    layouts = distributed.layouts(flat, n) if sharded else []
+    if sharded:
+        if weights.requires_grad and torch.is_grad_enabled():
+            raise ValueError("weights must not require a gradient where grads are DTensors")
+        flat = [distributed.local(x) for x in flat]
     if out is None:
         results: list[Tensor] = ops.combine(flat, weights)
+        if sharded:
+            parts = zip(layouts, results, strict=True)
+            results = [distributed.laid_out_as(x, part) for x, part in parts]
         return results[0] if single else results
     targets = [out] if isinstance(out, Tensor) else list(out)
-    check.outputs("out", targets, flat, n)
+    check.outputs("out", targets, layouts or flat, 1 if sharded else n)
+    if sharded:
+        distributed.check_shards("out and grads", [*layouts, *targets], 2)
+        targets = [distributed.local(x) for x in targets]
     if torch.is_grad_enabled() and any(x.requires_grad for x in (*targets, *flat, weights)):
         with torch.no_grad():
             ops.combine_into(targets, flat, weights, False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from gloo import four_ranks, ranks  # noqa: F401, fixtures of every test of process groups
 
 import pama_ops
 from pama_ops import _schemas

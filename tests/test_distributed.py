@@ -1,74 +1,12 @@
-"""Process groups: two processes over gloo, started once and handed functions of this module."""
+"""Process groups in token space: the statistics of two ranks' tokens are those of the batch."""
 
 from __future__ import annotations
-
-import queue
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 
 import pama_ops as po
-
-WORLD = 2
-# Of one task, start included; a collective that not all ranks reach would wait for ever.
-TIMEOUT = 120
-
-
-def serve(rank: int, store: str, tasks: Any, results: Any) -> None:
-    """A rank's life: join the group, run what comes, answer with its result or its traceback."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD
-    )
-    while (task := tasks.get()) is not None:
-        function, arguments = task
-        try:
-            results.put((True, function(rank, *arguments)))
-        except Exception:
-            results.put((False, traceback.format_exc()))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
-    """Calls `function(rank, *arguments)` on every rank and returns their results in order."""
-    store = Path(tmp_path_factory.mktemp("gloo")) / "store"
-    context = torch.multiprocessing.get_context("spawn")
-    tasks = [context.Queue() for _ in range(WORLD)]
-    results = [context.Queue() for _ in range(WORLD)]
-    processes = [
-        context.Process(target=serve, args=(rank, str(store), tasks[rank], results[rank]))
-        for rank in range(WORLD)
-    ]
-    for process in processes:
-        process.start()
-
-    def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        for q in tasks:
-            q.put((function, arguments))
-        answers = []
-        for rank, q in enumerate(results):
-            try:
-                good, answer = q.get(timeout=TIMEOUT)
-            except queue.Empty:
-                pytest.fail(f"rank {rank} did not answer within {TIMEOUT} s")
-            assert good, f"on rank {rank}:\n{answer}"
-            answers.append(answer)
-        return answers
-
-    yield run
-    for q in tasks:
-        q.put(None)
-    for process in processes:
-        process.join(timeout=30)
-        if process.is_alive():
-            process.terminate()
 
 
 def shard(rank: int, first: int, x: torch.Tensor, dim: int) -> torch.Tensor:

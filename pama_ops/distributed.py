@@ -1,0 +1,359 @@
+"""All that is known of process groups: what is reduced, over which ranks, and how they agree.
+
+A Gram matrix adds over disjoint parts of the parameters: over the ranks of `group`, and over the
+mesh dimensions along which a DTensor gradient is sharded. Where it is replicated every rank holds
+the whole sum already. Nothing else adds: data ranks average gradients before the products, since
+the Gram matrix of averages is not the average of Gram matrices.
+
+An all-reduce may round differently on different ranks, and weights must not: the first rank's
+matrix is broadcast after every reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pama_ops import _schemas as ops
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+# Of one flat all-reduce of gradients; DistributedDataParallel's default.
+BUCKET_BYTES = 25 * 2**20
+
+
+# --- DTensors -----------------------------------------------------------------------------------
+
+
+def is_dtensor(x: object) -> bool:
+    """Whether `x` is a DTensor."""
+    if type(x) is Tensor or type(x) is torch.nn.Parameter or not isinstance(x, Tensor):
+        return False
+    from torch.distributed.tensor import DTensor  # a second of imports that plain tensors save
+
+    return isinstance(x, DTensor)
+
+
+def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
+    """Whether the n x P gradients are DTensors; raises unless all are, or none (None is both)."""
+    count = len(flat) // n
+    kinds = [is_dtensor(x) for x in flat]
+    if not any(kinds):
+        return False
+    of: dict[int, DTensor] = {}
+    for k, x in enumerate(flat):
+        i, p = divmod(k, count)
+        if x.dim() == 1 and x.numel() == 0:  # None, filled
+            continue
+        if not kinds[k]:
+            first = kinds.index(True)
+            raise TypeError(
+                f"{name} must be DTensors all or none, got a DTensor for objective "
+                f"{first // count}, parameter {first % count} and a plain tensor for objective "
+                f"{i}, parameter {p}"
+            )
+        if x.requires_grad:
+            raise ValueError(f"{name} must not require a gradient where they are DTensors")
+        shard = cast("DTensor", x)
+        like = of.setdefault(p, shard)
+        if shard.placements != like.placements or shard.device_mesh != like.device_mesh:
+            raise ValueError(
+                f"{name} must have one placement for parameter {p}, got {like.placements} on "
+                f"{like.device_mesh} and, for objective {i}, {shard.placements} on "
+                f"{shard.device_mesh}"
+            )
+        for dim, placement in enumerate(shard.placements):
+            if placement.is_partial():
+                raise ValueError(
+                    f"{name} must be Shard or Replicate, got Partial, {placement}, over "
+                    f"dimension {dim} of the mesh for objective {i}, parameter {p}: a sum "
+                    "that is not taken yet. Redistribute it first"
+                )
+    return True
+
+
+def check_kinds(name: str, tensors: Sequence[Tensor]) -> None:
+    """All or none are DTensors."""
+    kinds = [is_dtensor(x) for x in tensors]
+    if any(kinds) and not all(kinds):
+        raise TypeError(
+            f"{name} must be DTensors all or none, got a DTensor at {kinds.index(True)} and a "
+            f"plain tensor at {kinds.index(False)}"
+        )
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of `x`, which is `x` unless it is a DTensor."""
+    if not is_dtensor(x):
+        return x
+    with torch.no_grad():
+        return cast("DTensor", x).to_local()
+
+
+def laid_out_as(x: Tensor, part: Tensor) -> Tensor:
+    """`part` as this rank's part of a tensor laid out as `x` is."""
+    if not is_dtensor(x):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    whole = cast("DTensor", x)
+    return DTensor.from_local(
+        part,
+        whole.device_mesh,
+        whole.placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+
+
+def layouts(flat: Sequence[Tensor], n: int) -> list[Tensor]:
+    """For each of the P parameters a gradient that is not None's empty filling, if there is one."""
+    count = len(flat) // n
+    return [max(flat[p::count], key=lambda x: (is_dtensor(x), x.numel())) for p in range(count)]
+
+
+def _groups(mesh: DeviceMesh, dims: Sequence[int]) -> list[ProcessGroup]:
+    return [mesh.get_group(dim) for dim in dims if mesh.size(dim) > 1]
+
+
+# --- gram ---------------------------------------------------------------------------------------
+
+
+def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
+    """The Gram matrix of the whole gradients from this rank's parts, the same bits on all ranks.
+
+    One all-reduce for each distinct set of mesh dimensions that some parameter is sharded over.
+    """
+    count = len(flat) // n
+    parts: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[int]] = {}
+    for p, x in enumerate(layouts(flat, n)):
+        if is_dtensor(x):
+            shard = cast("DTensor", x)
+            placements = shard.placements
+            dims = tuple(d for d, y in enumerate(placements) if not y.is_replicate())
+            parts.setdefault((shard.device_mesh, dims), []).append(p)
+        else:
+            parts.setdefault((None, ()), []).append(p)
+    total: Tensor | None = None
+    for (mesh, dims), columns in parts.items():
+        part: Tensor = ops.gram([local(flat[i * count + p]) for i in range(n) for p in columns], n)
+        for over in _groups(mesh, dims) if mesh is not None else []:
+            dist.all_reduce(part, group=over)
+        total = part if total is None else total + part
+    assert total is not None
+    if group is not None:
+        dist.all_reduce(total, group=group)
+    for over in meeting(flat, group):
+        same(total, over)
+    return total
+
+
+def same(x: Tensor, group: ProcessGroup) -> None:
+    """The first rank's `x` on every rank of the group."""
+    dist.broadcast(x, group=group, group_src=0)
+
+
+def meeting(flat: Sequence[object], *others: ProcessGroup | None) -> list[ProcessGroup]:
+    """Groups which one after the other let every rank hear of every other: meshes', then others."""
+    meshes = dict.fromkeys(cast("DTensor", x).device_mesh for x in flat if is_dtensor(x))
+    groups = [over for mesh in meshes for over in _groups(mesh, range(mesh.ndim))]
+    return [*groups, *(group for group in others if group is not None)]
+
+
+def settle(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
+    """The data ranks' one Gram matrix: of means that all hold, or the sum of parts of them."""
+    if summed:
+        dist.all_reduce(matrix, group=ranks)
+        matrix /= dist.get_world_size(ranks) ** 2
+    same(matrix, ranks)
+
+
+# --- agreement ----------------------------------------------------------------------------------
+
+# What `agree` compares.
+FACTS = ("the number of objectives", "the number of tensors of an objective")
+
+
+def agree(
+    facts: tuple[int, int],
+    groups: Sequence[ProcessGroup],
+    device: torch.device,
+    refusal: Exception | None = None,
+) -> None:
+    """Raise on every rank where one refuses its arguments or a fact differs between ranks.
+
+    One all-gather of a few integers for each group. What a rank hears in one group it passes on
+    in the next, so that all ranks of a mesh of several dimensions raise.
+    """
+    error = refusal
+    mine = torch.tensor([0, *facts], device=device)
+    for group in groups:
+        mine[0] = error is not None
+        rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(rows, mine, group=group)
+        error = error or _disagreement(torch.stack(rows).tolist())
+    if error is not None:
+        raise error
+
+
+def _disagreement(table: list[list[int]]) -> ValueError | None:
+    refusing = [rank for rank, row in enumerate(table) if row[0]]
+    if refusing:
+        return ValueError(
+            f"group must have ranks that accept their arguments, but ranks {refusing} refuse "
+            "theirs or were told of a rank that does: the error there names the argument"
+        )
+    for k, name in enumerate(FACTS, start=1):
+        ranks: dict[int, list[int]] = {}
+        for rank, row in enumerate(table):
+            ranks.setdefault(row[k], []).append(rank)
+        if len(ranks) > 1:
+            said = ", ".join(f"{value} on ranks {where}" for value, where in ranks.items())
+            return ValueError(f"group must have ranks that agree in {name}, got {said}")
+    return None
+
+
+def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait: bool) -> NoReturn:
+    """Raise `error` here, and on the other ranks one that says so, in place of their waiting.
+
+    On a GPU only if `wait`, as the ranks that agree do: reading a header synchronises.
+    """
+    found = list(_tensors(tensors))
+    device = found[0].device if found else torch.device("cpu")
+    if wait or device.type == "cpu":
+        agree((0, 0), meeting(found, *others), device, error)
+    raise error
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Sequence) and not isinstance(x, str):
+        for y in x:
+            yield from _tensors(y)
+
+
+# --- data ranks ---------------------------------------------------------------------------------
+
+
+def data_ranks(
+    data_group: object, group: ProcessGroup | None, parameters: object
+) -> ProcessGroup | None:
+    """The group whose ranks' gradients are to be averaged; None where nothing is."""
+    if data_group != "world":
+        if data_group is not None and not isinstance(data_group, dist.ProcessGroup):
+            raise TypeError(
+                'data_group must be a ProcessGroup, None or "world", '
+                f"got {type(data_group).__name__}"
+            )
+        chosen = data_group
+    elif group is None and dist.is_initialized() and not any(map(is_dtensor, _tensors(parameters))):
+        chosen = dist.group.WORLD
+    else:
+        chosen = None
+    return chosen if chosen is not None and dist.get_world_size(chosen) > 1 else None
+
+
+def average(
+    rows: list[list[Tensor | None]], parameters: Sequence[Sequence[Tensor]], group: ProcessGroup
+) -> None:
+    """Replace gradients by their means over the ranks, a bucket at a time.
+
+    What a loss does not reach on one rank, but on another, counts as zeros there. Gradients may
+    alias one another or be expanded, so none is written to.
+    """
+    spots = [(i, p) for i, row in enumerate(rows) for p in range(len(row))]
+    if not spots:
+        return
+    reached = torch.tensor(
+        [rows[i][p] is not None for i, p in spots],
+        dtype=torch.int32,
+        device=parameters[spots[0][0]][0].device,
+    )
+    dist.all_reduce(reached, op=dist.ReduceOp.MAX, group=group)
+    bucket: list[tuple[int, int]] = []
+    size = 0
+    for (i, p), hit in zip(spots, reached.tolist(), strict=True):
+        if not hit:
+            continue
+        x = parameters[i][p]
+        full = size + x.numel() * x.element_size() > BUCKET_BYTES
+        if bucket and (full or x.dtype != parameters[bucket[0][0]][bucket[0][1]].dtype):
+            _average_bucket(rows, parameters, bucket, group)
+            bucket, size = [], 0
+        bucket.append((i, p))
+        size += x.numel() * x.element_size()
+    if bucket:
+        _average_bucket(rows, parameters, bucket, group)
+
+
+def _average_bucket(
+    rows: list[list[Tensor | None]],
+    parameters: Sequence[Sequence[Tensor]],
+    bucket: list[tuple[int, int]],
+    group: ProcessGroup,
+) -> None:
+    pieces = []
+    for i, p in bucket:
+        x = rows[i][p]
+        # Zeros where this rank's part of a loss does not reach the parameter.
+        pieces.append(
+            torch.zeros_like(local(parameters[i][p])).flatten() if x is None else local(x).flatten()
+        )
+    mean = torch.cat(pieces).div_(dist.get_world_size(group))  # first, lest half overflow
+    dist.all_reduce(mean, group=group)
+    shapes = [local(parameters[i][p]).shape for i, p in bucket]
+    for (i, p), shape, y in zip(bucket, shapes, mean.split([len(x) for x in pieces]), strict=True):
+        rows[i][p] = laid_out_as(parameters[i][p], y.view(shape))
+
+
+# --- FSDP2 --------------------------------------------------------------------------------------
+
+
+def sharded(parameters: object) -> object:
+    """With the plain parameter that FSDP2 shows between forward and backward replaced by the
+    DTensor that it stands for, which is the one with a `.grad`.
+
+    `model.parameters()` after a forward holds such parameters of a root module, and torch has no
+    public way from one to the other.
+    """
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        return parameters
+    from torch.distributed import _composable_state as composable
+
+    owner: dict[int, Tensor] = {}
+    for reference in composable._module_state_mapping.values():
+        for part in getattr(reference(), "_fsdp_param_groups", ()):
+            for x in part.fsdp_params:
+                whole = getattr(x, "_unsharded_param", None)
+                if whole is not None:
+                    owner[id(whole)] = x.sharded_param
+    return [owner.get(id(x), x) for x in parameters]
+
+
+def collect(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[list[Tensor | None]]:
+    """For each loss its gradients in `tensors`, by `backward()`; their `.grad` stays.
+
+    FSDP2 gathers parameters and scatters gradients in hooks of `backward()`; to autograd.grad its
+    DTensors are no part of the graph.
+    """
+    before = [x.grad for x in tensors]
+    rows: list[list[Tensor | None]] = []
+    try:
+        for i, loss in enumerate(losses):
+            for x in tensors:
+                x.grad = None
+            torch.autograd.backward(loss, retain_graph=i + 1 < len(losses))
+            rows.append([x.grad for x in tensors])
+    finally:
+        for x, grad in zip(tensors, before, strict=True):
+            x.grad = grad
+    return rows
