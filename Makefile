@@ -14,6 +14,7 @@ help:
 	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
+	@echo "make test-large a tensor of over 2^31 elements (10 GiB of free memory)"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make bench      the timing suites, against the budgets"
 	@echo "make wheel      a wheel in dist/"
@@ -54,6 +55,10 @@ demo-full: $(VENV)/.built
 .PHONY: test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: test-large
+test-large: $(VENV)/.built-for-tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.built-for-tests
