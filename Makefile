@@ -15,6 +15,7 @@ help:
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
+	@echo "make test-large a tensor of over 2^31 elements (10 GiB of free memory)"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
@@ -66,6 +67,10 @@ test-verl: wheel
 	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
 	cd tests && ../.venv-verl/bin/python -m pytest -o addopts= -W default test_verl.py $(ARGS)
+
+.PHONY: test-large
+test-large: $(VENV)/.built-for-tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.built-for-tests

@@ -229,7 +229,8 @@ def sharded_net(mesh: Any) -> nn.Module:
 
 def with_fsdp(rank: int, shape: tuple[int, ...]) -> Any:
     """Parameters are taken after the forward, when those of the root are not DTensors."""
-    net = sharded_net(init_device_mesh("cpu", shape))
+    names = ("replicate", "shard")[-len(shape) :]
+    net = sharded_net(init_device_mesh("cpu", shape, mesh_dim_names=names))
     for x in batches(dist.get_world_size()):
         w = po.pareto_backward(rank_losses(net, x[rank]), net.parameters())
     return w, flattened(x.grad.full_tensor() for x in net.parameters())
