@@ -76,7 +76,7 @@ struct TokenTile : Tile<Real> {
 // (Vector types would be split into scalars before the clones for the generations are made.)
 //
 // Rows are copied to the tile first: rows of a tensor lie powers of two apart as a rule and share a
-// cache set, and three passes over them where they lie took six times as long.
+// cache set, and three passes over them where they lie took up to four times as long.
 template <bool kUniform, class Real>
 PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
   const int64_t used = tile.size(), count = tile.tokens.count;
