@@ -9,7 +9,7 @@ import sys
 import torch
 
 import pama_ops
-from pama_ops import _bench, _check
+from pama_ops import _bench, _self_check
 from pama_ops import _library as library
 
 
@@ -61,7 +61,7 @@ def what_is_missing() -> str:
 
 def check() -> int:
     """Hold every op against its definition; 1 if one is off, or if kernels are missing."""
-    good, missing = _check.check(), what_is_missing()
+    good, missing = _self_check.check(), what_is_missing()
     if not library.has_cuda and not missing:
         print(f"CUDA kernels not checked: {library.why_no_cuda}, and torch sees no GPU")
     elif not torch.cuda.is_available():

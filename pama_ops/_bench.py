@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import pama_ops as po
-from pama_ops._check import devices
+from pama_ops._self_check import devices
 
 Call = Callable[[], object]
 BYTES = 200_000_000  # beyond the caches

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from pama_ops._check import Comparison, exercise
+from pama_ops._self_check import Comparison, exercise
 
 errors = {}
 for dtype in (torch.float32, torch.bfloat16):

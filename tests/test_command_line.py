@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from pama_ops import _bench, _check, _library, _schemas
+from pama_ops import _bench, _library, _schemas, _self_check
 from pama_ops.__main__ import main
 
 
@@ -18,14 +18,14 @@ def test_check_reaches_every_op_and_passes(capsys):
 
 
 def test_check_fails_on_an_op_that_is_off(monkeypatch, capsys):
-    right = _check.reference.gae
+    right = _self_check.reference.gae
 
     def off(*args):
         advantages, returns = right(*args)
         return advantages, returns + 1e-5
 
-    monkeypatch.setattr(_check.reference, "gae", off)
-    monkeypatch.setattr(_check, "DTYPES", [torch.float32])
+    monkeypatch.setattr(_self_check.reference, "gae", off)
+    monkeypatch.setattr(_self_check, "DTYPES", [torch.float32])
     assert main(["check"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"^gae .*BEYOND ITS BOUND$", out, re.MULTILINE)
@@ -34,15 +34,15 @@ def test_check_fails_on_an_op_that_is_off(monkeypatch, capsys):
 
 def test_a_nan_where_the_definition_has_a_number_is_beyond_every_bound():
     got, want = torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0])
-    assert _check._error(got, want, torch.ones(2)) == float("inf")
-    assert _check._error(want, got, torch.ones(2)) == float("inf")
+    assert _self_check._error(got, want, torch.ones(2)) == float("inf")
+    assert _self_check._error(want, got, torch.ones(2)) == float("inf")
 
 
 def test_check_says_why_there_are_no_cuda_kernels_and_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(_library, "has_cuda", False)
     monkeypatch.setattr(_library, "why_no_cuda", "the CUDA kernels were not built: no nvcc")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_check, "check", lambda: True)
+    monkeypatch.setattr(_self_check, "check", lambda: True)
     assert main(["check"]) == 1
     out = capsys.readouterr().out
     assert "not built: no nvcc" in out
@@ -53,7 +53,7 @@ def test_check_says_why_there_are_no_cuda_kernels_and_what_to_do(monkeypatch, ca
 def test_what_is_missing_is_said_by_every_command(command, monkeypatch, capsys):
     monkeypatch.setattr(_library, "extension", None)
     monkeypatch.setattr(_library, "why_no_cpu", "pama_ops._C was not built")
-    monkeypatch.setattr(_check, "check", lambda: True)
+    monkeypatch.setattr(_self_check, "check", lambda: True)
     monkeypatch.setattr(_bench, "bench", lambda: None)
     assert main([command]) == (command == "check")
     assert "install a C++ compiler" in capsys.readouterr().out

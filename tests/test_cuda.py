@@ -11,7 +11,7 @@ from properties import ROUNDOFF
 from torch import Tensor
 
 import pama_ops as po
-from pama_ops import _check, _library, reference
+from pama_ops import _library, _self_check, reference
 
 pytestmark = [
     pytest.mark.cuda,
@@ -187,7 +187,7 @@ def test_views_at_odd_addresses_give_what_aligned_ones_do(dtype, start):
         view = torch.empty(size + 16, device=CUDA, dtype=dtype)[start + i : start + i + size]
         odd.append(view.copy_(x))
     want = reference.gram([x.cpu() for x in aligned], 3)
-    limit = _check.bound("gram", [[x.cpu() for x in aligned], 3], want, torch.float64)
+    limit = _self_check.bound("gram", [[x.cpu() for x in aligned], 3], want, torch.float64)
     assert bool(((po.gram(odd).cpu() - want).abs() <= limit).all())
     weights = torch.tensor([0.5, 0.3, 0.2], device=CUDA, dtype=torch.float64)
     assert bits([po.combine(odd, weights)]) == bits([po.combine(aligned, weights)])
@@ -260,6 +260,6 @@ def test_tensors_need_not_be_on_the_current_device(make):
 
 @pytest.mark.parametrize("dtype", list(ROUNDOFF))
 def test_every_op_is_within_its_bound(dtype):
-    with _check.Comparison() as comparison:
-        _check.exercise(CUDA, dtype)
+    with _self_check.Comparison() as comparison:
+        _self_check.exercise(CUDA, dtype)
     assert not {name: e for name, e in comparison.errors.items() if e > 1}
