@@ -51,7 +51,7 @@ def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
             "w @ J": lambda: w @ j,
         }
     compare(
-        f"combine, {cell}, {device}",
+        f"{cell}, {device}",
         lambda: po.combine(grads, weights, out=out),
         {"n reads + 1 write": reads_and_write(out, *flat), "read pass": read_pass(*flat)},
         {"n reads + 1 write": BUDGET} if cell.budgeted else None,

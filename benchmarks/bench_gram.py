@@ -46,7 +46,7 @@ def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
     if peers and cell.budgeted and cell.n == 4:
         budgets["cat, J @ J.T"] = AGAINST_CAT
     compare(
-        f"gram, {cell}, {device}",
+        f"{cell}, {device}",
         lambda: po.gram(grads),
         {"read pass": read_pass(*flat)},
         budgets,

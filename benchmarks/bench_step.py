@@ -44,7 +44,7 @@ def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
     if peers:
         theirs = {"cat, host, w @ J": on_host_into_grad(grads), **torchjd_into_grad(grads)}
     compare(
-        f"step, {cell}, {device}",
+        f"{cell}, {device}",
         lambda: po.combine(grads, po.min_norm(po.gram(grads)), out=out),
         {"2n reads + 1 write": reads_and_write(out, *flat, *flat), "read pass": read_pass(*flat)},
         None if budget is None else {"2n reads + 1 write": budget},
