@@ -30,12 +30,14 @@ OTHERS = [
 
 def peers_of(grads: list[list[torch.Tensor]]) -> dict[str, Call]:
     flat = [x for row in grads for x in row]
-    return {
+    peers = {
         "copy": copy_pass(*flat),
         "cat, J @ J.T": lambda: cat_gram(grads),
         "dots": lambda: pair_dots(grads),
         **torchjd_into_grad(grads),
     }
+    peers.pop("TorchJD, no cat", None)
+    return peers
 
 
 def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:

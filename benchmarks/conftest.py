@@ -65,11 +65,13 @@ def seconds(call: Call) -> float:
 Compare = Callable[..., None]
 
 
-def sample(call: Call, most: int, least: int = 3, budget: float = 1.0) -> list[float]:
-    """Times of a call, after a first that is not counted: `most`, or those that fit in a budget."""
-    call()
-    samples: list[float] = []
-    while len(samples) < least or (len(samples) < most and sum(samples) < budget):
+def sample(call: Call, most: int, budget: float = 0.5) -> list[float]:
+    """Times of a call: `most`, or those that a budget of seconds allows, but 3. The first is not
+    counted, unless it is long: then what it warms is no part of it."""
+    samples = [seconds(call)]
+    if samples[0] < budget / 3:
+        samples.clear()
+    while len(samples) < 3 or (len(samples) < most and sum(samples) < budget):
         samples.append(seconds(call))
     return samples
 
@@ -102,12 +104,17 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
 
         def measure_bounds() -> None:
             for name, bound in beside.items():
-                bound()
+                warm_up(bound)
                 times[name].append(seconds(bound))
-            call()
+            warm_up(call)
+
+        # Threads awake and caches filled are nothing beside a long call.
+        def warm_up(call: Call) -> None:
+            if own < SHORT:
+                call()
 
         warmup = 5 if own < SHORT else 1
-        rounds = max(5, min(rounds, int(2 / own)))
+        rounds = max(5, min(rounds, int(1 / own)))
         benchmark.group = case
         benchmark.pedantic(
             lambda: seconds(call), setup=measure_bounds, rounds=rounds, warmup_rounds=warmup
