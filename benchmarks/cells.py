@@ -1,10 +1,10 @@
 """The gradients that the suites of gradient space run on.
 
-Sizes, shapes, dtypes, threads and n in all combinations would take hours and, at the far corner,
-13 GB an objective's worth of peers' copies. So one thing varies at a time, about n = 4 float32
-gradients of GPT-2's shapes on two threads that fill 240 MB, beyond every cache; but n goes with
-each dtype and thread count that DESIGN sets a budget for. No cell takes 8 GB, peers' copies and
-all: the largest are GPT-2 itself and one tensor of 1e8 elements, at n = 4.
+All combinations of n, dtype, shapes, size and threads would take hours, and peers' copies of the
+largest 30 GB. So one thing varies at a time, about n = 4 float32 gradients of GPT-2's shapes on two
+threads that fill 240 MB, beyond every cache; but n goes with each dtype and thread count that a
+budget is set for. No cell takes 8 GB, peers' copies and all: the largest are GPT-2 itself at n = 2
+and one tensor of 1e8 elements at n = 4.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Cell:
 BY_ROWS = [Cell(n) for n in ROWS]
 BY_SHAPES = [
     Cell(4, kind="one tensor", d=10**8),
-    Cell(4, d=size(MODELS["GPT-2 125M"])),
+    Cell(2, d=size(MODELS["GPT-2 125M"])),
     Cell(4, kind="10,000 tensors", d=15 * 10**6),
     Cell(4, kind="10,000 tensors", d=10**6),
 ]
