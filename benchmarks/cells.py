@@ -1,10 +1,10 @@
 """The gradients that the suites of gradient space run on.
 
-All combinations of n, dtype, shapes, size and threads would take hours, and peers' copies of the
-largest 30 GB. So one thing varies at a time, about n = 4 float32 gradients of GPT-2's shapes on two
-threads that fill 240 MB, beyond every cache; but n goes with each dtype and thread count that a
-budget is set for. No cell takes 8 GB, peers' copies and all: the largest are GPT-2 itself at n = 2
-and one tensor of 1e8 elements at n = 4.
+All combinations of n, dtype, shapes, size and threads would take hours, and the largest of them
+tens of GB. So one thing varies at a time, about n = 4 float32 gradients of GPT-2's shapes on two
+threads that fill 240 MB, beyond every cache; but n goes with each dtype that a budget is set for.
+No cell takes 8 GB, peers' copies and all: the largest are GPT-2 itself at n = 2 and one tensor of
+1e8 elements at n = 4.
 """
 
 from __future__ import annotations

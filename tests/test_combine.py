@@ -90,10 +90,11 @@ def test_combine_is_independent_of_thread_count():
     assert all(torch.equal(results[0], other) for other in results)
 
 
-def test_combine_is_differentiable_twice(backend):
+@pytest.mark.parametrize("layout", ["contiguous", "odd", "transposed", "sliced"])
+def test_combine_is_differentiable_twice(backend, layout):
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        torch.randn(s, generator=generator, dtype=torch.float64, device="cpu")
+        lay(torch.randn(s, generator=generator, dtype=torch.float64), layout)
         .to(backend.device)
         .requires_grad_()
         for s in ((2, 3), (4,), (2, 3), (4,), (2,))

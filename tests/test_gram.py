@@ -71,7 +71,7 @@ def test_gram_of_constants_keeps_its_bound(backend, dtype, n):
     assert bool(((po.gram(grads).cpu() - want).abs() <= bound(grads, backend)).all())
 
 
-@pytest.mark.parametrize("n", [9, 16, 17, 24, 32, 33, 41, 48, 64, 65])
+@pytest.mark.parametrize("n", [9, 16, 17, 24, 32, 33, 41, 48, 64, 65, 130])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gram_of_many_rows_is_its_definition(backend, dtype, n):
     """Each row count of each kernel, over views at odd addresses, tails, short and absent rows."""
