@@ -2,8 +2,8 @@
 
 Ratios hold on a noisy machine only if both sides met the same noise, so every round of an op is
 preceded by a round of each of its bounds (but for long ones), and medians are compared. Peers, what
-users run today, are timed after the op and shown against the same bound and budget. The table ends
-the run; `--results PATH` writes it as JSON with machine, versions and commit.
+users run today, are timed after the op and shown against the same bounds and budgets. The table
+ends the run; `--results PATH` writes it as JSON with machine, versions and commit.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def sample(call: Call, most: int, budget: float = 0.5) -> list[float]:
 def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
     """A function that measures a call beside its bounds and adds a row for each of them.
 
-    `peers` have a row against the first bound each, and the call one against each peer that
-    `budgets` names.
+    So have `peers`; and the call has a row against each peer that `budgets` names.
     """
 
     def run(
@@ -129,18 +128,17 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
             low, median, high = statistics.quantiles(samples, n=4)
             other = statistics.median(of_bound)
             budget = budgets.get(bound)
-            row = Row(
-                suite, case, who, median, low, high, bound, other, median / other, budget
-            )  # fmt: skip
+            ratio = median / other
+            row = Row(suite, case, who, median, low, high, bound, other, ratio, budget)
             request.config.stash[ROWS].append(row)
-            return row.ratio
+            return ratio
 
         ours = benchmark.stats.stats.data
         for name, samples in {**times, **{k: v for k, v in theirs.items() if k in budgets}}.items():
             benchmark.extra_info[f"ratio to {name}"] = add("ours", ours, name, samples)
-        first = next(iter(times))
         for name, samples in theirs.items():
-            add(name, samples, first, times[first])
+            for bound, of_bound in times.items():
+                add(name, samples, bound, of_bound)
 
     return run
 
