@@ -80,7 +80,7 @@ def sample(call: Call, most: int, budget: float = 0.5) -> list[float]:
 def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
     """A function that measures a call beside its bounds and adds a row for each of them.
 
-    So have `peers`; and the call has a row against each peer that `budgets` names.
+    `peers` have such rows as well, and the call one against each peer that `budgets` names.
     """
 
     def run(
