@@ -1,117 +1,71 @@
-"""Gram matrices and combinations of gradients against what memory allows and what users run today.
+"""Gram matrices of gradients against a read pass, and against what users run today.
 
-    pytest benchmarks/bench_gram.py benchmarks/bench_combine.py --benchmark-only
+    pytest benchmarks/bench_gram.py --benchmark-only
 
-`cat` is torch.cat of every objective's gradients and J @ J.mT; `dots` a dot product a pair and
-parameter. Gradients fill at least 160 MB, beyond every cache.
+cells.py says which gradients, peers.py what the peers are. TorchJD's jac_to_grad includes weights
+and combination, which cannot be had apart; bench_step.py has that of ours.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Compare, read_pass
-from torch import Tensor
+from cells import BY_ROWS, BY_SHAPES, BY_SIZE, DEVICES, ROWS, Cell
+from conftest import Call, Compare, copy_pass, read_pass
+from peers import cat_gram, pair_dots, torchjd_into_grad
 
 import pama_ops as po
-from pama_ops import _schemas
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-BYTES = 240_000_000
-BUDGETS = {2: 1.2, 4: 1.2, 8: 1.2, 16: 1.4, 32: 1.8}
-
-
-def transformer_shapes(layers: int, width: int) -> list[tuple[int, ...]]:
-    """A GPT-2's, without the embeddings."""
-    layer: list[tuple[int, ...]] = [
-        (width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,),
-        (width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,),
-    ]  # fmt: skip
-    return layers * layer
+BUDGETS = {
+    torch.float32: {2: 1.2, 4: 1.2, 8: 1.2, 16: 1.4, 32: 1.8},
+    torch.bfloat16: {2: 1.6, 4: 1.6, 8: 1.6},
+}
+AGAINST_CAT = 0.2  # at n = 4
+OTHERS = [
+    *(Cell(n, threads=1) for n in ROWS),
+    *(Cell(n, torch.bfloat16, threads) for n in ROWS for threads in (2, 1)),
+    *(Cell(n, dtype) for dtype in (torch.float16, torch.float64) for n in (4, 16)),
+]
 
 
-def shapes_of(kind: str, columns: int) -> list[tuple[int, ...]]:
-    if kind == "one":
-        return [(columns,)]
-    if kind == "small":
-        return [(max(columns // 10_000, 1),)] * 10_000
-    layers = 12
-    width = max(16, int((columns / layers / 12) ** 0.5) // 16 * 16)
-    return transformer_shapes(layers, width)
-
-
-def draw(
-    kind: str, n: int, dtype: torch.dtype, device: str, size: int = BYTES
-) -> list[list[Tensor]]:
-    columns = size // n // dtype.itemsize
-    return [
-        [torch.randn(s, device=device).to(dtype) for s in shapes_of(kind, columns)]
-        for _ in range(n)
-    ]
-
-
-def cat_gram(grads: list[list[Tensor]]) -> Tensor:
-    j = torch.stack([torch.cat([x.flatten() for x in row]) for row in grads])
-    return j @ j.mT
-
-
-def pair_dots(grads: list[list[Tensor]]) -> Tensor:
-    n = len(grads)
-    out = torch.empty(n, n)
-    for i in range(n):
-        for j in range(i, n):
-            pairs = zip(grads[i], grads[j], strict=True)
-            out[i, j] = out[j, i] = sum(torch.dot(a.flatten(), b.flatten()) for a, b in pairs)
-    return out
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("n", [2, 4, 8, 16, 32])
-def test_gram(compare: Compare, n, dtype, threads, device):
-    grads = draw("transformer", n, dtype, device)
+def peers_of(grads: list[list[torch.Tensor]]) -> dict[str, Call]:
     flat = [x for row in grads for x in row]
-    budget = BUDGETS[n] if dtype == torch.float32 else {2: 1.6, 4: 1.6, 8: 1.6}.get(n)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        compare(
-            f"gram, n = {n}, {dtype}, {threads} threads, {device}",
-            lambda: _schemas.gram(flat, n),
-            {"read pass": read_pass(*flat)},
-            {"read pass": budget} if budget and threads == 2 else None,
-            rounds=15,
-        )
-    finally:
-        torch.set_num_threads(before)
+    peers = {
+        "copy": copy_pass(*flat),
+        "cat, J @ J.T": lambda: cat_gram(grads),
+        "dots": lambda: pair_dots(grads),
+        **torchjd_into_grad(grads),
+    }
+    peers.pop("TorchJD, no cat", None)
+    return peers
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", ["one", "transformer", "small"])
-def test_gram_against_what_users_run(compare: Compare, kind, device):
-    grads = draw(kind, 4, torch.float32, device)
+def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
+    grads = cell.draw(device)
     flat = [x for row in grads for x in row]
-    bounds = {"read pass": read_pass(*flat), "cat": lambda: cat_gram(grads)}
-    if kind == "transformer":
-        bounds["dots"] = lambda: pair_dots(grads)
+    budget = BUDGETS.get(cell.dtype, {}).get(cell.n) if cell.budgeted else None
+    budgets = {} if budget is None else {"read pass": budget}
+    if peers and cell.budgeted and cell.n == 4:
+        budgets["cat, J @ J.T"] = AGAINST_CAT
     compare(
-        f"gram of lists ({kind}), n = 4, {device}",
+        f"{cell}, {device}",
         lambda: po.gram(grads),
-        bounds,
-        {"cat": 0.2} if kind == "transformer" else None,
-        rounds=9,
+        {"read pass": read_pass(*flat)},
+        budgets,
+        rounds=15,
+        peers=peers_of(grads) if peers else None,
     )
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("columns", [10**4, 10**5, 10**6, 10**7])
-def test_gram_by_size(compare: Compare, columns, device):
-    grads = draw("transformer", 4, torch.float32, device, size=16 * columns)
-    flat = [x for row in grads for x in row]
-    compare(
-        f"gram, n = 4, d = {columns}, {device}",
-        lambda: _schemas.gram(flat, 4),
-        {"read pass": read_pass(*flat), "cat": lambda: cat_gram(grads)},
-        rounds=15,
-    )
+@pytest.mark.parametrize("cell", OTHERS, ids=str)
+def test_gram(compare: Compare, threads, cell, device):
+    threads(cell.threads)
+    run(compare, cell, device, peers=False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cell", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
+def test_gram_against_what_users_run(compare: Compare, threads, cell, device):
+    threads(cell.threads)
+    run(compare, cell, device, peers=True)

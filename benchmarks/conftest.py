@@ -1,7 +1,8 @@
 """What the timing suites share: interleaved rounds, a read pass, and one table of ratios.
 
 Ratios hold on a noisy machine only if both sides met the same noise, so every round of an op is
-preceded by a round of each of its bounds (but for long ones), and medians are compared. The table
+preceded by a round of each of its bounds (but for long ones), and medians are compared. Peers, what
+users run today, are timed after the op and shown against the same bounds and budgets. The table
 ends the run; `--results PATH` writes it as JSON with machine, versions and commit.
 """
 
@@ -13,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,12 +26,14 @@ import pama_ops
 Call = Callable[[], object]
 ROOT = Path(__file__).parent.parent
 SHORT = 5e-3  # seconds
+BEYOND_CACHES = 256_000_000  # bytes
 
 
 @dataclass(frozen=True)
 class Row:
     suite: str
     case: str
+    call: str  # "ours", or the name of a peer
     median: float  # seconds
     low: float  # quartiles
     high: float
@@ -62,9 +65,23 @@ def seconds(call: Call) -> float:
 Compare = Callable[..., None]
 
 
+def sample(call: Call, most: int, budget: float = 0.5) -> list[float]:
+    """Times of a call: `most`, or those that a budget of seconds allows, but 3. The first is not
+    counted, unless it is long: then what it warms is no part of it."""
+    samples = [seconds(call)]
+    if samples[0] < budget / 3:
+        samples.clear()
+    while len(samples) < 3 or (len(samples) < most and sum(samples) < budget):
+        samples.append(seconds(call))
+    return samples
+
+
 @pytest.fixture
 def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
-    """A function that measures a call beside its bounds and adds a row for each of them."""
+    """A function that measures a call beside its bounds and adds a row for each of them.
+
+    `peers` have such rows as well, and the call one against each peer that `budgets` names.
+    """
 
     def run(
         case: str,
@@ -72,44 +89,86 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
         bounds: dict[str, Call],
         budgets: dict[str, float] | None = None,
         rounds: int = 60,
+        peers: dict[str, Call] | None = None,
     ) -> None:
+        budgets, peers = budgets or {}, peers or {}
         times: dict[str, list[float]] = {name: [] for name in bounds}
-        # A long peer empties the caches, lets the threads fall asleep and the allocator give memory
-        # back, all of which the op that comes next would pay for. Noise does not change the verdict
-        # on something a hundred times slower, so that is measured apart, after the op.
-        short = {name: bound for name, bound in bounds.items() if seconds(bound) < SHORT}
+        own = min(seconds(call) for _ in range(2))
+        # A peer much longer than the op empties the caches, lets the threads fall asleep and the
+        # allocator give memory back, all of which the op that comes next would pay for. Noise does
+        # not change the verdict on it, so that is measured apart, after the op.
+        beside = {
+            name: bound for name, bound in bounds.items() if seconds(bound) < max(SHORT, 2 * own)
+        }
 
         def measure_bounds() -> None:
-            for name, bound in short.items():
-                bound()
+            for name, bound in beside.items():
+                warm_up(bound)
                 times[name].append(seconds(bound))
-            call()
+            warm_up(call)
 
-        warmup = 5
+        # Threads awake and caches filled are nothing beside a long call.
+        def warm_up(call: Call) -> None:
+            if own < SHORT:
+                call()
+
+        warmup = 5 if own < SHORT else 1
+        rounds = max(5, min(rounds, int(1 / own)))
         benchmark.group = case
         benchmark.pedantic(
             lambda: seconds(call), setup=measure_bounds, rounds=rounds, warmup_rounds=warmup
         )
-        for name in bounds.keys() - short.keys():
-            times[name] = [seconds(bounds[name]) for _ in range(warmup + 10)]
-        data = sorted(benchmark.stats.stats.data)
-        low, median, high = statistics.quantiles(data, n=4)
+        for name in times:
+            times[name] = times[name][warmup:] or sample(bounds[name], 15)
+        theirs = {name: sample(peer, 10) for name, peer in peers.items()}
+
         suite = request.node.path.stem.removeprefix("bench_")
-        for name, samples in times.items():
-            other = statistics.median(samples[warmup:])
-            budget = (budgets or {}).get(name)
-            row = Row(suite, case, median, low, high, name, other, median / other, budget)
+
+        def add(who: str, samples: list[float], bound: str, of_bound: list[float]) -> float:
+            low, median, high = statistics.quantiles(samples, n=4)
+            other = statistics.median(of_bound)
+            budget = budgets.get(bound)
+            ratio = median / other
+            row = Row(suite, case, who, median, low, high, bound, other, ratio, budget)
             request.config.stash[ROWS].append(row)
-            benchmark.extra_info[f"ratio to {name}"] = row.ratio
+            return ratio
+
+        ours = benchmark.stats.stats.data
+        for name, samples in {**times, **{k: v for k, v in theirs.items() if k in budgets}}.items():
+            benchmark.extra_info[f"ratio to {name}"] = add("ours", ours, name, samples)
+        for name, samples in theirs.items():
+            for bound, of_bound in times.items():
+                add(name, samples, bound, of_bound)
 
     return run
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads for the length of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def passes(*tensors: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """A buffer beyond the caches, and how often it must be read to read the tensors' bytes."""
+    size = sum(x.numel() * x.element_size() for x in tensors)
+    count = -(-size // BEYOND_CACHES)
+    return count, torch.ones(-(-size // count // 4), device=tensors[0].device)
+
+
 def read_pass(*tensors: torch.Tensor) -> Call:
     """A sum over as many bytes as the tensors hold, as fast as torch reads memory."""
-    size = sum(x.numel() * x.element_size() for x in tensors)
-    buffer = torch.ones((size + 3) // 4, device=tensors[0].device)
-    return buffer.sum
+    count, buffer = passes(*tensors)
+    return lambda: [buffer.sum() for _ in range(count)]
+
+
+def copy_pass(*tensors: torch.Tensor) -> Call:
+    """A copy of as many bytes as the tensors hold: the least that concatenating them costs."""
+    count, buffer = passes(*tensors)
+    to = torch.empty_like(buffer)
+    return lambda: [to.copy_(buffer) for _ in range(count)]
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -169,24 +228,29 @@ def pytest_terminal_summary(
         f"{where['processor']}, {where['cores']} cores, {where['threads']} threads,"
         f" {where['simd']}; torch {made_of['torch']}, commit {(commit() or 'unknown')[:10]}"
     )
-    header = ("case", "median us", "quartiles", "bound", "its us", "ratio", "budget", "")
+    header = (
+        "case", "", "median us", "quartiles", "bound", "its us", "ratio", "budget", "of it", ""
+    )  # fmt: skip
     lines = [header]
     for row in rows:
-        met = "" if row.budget is None else "met" if row.ratio <= row.budget else "MISSED"
+        met = row.budget is None or row.ratio <= row.budget
+        verdict = "" if row.budget is None or row.call != "ours" else "met" if met else "MISSED"
         lines.append(
             (
                 f"{row.suite}: {row.case}",
+                row.call,
                 f"{row.median * 1e6:.1f}",
                 f"{row.low * 1e6:.1f}..{row.high * 1e6:.1f}",
                 row.bound,
                 f"{row.bound_median * 1e6:.1f}",
                 times(row.ratio),
                 "" if row.budget is None else times(row.budget),
-                met,
+                "" if row.budget is None else f"{row.ratio / row.budget:.2f}",
+                verdict,
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    left = (0, 3, 7)
+    left = (0, 1, 4, 9)
     for line in lines:
         cells = [
             cell.ljust(width) if i in left else cell.rjust(width)

@@ -66,6 +66,17 @@ def test_large_results_pass_the_caches_by(backend):
         check(po.combine(grads, weights, out=out), grads, weights)
 
 
+def test_thousands_of_tiny_tensors(backend):
+    count = 2000 if backend.name == "cpu" else 300
+    generator = torch.Generator().manual_seed(0)
+    grads = [
+        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
+        for _ in range(3)
+    ]
+    weights = torch.tensor([0.2, -0.5, 1.3], device=backend.device)
+    check(po.combine(grads, weights), grads, weights)
+
+
 def test_combine_is_independent_of_thread_count():
     grads = [[torch.randn(300_001), torch.randn(5)] for _ in range(3)]
     threads = torch.get_num_threads()
@@ -79,10 +90,11 @@ def test_combine_is_independent_of_thread_count():
     assert all(torch.equal(results[0], other) for other in results)
 
 
-def test_combine_is_differentiable_twice(backend):
+@pytest.mark.parametrize("layout", ["contiguous", "odd", "transposed", "sliced"])
+def test_combine_is_differentiable_twice(backend, layout):
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        torch.randn(s, generator=generator, dtype=torch.float64, device="cpu")
+        lay(torch.randn(s, generator=generator, dtype=torch.float64), layout)
         .to(backend.device)
         .requires_grad_()
         for s in ((2, 3), (4,), (2, 3), (4,), (2,))
@@ -115,14 +127,26 @@ BAD = [
     ({"out": [torch.ones(4)] * 2}, ValueError, "out must have 1 tensors like grads"),
     ({"out": torch.ones(3)}, ValueError, r"out\[0\] must have the shape \[4\] .* got \[3\]"),
     ({"out": torch.ones(4).half()}, TypeError, r"out\[0\] .* dtype .*float32, .*float16"),
+    ({"out": torch.ones(4).to_sparse()}, TypeError, r"out\[0\] must be a dense tensor, .*sparse"),
+    ({"grads": [None, None], "out": torch.ones(4)}, ValueError, "grads must hold at least one"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
 def test_combine_names_the_bad_argument(change, error, message):
-    args = {"grads": [torch.ones(4), torch.ones(4)], "weights": torch.ones(2), **change}
+    out = torch.full((4,), 7.0)
+    args = {"grads": [torch.ones(4)] * 2, "weights": torch.ones(2), "out": out, **change}
     with pytest.raises(error, match=message):
         po.combine(**args)
+    assert bool((out == 7).all())
+
+
+def test_out_of_an_absent_gradient_has_the_shape_of_the_others():
+    """An absent gradient is empty, and an empty `out` beside it must not pass for equal."""
+    x = torch.ones(5)
+    with pytest.raises(ValueError, match=r"out\[0\] must have the shape \[5\] .* got \[0\]"):
+        po.combine([None, x], torch.ones(2), out=torch.ones(0))
+    assert po.combine([None, x], torch.ones(2), out=torch.zeros(5)).tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "channels last"])

@@ -29,3 +29,18 @@ def test_example_lowers_both_losses(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_example_is_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
+
+
+def test_digits_train_by_every_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="wants scikit-learn")
+    pytest.importorskip("matplotlib", reason="wants matplotlib")
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    digits = importlib.import_module("multitask_digits")
+    results = {method: digits.train(method, steps=100) for method in digits.METHODS}
+    assert list(results) == ["sum", "pcgrad", "min_norm"]
+    for losses, weights in results.values():
+        assert bool((losses[-1] < losses[0]).all())
+        assert weights.shape == (100, 3)
+        assert bool((weights >= 0).all())
+    digits.plot(results, 100, tmp_path / "digits.png")
+    assert (tmp_path / "digits.png").stat().st_size > 10_000

@@ -124,6 +124,15 @@ def architectures_of(library: Path) -> tuple[set[int], set[int]]:
     return code, ptx
 
 
+@pytest.mark.parametrize("name", [x for x in _schemas.SCHEMAS if x != "refuse_gradient"])
+def test_every_op_passes_opcheck(name):
+    """With each of the options that tests/calls.py gives it; tests of an op add theirs."""
+    mine = [arguments for other, arguments in calls() if other == name]
+    assert mine
+    for arguments in mine:
+        torch.library.opcheck(getattr(torch.ops.pama_ops, name).default, arguments)
+
+
 @needs_nvcc
 def test_fake_cuda_tensors_pass_through_every_op():
     """Shapes, strides and dtypes on a GPU that is not there are those of the CPU's results."""

@@ -15,48 +15,14 @@ from typing import Any
 import torch
 from measure import Bench, Call, memory
 from models import MODELS, size
+from peers import Gradients, jacobian, on_host
 from torch import Tensor
 
 import pama_ops as po
 
 TOKENS = (256, 1024)  # B, T
-ITERATIONS = 250  # of Frank-Wolfe, as in Sener & Koltun's code
 # On paper: parameters and the GPUs that share them, bfloat16 gradients.
 PAPER = {"70B": (70e9, 64), "1T": (1e12, 1024)}
-
-Gradients = list[list[Tensor]]
-
-
-def frank_wolfe(gram: list[list[float]]) -> list[float]:
-    """The shortest vector in the hull, by exact line searches toward the steepest vertex."""
-    n = len(gram)
-    w = [1 / n] * n
-    for _ in range(ITERATIONS):
-        slope = [sum(g * x for g, x in zip(row, w, strict=True)) for row in gram]
-        t = min(range(n), key=slope.__getitem__)
-        value = sum(x * s for x, s in zip(w, slope, strict=True))
-        away = value - 2 * slope[t] + gram[t][t]
-        if value - slope[t] <= 1e-10 * value or away <= 0:
-            break
-        step = min(1.0, (value - slope[t]) / away)
-        w = [(1 - step) * x + step * (i == t) for i, x in enumerate(w)]
-    return w
-
-
-def jacobian(grads: Gradients) -> Tensor:
-    return torch.stack([torch.cat([x.flatten() for x in row]) for row in grads])
-
-
-def on_host(grads: Gradients) -> tuple[Call, Call]:
-    def weights() -> tuple[Tensor, Tensor]:
-        j = jacobian(grads)
-        return j, torch.tensor(frank_wolfe((j @ j.mT).float().tolist())).to(j)
-
-    def step() -> Tensor:
-        j, w = weights()
-        return w @ j
-
-    return weights, step
 
 
 def torchjd(grads: Gradients) -> Call:
@@ -110,8 +76,8 @@ def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
     result["read GB/s"] = n * bytes_of_one / result["weights ms"] / 1e6
     bench.add({**row, "method": "(c) gradient door", **result})
     del out
-    if (3 * n + 1) * bytes_of_one > memory():  # gradients, their rows, the stack of them
-        need = f"cat and stack take {(3 * n + 1) * bytes_of_one / 1e9:.0f} GB with the gradients"
+    if (2 * n + 1) * bytes_of_one > memory():
+        need = f"cat takes {(2 * n + 1) * bytes_of_one / 1e9:.0f} GB with the gradients"
         skip("(a) cat, J @ J.T, Frank-Wolfe on the host", need)
         skip("(b) TorchJD MGDA", need)
         return

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path[1:1] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]  # for gpu_report; models, peers
 
 from gpu_report import where  # noqa: E402
 

@@ -1,0 +1,67 @@
+"""The whole step from n gradients to `.grad`: Gram matrix, min_norm, combination.
+
+    pytest benchmarks/bench_step.py --benchmark-only
+
+cells.py says which gradients, peers.py what the peers are: cat, J @ J.T, Frank-Wolfe on the host
+and w @ J; and TorchJD's jac_to_grad with MGDA, with the concatenation that it makes by default and
+without. The bound is 2n reads and a write; the budget what those of gram and combine add up to. The
+n backwards, which all of them need, are not in it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bench_combine import BUDGET, reads_and_write
+from bench_gram import BUDGETS
+from cells import BY_ROWS, BY_SHAPES, BY_SIZE, DEVICES, Cell
+from conftest import Compare, read_pass
+from peers import on_host_into_grad, torchjd_into_grad
+
+import pama_ops as po
+
+OTHERS = [
+    *(Cell(n, threads=1) for n in (4, 32)),
+    *(Cell(n, torch.bfloat16) for n in (4, 32)),
+    *(Cell(4, dtype) for dtype in (torch.float16, torch.float64)),
+]
+
+
+def budget_of(cell: Cell) -> float | None:
+    """(gram's budget · n reads + combine's · (n reads + 1 write)) / (2n reads + 1 write), with a
+    write counted as a read."""
+    gram = BUDGETS.get(cell.dtype, {}).get(cell.n)
+    if gram is None or not cell.budgeted:
+        return None
+    return (gram * cell.n + BUDGET * (cell.n + 1)) / (2 * cell.n + 1)
+
+
+def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
+    grads = cell.draw(device)
+    flat = [x for row in grads for x in row]
+    out = [torch.empty_like(x) for x in grads[0]]
+    budget, theirs = budget_of(cell), {}
+    if peers:
+        theirs = {"cat, host, w @ J": on_host_into_grad(grads), **torchjd_into_grad(grads)}
+    compare(
+        f"{cell}, {device}",
+        lambda: po.combine(grads, po.min_norm(po.gram(grads)), out=out),
+        {"2n reads + 1 write": reads_and_write(out, *flat, *flat), "read pass": read_pass(*flat)},
+        None if budget is None else {"2n reads + 1 write": budget},
+        rounds=15,
+        peers=theirs,
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cell", OTHERS, ids=str)
+def test_step(compare: Compare, threads, cell, device):
+    threads(cell.threads)
+    run(compare, cell, device, peers=False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cell", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
+def test_step_against_what_users_run(compare: Compare, threads, cell, device):
+    threads(cell.threads)
+    run(compare, cell, device, peers=True)
