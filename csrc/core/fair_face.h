@@ -94,9 +94,11 @@ class FairFace {
         for (int j = team_.rank(); j < n_; j += team_.size()) v_[j] = q_[j] / sum;
       }
       if (value <= noise) {
-        // A smaller part is within the noise; if it belongs to S, it has a problem of its own.
+        // A smaller part may be rounding, and moves the combination by less than the noise; if it
+        // belongs to S, it has a problem of its own.
+        const double least = pow(noise, 0.75);
         for (int j = team_.rank(); j < n_; j += team_.size()) {
-          if (q_[j] > noise * sum) total_[j] += q_[j] / sum;
+          if (j == i || q_[j] > least * sum) total_[j] += q_[j] / sum;
         }
       }
       team_.sync();

@@ -113,11 +113,12 @@ class FairWeights {
       }
       longest = team_.largest(longest);
       const double curvature = fmax(descent - beta * team_.sum(bent), 0.0);
-      const double t = fair_step(team_, n_, share_, q_, beta, descent, curvature);
+      // Convergence is quadratic: the step after a short one would be about its square.
+      const bool close = longest <= 0x1p-27;
+      const double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
       for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] *= 1 + t * q_[i];
       team_.sync();
-      // Convergence is quadratic: the next step would be about the square of this one.
-      if (longest <= (last ? 0x1p-27 : 0.1)) return kInterior;
+      if (close || (!last && longest <= 0.1)) return kInterior;
     }
     return kInterior;
   }
