@@ -422,7 +422,10 @@ def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = Fal
     tensor([2.2222, 1.5789])
     """
     check.gram("gram", gram)
-    return _run("pcgrad", gram, _seed_bits(seed, gram), check_values, ())
+    seed = _seed(seed, gram)
+    # One seed for all needs no dimension of its own, and making one would cost more than the solver.
+    vector = seed.unsqueeze(-1) if seed.dim() else seed
+    return _run("pcgrad", gram, vector, check_values, ())
 
 
 def gradvac(
@@ -468,19 +471,16 @@ def gradvac(
         if not -1 < check.number("target", target) < 1:
             raise ValueError(f"target must be a cosine in (-1, 1), got {target}")
         targets = torch.full((n * n,), target, dtype=torch.float64, device=gram.device)
-    seed = _seed_bits(seed, gram)
-    vector = torch.cat([seed, targets.expand(*seed.shape[:-1], -1)], -1)
+    bits = _seed(seed, gram).view(torch.float64).unsqueeze(-1)
+    vector = torch.cat([bits, targets.expand(*bits.shape[:-1], -1)], -1)
     return _run("gradvac", gram, vector, check_values, ())
 
 
-def _seed_bits(seed: Tensor | None, gram: Tensor) -> Tensor:
-    """A seed as an op's vector: float64 [..., 1] with its bits."""
-    batch = gram.shape[:-2]
+def _seed(seed: Tensor | None, gram: Tensor) -> Tensor:
     if seed is None:
-        seed = torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
-    else:
-        check.seed(seed, batch, gram.device)
-    return seed.view(torch.float64).unsqueeze(-1)
+        batch = gram.shape[:-2]
+        return torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
+    return check.seed(seed, gram)
 
 
 def _cut(gram: Tensor, rtol: float | None) -> float:

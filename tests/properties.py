@@ -65,8 +65,10 @@ def assert_non_conflicting(gram: Tensor, weights: Tensor) -> None:
     assert bool((slope >= bound).all()), f"conflict {float((slope / scale).min())}"
 
 
-def gap_bound(gram: Tensor) -> float:
+def gap_bound(gram: Tensor, roundoff: float | None = None) -> float:
     """What rounding may leave of the duality gap of min_norm, in units of max diag.
+
+    `roundoff` is that of the dtype in which G came to the op, where that is not `gram`'s.
 
     With norms at most 1 and Σ w = 1, every |(Gw)_i| <= 1. The active set ends where no slope is
     below the value by more than 8 u64; weights and slopes it works with carry at most 2 (n + 4)
@@ -74,17 +76,18 @@ def gap_bound(gram: Tensor) -> float:
     value and slope by 4 u each; and weights rounded to that dtype move each by 3 u.
     """
     n = gram.shape[-1]
-    return (8 + 4 * (n + 4)) * 2.0**-53 + 14 * unit_roundoff(gram.dtype)
+    u = unit_roundoff(gram.dtype) if roundoff is None else roundoff
+    return (8 + 4 * (n + 4)) * 2.0**-53 + 14 * u
 
 
-def assert_optimal(gram: Tensor, weights: Tensor) -> None:
+def assert_optimal(gram: Tensor, weights: Tensor, roundoff: float | None = None) -> None:
     """The duality gap is that of rounding."""
     g, w = gram.double().cpu(), weights.double().cpu()
     slope = (g @ w[..., None])[..., 0]
     gap = (w * slope).sum(-1) - slope.amin(-1)
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)
-    bound = gap_bound(gram) * scale
-    assert bool((gap <= bound).all()), f"gap {float((gap / scale).max())}, bound {gap_bound(gram)}"
+    bound = gap_bound(gram, roundoff)
+    assert bool((gap <= bound * scale).all()), f"gap {float((gap / scale).max())}, bound {bound}"
 
 
 def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:

@@ -168,7 +168,7 @@ def test_pama_weights_of_what_is_not_finite_is_nan(backend, bad):
         assert got.optimum.isnan()
 
 
-@pytest.mark.parametrize("n", [40, 70])
+@pytest.mark.parametrize("n", [40, 70, 128, 256])
 def test_pama_weights_of_more_values_than_lanes_is_balanced(backend, n):
     generator = torch.Generator().manual_seed(n)
     values = torch.randn((3, n), generator=generator, dtype=torch.float64) + 1

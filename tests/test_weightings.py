@@ -136,7 +136,7 @@ TABLE += [
         on_simplex=False,
         non_conflicting=False,
         takes_preference=False,
-        vector=lambda _n: torch.zeros(1, dtype=torch.float64),
+        vector=lambda _n: torch.zeros((), dtype=torch.int64),
     ),
     Weighting(
         seeded(po.gradvac),
