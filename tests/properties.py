@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import pama_ops as po
 
@@ -35,6 +38,20 @@ def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float
     absolute = ROUNDOFF[got.dtype] * torch.finfo(got.dtype).smallest_normal
     worst = float(excess.max()) if excess.numel() else 0.0
     assert worst <= absolute, f"off by {worst} beyond its bound"
+
+
+def assert_independent_of_thread_count(call: Callable[[], object]) -> None:
+    """Every tensor in the call's result has the same bits on 1, 2 and 5 threads."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append([x for x in tree_leaves(call()) if isinstance(x, Tensor)])
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0]
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
 # --- weights ------------------------------------------------------------------------------------

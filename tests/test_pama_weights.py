@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from properties import assert_on_simplex, unit_roundoff
+from properties import assert_independent_of_thread_count, assert_on_simplex, unit_roundoff
 from strategies import DTYPES, arrange, preferences
 
 import pama_ops as po
@@ -212,15 +212,7 @@ def test_pama_weights_takes_any_dtype_strides_and_batch(backend, data):
 
 def test_pama_weights_is_independent_of_thread_count():
     values = torch.randn((5000, 6), generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(po.pama_weights(values).weights)
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.pama_weights(values))
 
 
 @pytest.mark.parametrize(
