@@ -238,12 +238,13 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
     A zero gradient has weight 0, and the others are solved for. If they are Pareto stationary,
     which is decided as for `nash_mtl`, the result is argmax Σ_S φ(w) with φ' = w^(−1/α) over
     {w >= 0, Σ w = 1, G w = 0}, with S the largest set of gradients on which such a w can be
-    positive; multiplying G then changes nothing.
+    positive; multiplying G then changes nothing. Where w^(1−1/α) spreads over more than some 30
+    decades there, the fairest of these is out of reach, and a fairer one than Nash's is returned.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        alpha: α, positive and finite; tested from 0.1 to 10. Far from 1, norms that spread over
-            many decades can use up the 100 Newton steps of a doubling before the equation holds.
+        alpha: α, positive and finite; tested from 0.1 to 10, with norms over twelve decades. Far
+            beyond that, powers of w leave what float64 resolves and the equation holds less well.
         check_values: see `min_norm`.
 
     Returns:
@@ -254,7 +255,8 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: that of `nash_mtl`, and some Newton steps for each doubling or halving from 1 to α.
+    Complexity: that of `nash_mtl`, and some Newton steps, at most 100, for each doubling or halving
+    from 1 to α.
     Source: Ban & Ji, arXiv 2402.15638.
 
     >>> fairgrad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), alpha=0.5)

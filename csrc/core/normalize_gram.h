@@ -10,8 +10,8 @@
 
 namespace pama {
 
-// The largest magnitude among the n² entries; NaN if one is not finite. In four chains, as one would
-// wait for its latency.
+// The largest magnitude among the n² entries; NaN if one is not finite. In four chains, as one
+// would wait for its latency.
 template <class Team>
 PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
   double found[4] = {0, 0, 0, 0}, zero[4] = {0, 0, 0, 0};
