@@ -425,7 +425,7 @@ def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = Fal
     """
     check.gram("gram", gram)
     seed = _seed(seed, gram)
-    # One seed for all needs no dimension of its own, and making one would cost more than the solver.
+    # One seed for all needs no dimension of its own: making one would take longer than the solver.
     vector = seed.unsqueeze(-1) if seed.dim() else seed
     return _run("pcgrad", gram, vector, check_values, ())
 
