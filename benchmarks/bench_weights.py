@@ -6,6 +6,10 @@
 
 Peers are measured beside ours in the same run where they are installed: TorchJD's default
 weighting, the same problem in cvxpy (Clarabel) with its parameters set once, and in quadprog.
+TorchJD's NashMTL needs ecos, whose licence (GPL) keeps it out of the requirements. To measure it:
+
+    pip install --no-deps --target build/ecos ecos
+    PYTHONPATH=build/ecos python benchmarks/bench_weights.py --only nash_mtl
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ class Row:
     values: bool = False  # takes n values rather than a Gram matrix
     budget: dict[int, float] = field(default_factory=lambda: {8: 8.0, 32: 40.0})
     peers: dict[str, Callable[[torch.Tensor], Call]] = field(default_factory=dict)
+    torchjd: float | None = None  # how many times as long TorchJD is to take at n = 8, at least
 
     def input(self, n: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(n)
@@ -75,9 +80,16 @@ def cvxpy_fair(alpha: float) -> Callable[[torch.Tensor], Call]:
 
 def torchjd_nash_mtl(gram: torch.Tensor) -> Call:
     aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
-    pytest.importorskip("ecos", reason="needs ecos")
+    pytest.importorskip("ecos", reason="needs ecos, see the head of bench_weights.py")
     jacobian, nash_mtl = torch.linalg.cholesky(gram), aggregation.NashMTL(n_tasks=len(gram))
     return lambda: nash_mtl(jacobian)
+
+
+def quadprog_dualproj(gram: torch.Tensor) -> Call:
+    quadprog = pytest.importorskip("quadprog", reason="needs quadprog")
+    n, g = len(gram), gram.numpy()
+    identity, zeros = torch.eye(n, dtype=torch.float64).numpy(), torch.zeros(n).double().numpy()
+    return lambda: quadprog.solve_qp(g, zeros, identity, zeros + 1 / n)
 
 
 def quadprog_upgrad(gram: torch.Tensor) -> Call:
@@ -115,25 +127,33 @@ TABLE = [
         "min_norm",
         po.min_norm,
         peers={"torchjd": torchjd_peer("MGDAWeighting"), "cvxpy": cvxpy_min_norm},
+        torchjd=30,
     ),
-    Row("dualproj", po.dualproj, peers={"torchjd": torchjd_peer("DualProjWeighting")}),
+    Row(
+        "dualproj",
+        po.dualproj,
+        peers={"torchjd": torchjd_peer("DualProjWeighting"), "quadprog": quadprog_dualproj},
+    ),
     Row(
         "upgrad",
         po.upgrad,
         budget={8: 24.0, 32: 1500.0},
         peers={"torchjd": torchjd_peer("UPGradWeighting"), "quadprog": quadprog_upgrad},
+        torchjd=10,
     ),
     Row(
         "cagrad",
         po.cagrad,
         budget={8: 24.0, 32: 120.0},
         peers={"torchjd": torchjd_peer("CAGradWeighting", c=0.5)},
+        torchjd=100,
     ),
     Row(
         "nash_mtl",
         po.nash_mtl,
         budget={8: 24.0, 32: 120.0},
         peers={"torchjd": torchjd_nash_mtl, "cvxpy": cvxpy_fair(1.0)},
+        torchjd=5000,
     ),
     Row(
         "fairgrad",
@@ -236,9 +256,13 @@ class Measured:
     low: float
     high: float
     budget: float | None = None
+    ratio: float | None = None  # of a peer's median to ours
+    least: float | None = None  # what that is to be
 
     def print(self) -> None:
         of = f"{self.median / self.budget:8.2f} of {self.budget:g} us" if self.budget else ""
+        if self.ratio:
+            of = f"{self.ratio:8.1f} times ours" + (f" (>= {self.least:g})" if self.least else "")
         name = f"  {self.peer}" if self.peer else self.op
         times = f"{self.median:12.2f}  [{self.low:.2f}, {self.high:.2f}]"
         print(f"{name:<24} {self.n:>4} {times}  {of}", flush=True)
@@ -261,7 +285,10 @@ def measure(row: Row) -> list[Measured]:
                 print(f"  {name}: {missing}")
                 given_up.add(name)
                 continue
-            theirs = Measured(row.name, name, n, *microseconds(call, rounds=3))
+            times = microseconds(call, rounds=3)
+            least = row.torchjd if name == "torchjd" and n == 8 else None
+            ratio = times[0] / ours.median
+            theirs = Measured(row.name, name, n, *times, ratio=ratio, least=least)
             theirs.print()
             measured.append(theirs)
             if theirs.median > TOO_LONG * 1e6:
@@ -310,11 +337,13 @@ def plot(measured: list[Measured], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plot", type=Path, metavar="PATH", help="a PNG; JSON goes beside it")
-    path = parser.parse_args().plot
+    parser.add_argument("--only", nargs="+", choices=[row.name for row in TABLE], metavar="OP")
+    options = parser.parse_args()
+    path, table = options.plot, [r for r in TABLE if not options.only or r.name in options.only]
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, pama_ops {po.__version__}, one thread")
     print(f"{'op':<24} {'n':>4} {'median us':>12}  [least, most]  share of the budget")
-    measured = [m for row in TABLE for m in measure(row)]
+    measured = [m for row in table for m in measure(row)]
     for dtype in (torch.float64, torch.float32):
         gram = batch(dtype)
         times = microseconds(lambda gram=gram: po.min_norm(gram))

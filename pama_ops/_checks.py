@@ -191,14 +191,17 @@ def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tens
     return p
 
 
-def seed(x: object, batch: Sequence[int], device: torch.device) -> None:
+def seed(x: object, gram: Tensor) -> Tensor:
     x = tensor("seed", x)
     if x.dtype != torch.int64:
         raise TypeError(f"seed must be an int64 tensor, got {x.dtype}")
-    if x.dim() != 0 and x.shape != batch:
-        raise ValueError(f"seed must have the shape [] or {list(batch)}, got {list(x.shape)}")
-    if x.device != device:
-        raise ValueError(f"seed must be on {device} like gram, got {x.device}")
+    if x.dim() != 0 and x.shape != gram.shape[:-2]:
+        raise ValueError(
+            f"seed must have the shape [] or {list(gram.shape[:-2])}, got {list(x.shape)}"
+        )
+    if x.device != gram.device:
+        raise ValueError(f"seed must be on {gram.device} like gram, got {x.device}")
+    return x
 
 
 def preference_values(p: Tensor | None) -> None:

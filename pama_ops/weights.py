@@ -238,12 +238,13 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
     A zero gradient has weight 0, and the others are solved for. If they are Pareto stationary,
     which is decided as for `nash_mtl`, the result is argmax Σ_S φ(w) with φ' = w^(−1/α) over
     {w >= 0, Σ w = 1, G w = 0}, with S the largest set of gradients on which such a w can be
-    positive; multiplying G then changes nothing.
+    positive; multiplying G then changes nothing. Where w^(1−1/α) spreads over more than some 30
+    decades there, the fairest of these is out of reach, and a fairer one than Nash's is returned.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        alpha: α, positive and finite; tested from 0.1 to 10. Far from 1, norms that spread over
-            many decades can use up the 100 Newton steps of a doubling before the equation holds.
+        alpha: α, positive and finite; tested from 0.1 to 10, with norms over twelve decades. Far
+            beyond that, powers of w leave what float64 resolves and the equation holds less well.
         check_values: see `min_norm`.
 
     Returns:
@@ -254,7 +255,8 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: that of `nash_mtl`, and some Newton steps for each doubling or halving from 1 to α.
+    Complexity: that of `nash_mtl`, and some Newton steps, at most 100, for each doubling or halving
+    from 1 to α.
     Source: Ban & Ji, arXiv 2402.15638.
 
     >>> fairgrad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), alpha=0.5)
@@ -422,7 +424,10 @@ def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = Fal
     tensor([2.2222, 1.5789])
     """
     check.gram("gram", gram)
-    return _run("pcgrad", gram, _seed_bits(seed, gram), check_values, ())
+    seed = _seed(seed, gram)
+    # One seed for all needs no dimension of its own: making one would take longer than the solver.
+    vector = seed.unsqueeze(-1) if seed.dim() else seed
+    return _run("pcgrad", gram, vector, check_values, ())
 
 
 def gradvac(
@@ -468,19 +473,16 @@ def gradvac(
         if not -1 < check.number("target", target) < 1:
             raise ValueError(f"target must be a cosine in (-1, 1), got {target}")
         targets = torch.full((n * n,), target, dtype=torch.float64, device=gram.device)
-    seed = _seed_bits(seed, gram)
-    vector = torch.cat([seed, targets.expand(*seed.shape[:-1], -1)], -1)
+    bits = _seed(seed, gram).view(torch.float64).unsqueeze(-1)
+    vector = torch.cat([bits, targets.expand(*bits.shape[:-1], -1)], -1)
     return _run("gradvac", gram, vector, check_values, ())
 
 
-def _seed_bits(seed: Tensor | None, gram: Tensor) -> Tensor:
-    """A seed as an op's vector: float64 [..., 1] with its bits."""
-    batch = gram.shape[:-2]
+def _seed(seed: Tensor | None, gram: Tensor) -> Tensor:
     if seed is None:
-        seed = torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
-    else:
-        check.seed(seed, batch, gram.device)
-    return seed.view(torch.float64).unsqueeze(-1)
+        batch = gram.shape[:-2]
+        return torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
+    return check.seed(seed, gram)
 
 
 def _cut(gram: Tensor, rtol: float | None) -> float:

@@ -92,9 +92,9 @@ def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
     for n in 3, 10:
         j = torch.randn((4, n, n + 2), generator=generator, dtype=torch.float64)
         gram = j @ j.mT
-        seed = torch.randint(0, 2**62, (4, 1), generator=generator).view(torch.float64)
+        seed = torch.randint(0, 2**62, (4, 1), generator=generator)
         targets = torch.rand((4, n * n), generator=generator, dtype=torch.float64) / 2
-        vectors = {"pcgrad": seed, "gradvac": torch.cat([seed, targets], -1)}
+        vectors = {"pcgrad": seed, "gradvac": torch.cat([seed.view(torch.float64), targets], -1)}
         for name in reference.WEIGHTINGS:
             yield name, (gram, vectors.get(name), OPTIONS.get(name, []))
         yield "duality_gap", (gram, torch.full((4, n), 1 / n, dtype=torch.float64), [])

@@ -53,6 +53,15 @@ class Backend:
         return {}
 
 
+@pytest.fixture(params=[33, 65, 128, 256])
+def many_rows(request: pytest.FixtureRequest, backend: Backend) -> int:
+    """n of a weighting: more than a warp's lanes, and from 65 on more than its shared memory."""
+    most = {"emulated": 65, "default": 33}.get(backend.name, 256)
+    if request.param > most:
+        pytest.skip(f"slow: {backend.name} is tested up to n = {most}")
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def emulated_library() -> object:
     """The CUDA kernels compiled for the host, as ops in a namespace of their own."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import pama_ops as po
 
@@ -37,6 +40,20 @@ def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float
     assert worst <= absolute, f"off by {worst} beyond its bound"
 
 
+def assert_independent_of_thread_count(call: Callable[[], object]) -> None:
+    """Every tensor in the call's result has the same bits on 1, 2 and 5 threads."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append([x for x in tree_leaves(call()) if isinstance(x, Tensor)])
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0]
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
 # --- weights ------------------------------------------------------------------------------------
 
 
@@ -65,8 +82,10 @@ def assert_non_conflicting(gram: Tensor, weights: Tensor) -> None:
     assert bool((slope >= bound).all()), f"conflict {float((slope / scale).min())}"
 
 
-def gap_bound(gram: Tensor) -> float:
+def gap_bound(gram: Tensor, roundoff: float | None = None) -> float:
     """What rounding may leave of the duality gap of min_norm, in units of max diag.
+
+    `roundoff` is that of the dtype in which G came to the op, where that is not `gram`'s.
 
     With norms at most 1 and Σ w = 1, every |(Gw)_i| <= 1. The active set ends where no slope is
     below the value by more than 8 u64; weights and slopes it works with carry at most 2 (n + 4)
@@ -74,17 +93,18 @@ def gap_bound(gram: Tensor) -> float:
     value and slope by 4 u each; and weights rounded to that dtype move each by 3 u.
     """
     n = gram.shape[-1]
-    return (8 + 4 * (n + 4)) * 2.0**-53 + 14 * unit_roundoff(gram.dtype)
+    u = unit_roundoff(gram.dtype) if roundoff is None else roundoff
+    return (8 + 4 * (n + 4)) * 2.0**-53 + 14 * u
 
 
-def assert_optimal(gram: Tensor, weights: Tensor) -> None:
+def assert_optimal(gram: Tensor, weights: Tensor, roundoff: float | None = None) -> None:
     """The duality gap is that of rounding."""
     g, w = gram.double().cpu(), weights.double().cpu()
     slope = (g @ w[..., None])[..., 0]
     gap = (w * slope).sum(-1) - slope.amin(-1)
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)
-    bound = gap_bound(gram) * scale
-    assert bool((gap <= bound).all()), f"gap {float((gap / scale).max())}, bound {gap_bound(gram)}"
+    bound = gap_bound(gram, roundoff)
+    assert bool((gap <= bound * scale).all()), f"gap {float((gap / scale).max())}, bound {bound}"
 
 
 def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:

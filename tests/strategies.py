@@ -185,6 +185,20 @@ GRADIENT_FAMILIES = [
 ]
 
 
+def draw_gradients(family: str, n: int, seed: int = 0) -> Tensor:
+    return gradients(family, n, torch.Generator().manual_seed(seed))
+
+
+def gram_of(j: Tensor) -> Tensor:
+    """J Jᵀ, symmetric to the bit."""
+    gram = j @ j.mT
+    return (gram + gram.mT) / 2
+
+
+def matrix_on(backend, *rows: list[float]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device=backend.device)
+
+
 @st.composite
 def gram_matrices(
     draw: st.DrawFn,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import ROUNDOFF
+from properties import ROUNDOFF, assert_independent_of_thread_count
 from strategies import DTYPES, gradient_lists, lay
 
 import pama_ops as po
@@ -79,15 +79,7 @@ def test_thousands_of_tiny_tensors(backend):
 
 def test_combine_is_independent_of_thread_count():
     grads = [[torch.randn(300_001), torch.randn(5)] for _ in range(3)]
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(torch.cat(po.combine(grads, torch.tensor([0.1, 0.2, 0.7]))))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.combine(grads, torch.tensor([0.1, 0.2, 0.7])))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "odd", "transposed", "sliced"])

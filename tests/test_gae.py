@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import assert_rounds
+from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import Tokens, tokens
 
 import pama_ops as po
@@ -80,15 +80,7 @@ def test_gae_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
     rewards, values = torch.randn(2, 3, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(torch.cat(po.gae(rewards, values, mask)))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.gae(rewards, values, mask))
 
 
 BAD = {

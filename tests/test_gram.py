@@ -9,6 +9,7 @@ import torch
 from allocations import largest_allocations
 from hypothesis import given
 from hypothesis import strategies as st
+from properties import assert_independent_of_thread_count
 from strategies import DTYPES, gradient_lists, lay
 
 import pama_ops as po
@@ -146,15 +147,7 @@ def test_gram_is_independent_of_thread_count():
         + [torch.randn(50_001, generator=generator).bfloat16()]
         for _ in range(5)
     ]
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(po.gram(grads))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.gram(grads))
 
 
 @pytest.mark.parametrize("level", ["1", "3", "4"])

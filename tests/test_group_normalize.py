@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from properties import assert_rounds
+from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import DTYPES, arrange
 
 import pama_ops as po
@@ -95,15 +95,7 @@ def test_group_normalize_takes_at_least_float32(backend):
 
 def test_group_normalize_is_independent_of_thread_count():
     rewards = torch.randn(3, 16000, generator=torch.Generator().manual_seed(1))
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(po.group_normalize(rewards, 8))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.group_normalize(rewards, 8))
 
 
 BAD = [

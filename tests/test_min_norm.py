@@ -15,20 +15,20 @@ from properties import (
     unit_roundoff,
 )
 from rational import optimum, rational, value
-from strategies import DTYPES, GRADIENT_FAMILIES, gradients, gram_matrices, preferences
+from strategies import (
+    DTYPES,
+    GRADIENT_FAMILIES,
+    gradients,
+    gram_matrices,
+    gram_of,
+    preferences,
+)
+from strategies import draw_gradients as draw
+from strategies import matrix_on as on
 
 import pama_ops as po
 
 CASES = settings(max_examples=60)
-
-
-def gram_of(j: torch.Tensor) -> torch.Tensor:
-    gram = j @ j.mT
-    return (gram + gram.mT) / 2
-
-
-def on(backend, *rows) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.float64, device=backend.device)
 
 
 def test_min_norm_of_published_values(backend):
@@ -66,11 +66,8 @@ def test_min_norm_of_many_rows_is_optimal(backend, family, n):
         assert_optimal(gram, weights)
 
 
-@pytest.mark.parametrize("n", [33, 65])
-def test_min_norm_of_more_rows_than_lanes_is_optimal(backend, n):
-    """65 rows leave shared memory on a GPU."""
-    generator = torch.Generator().manual_seed(0)
-    gram = gram_of(gradients("common", n, generator)).to(backend.device)
+def test_min_norm_of_more_rows_than_lanes_is_optimal(backend, many_rows):
+    gram = gram_of(draw("common", many_rows)).to(backend.device)
     weights = po.min_norm(torch.stack([gram, 2 * gram]))
     assert_optimal(gram, weights[0])
     assert torch.equal(weights[0], weights[1])

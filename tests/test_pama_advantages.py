@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from properties import assert_rounds
+from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import tokens
 
 import pama_ops as po
@@ -312,16 +312,9 @@ def test_bits_do_not_depend_on_thread_count(reduction):
     generator = torch.Generator().manual_seed(1)
     a = torch.randn(3, 37, 300, generator=generator)
     log_ratio = 0.2 * torch.randn(37, 300, generator=generator)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            step = po.pama_advantages(a, None, log_ratio, reduction=reduction, noon=False)
-            results.append((step.advantages, step.weights))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+    assert_independent_of_thread_count(
+        lambda: po.pama_advantages(a, None, log_ratio, reduction=reduction, noon=False)
+    )
 
 
 BAD = [

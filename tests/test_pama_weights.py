@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from properties import assert_on_simplex, unit_roundoff
+from properties import assert_independent_of_thread_count, assert_on_simplex, unit_roundoff
 from strategies import DTYPES, arrange, preferences
 
 import pama_ops as po
@@ -168,7 +168,7 @@ def test_pama_weights_of_what_is_not_finite_is_nan(backend, bad):
         assert got.optimum.isnan()
 
 
-@pytest.mark.parametrize("n", [40, 70])
+@pytest.mark.parametrize("n", [40, 70, 128, 256])
 def test_pama_weights_of_more_values_than_lanes_is_balanced(backend, n):
     generator = torch.Generator().manual_seed(n)
     values = torch.randn((3, n), generator=generator, dtype=torch.float64) + 1
@@ -212,15 +212,7 @@ def test_pama_weights_takes_any_dtype_strides_and_batch(backend, data):
 
 def test_pama_weights_is_independent_of_thread_count():
     values = torch.randn((5000, 6), generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(po.pama_weights(values).weights)
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results)
+    assert_independent_of_thread_count(lambda: po.pama_weights(values))
 
 
 @pytest.mark.parametrize(

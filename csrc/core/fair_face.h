@@ -56,10 +56,11 @@ class FairFace {
     normalize();
     factorise(noise);
     if (rank_ >= members_) return;
-    ascend(1, beta);
-    for (double at = 1; at != beta;) {
+    const double limit = fmax(noise, 4 * imbalance());
+    bool on_face = ascend(1, beta, limit);
+    for (double at = 1; on_face && at != beta;) {
       at = beta > at ? fmin(2 * at, beta) : fmax(at / 2, beta);
-      ascend(at, beta);
+      on_face = ascend(at, beta, limit);
     }
   }
 
@@ -94,9 +95,11 @@ class FairFace {
         for (int j = team_.rank(); j < n_; j += team_.size()) v_[j] = q_[j] / sum;
       }
       if (value <= noise) {
-        // A smaller part is within the noise; if it belongs to S, it has a problem of its own.
+        // A smaller part may be rounding, and moves the combination by less than the noise; if it
+        // belongs to S, it has a problem of its own.
+        const double least = pow(noise, 0.75);
         for (int j = team_.rank(); j < n_; j += team_.size()) {
-          if (q_[j] > noise * sum) total_[j] += q_[j] / sum;
+          if (j == i || q_[j] > least * sum) total_[j] += q_[j] / sum;
         }
       }
       team_.sync();
@@ -160,7 +163,27 @@ class FairFace {
     team_.sync();
   }
 
-  PAMA_HD void ascend(double beta, double wanted) {
+  // ‖Σ w g‖² / (Σ w ‖g‖)², by F.
+  PAMA_HD double imbalance() {
+    double lengths = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) lengths += w_[i] * length_[i];
+    lengths = team_.sum(lengths);
+    double square = 0;
+    for (int k = 0; k < rank_; ++k) {
+      double along = 0;
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        if (w_[i] > 0) along += at(i, k) * w_[i] * length_[i];
+      }
+      along = team_.sum(along) / lengths;
+      square += along * along;
+    }
+    return square;
+  }
+
+  // False where rounding took the last step off the face, as where w^(1−β) spreads over more than
+  // 10^32: the weights are those before it.
+  PAMA_HD bool ascend(double beta, double wanted, double limit) {
+    double* before = v_;
     for (int step = 0; step < kLimit; ++step) {
       double total = 0;
       for (int i = team_.rank(); i < n_; i += team_.size()) {
@@ -182,13 +205,21 @@ class FairFace {
       team_.sync();
       // What rounding leaves of the projection, as where S allows but one w.
       const double rounding = 4 * n_ * DBL_EPSILON;
-      if (!(square > rounding * rounding * total)) return;
+      if (!(square > rounding * rounding * total)) return true;
       const double descent = square / beta;
       const double t = fair_step(team_, n_, share_, q_, beta, descent, 0);
-      for (int i = team_.rank(); i < n_; i += team_.size()) w_[i] *= 1 + t * q_[i];
+      for (int i = team_.rank(); i < n_; i += team_.size()) {
+        before[i] = w_[i];
+        w_[i] *= 1 + t * q_[i];
+      }
       normalize();
-      if (descent <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return;
+      if (!(imbalance() <= limit)) {
+        for (int i = team_.rank(); i < n_; i += team_.size()) w_[i] = before[i];
+        return false;
+      }
+      if (descent <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return true;
     }
+    return true;
   }
 
   // An orthonormal basis of the constraints' gradients: Σ w = 1 and Fᵀ D w = 0.

@@ -2,6 +2,7 @@
 // of fair_weights.h do.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 
 #include "core/team.h"
@@ -14,14 +15,20 @@ PAMA_HD inline double power(double x, double exponent) {
 
 // Along the line the function's derivative is −descent + t · curvature + Σ share q (1 −
 // (1 + tq)^(−β)), which rises with t: Newton's method within a bracket brings it to a quarter of
-// its magnitude at 0, which near the minimum t = 1 does at once.
+// its magnitude at 0, or to rounding, which near the minimum t = 1 does at once. At the far end,
+// where a weight nears 0, a step of Newton's would bring 1 + tq up by a factor of 1 + 1/(1 + β)
+// only: from there each step halves the bracket at least.
 template <class Team>
 PAMA_HD double fair_step(const Team& team, int n, const double* share, const double* q, double beta,
                          double descent, double curvature) {
   constexpr int kEvaluations = 40;
-  double steepest = 0;
-  for (int i = team.rank(); i < n; i += team.size()) steepest = fmax(steepest, -q[i]);
+  double steepest = 0, size = 0;
+  for (int i = team.rank(); i < n; i += team.size()) {
+    steepest = fmax(steepest, -q[i]);
+    size += share[i] * fabs(q[i]);
+  }
   steepest = team.largest(steepest);
+  const double enough = fmax(0.25 * descent, DBL_EPSILON * team.sum(size));
   double low = 0, high = steepest > 0 ? 1 / steepest : INFINITY;
   double t = high > 1 ? 1 : 0.99 * high;
   for (int evaluation = 0; evaluation < kEvaluations; ++evaluation) {
@@ -32,10 +39,11 @@ PAMA_HD double fair_step(const Team& team, int n, const double* share, const dou
       bend += q[i] * q[i] * left / along;
     }
     slope = team.sum(slope) + t * curvature - descent;
-    if (fabs(slope) <= 0.25 * descent) return t;
+    if (fabs(slope) <= enough) return t;
     (slope > 0 ? high : low) = t;
+    const double middle = 0.5 * (low + fmin(high, 2 * t));
     const double next = t - slope / (beta * team.sum(bend) + curvature);
-    t = next > low && next < high ? next : 0.5 * (low + fmin(high, 2 * t));
+    t = next > low && next < (slope > 0 ? middle : high) ? next : middle;
   }
   return low;
 }

@@ -1,30 +1,16 @@
 // fairgrad: G w = w^(−1/α).
 #pragma once
 
-#include <cstdint>
-
 #include "core/fair_weights.h"
-#include "core/gram_problem.h"
 
 namespace pama {
 
 template <class Team>
-class FairGrad {
+class FairGrad : public FairWeights<Team> {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = false;
-  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return FairWeights<Team>::reals(n); }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return FairWeights<Team>::integers(n); }
-
   // Options: α.
   PAMA_HD explicit FairGrad(const GramProblem<Team>& problem)
-      : method_(problem, 1 / problem.options[0]) {}
-
-  PAMA_HD void solve() { method_.solve(); }
-
- private:
-  FairWeights<Team> method_;
+      : FairWeights<Team>(problem, 1 / problem.options[0]) {}
 };
 
 }  // namespace pama

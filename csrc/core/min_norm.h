@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "core/gram_problem.h"
+#include "core/normalize_gram.h"
 #include "core/preference.h"
 #include "core/simplex_active_set.h"
 #include "core/team.h"
@@ -71,13 +72,13 @@ class MinNorm {
   // False if an entry of a used row and column is not finite.
   PAMA_HD bool rescale() {
     if (wanted_) clear_dropped();
-    double largest = 0;
-    if (!find_largest(&largest)) return false;
+    double largest = largest_entry(team_, n_, gram_);
+    if (!(largest <= DBL_MAX)) return false;
     if (largest == 0) return true;
     if (wanted_) {
       scale_by(-ilogb(largest));
       divide_by_preferences();
-      find_largest(&largest);
+      largest = largest_entry(team_, n_, gram_);
     }
     const int exponent = ilogb(largest);
     if (exponent < -300 || exponent > 900) scale_by(900 - exponent);
@@ -102,18 +103,6 @@ class MinNorm {
       }
     }
     team_.sync();
-  }
-
-  PAMA_HD bool find_largest(double* largest) {
-    double found = 0;
-    bool finite = true;
-    for (int i = team_.rank(); i < n_ * n_; i += team_.size()) {
-      const double magnitude = fabs(gram_[i]);
-      finite = finite && magnitude <= DBL_MAX;
-      found = magnitude > found ? magnitude : found;
-    }
-    *largest = team_.largest(found);
-    return !team_.any(!finite);
   }
 
   // In two factors, as 2^exponent itself may be out of range.

@@ -10,19 +10,36 @@
 
 namespace pama {
 
+// The largest magnitude among the n² entries; NaN if one is not finite. In four chains, as one
+// would wait for its latency.
+template <class Team>
+PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
+  double found[4] = {0, 0, 0, 0}, zero[4] = {0, 0, 0, 0};
+  const int count = n * n, step = team.size();
+  int i = team.rank();
+  for (; i + 3 * step < count; i += 4 * step) {
+    for (int c = 0; c < 4; ++c) {
+      const double x = gram[i + c * step], magnitude = fabs(x);
+      found[c] = magnitude > found[c] ? magnitude : found[c];
+      zero[c] += 0 * x;  // NaN if x is infinite or none
+    }
+  }
+  for (; i < count; i += step) {
+    const double magnitude = fabs(gram[i]);
+    found[0] = magnitude > found[0] ? magnitude : found[0];
+    zero[0] += 0 * gram[i];
+  }
+  const double zeros = (zero[0] + zero[1]) + (zero[2] + zero[3]);
+  const double largest = team.largest(fmax(fmax(found[0], found[1]), fmax(found[2], found[3])));
+  return team.any(zeros != 0) ? NAN : largest;
+}
+
 // Divides `gram` by 4^half, which is exact, so that its largest entry is about 1, and sets norm[i]
 // to the root of entry i of its diagonal. False if an entry is not finite.
 template <class Team>
 PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* half) {
-  double found = 0;
-  bool finite = true;
-  for (int i = team.rank(); i < n * n; i += team.size()) {
-    const double magnitude = fabs(gram[i]);
-    finite = finite && magnitude <= DBL_MAX;
-    found = magnitude > found ? magnitude : found;
-  }
-  found = team.largest(found);
-  if (team.any(!finite)) return false;
+  const double found = largest_entry(team, n, gram);
+  if (!(found <= DBL_MAX)) return false;
   *half = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
   if (*half != 0) {
     const double factor = ldexp(1.0, -*half);  // twice, as its square may be out of range

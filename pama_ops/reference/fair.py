@@ -61,10 +61,14 @@ def _gain(x: Tensor, weight: Tensor, beta: float) -> Tensor:
     return (weight * (x.log() if beta == 1 else (x ** (1 - beta) - 1) / (1 - beta))).sum()
 
 
-def _backtrack(change: Callable[[float], Tensor], q: Tensor, descent: float) -> float:
-    """The first of 1 (or just inside the orthant), ½, ¼, … that brings a tenth of the descent."""
+def _backtrack(
+    change: Callable[[float], Tensor], q: Tensor, descent: float, share: Tensor
+) -> float:
+    """The first of 1 (or just inside the orthant), ½, ¼, … that brings a tenth of the descent, to
+    the rounding of the change."""
+    noise = 2.0**-52 * float(share @ q.abs())
     t = min(1.0, 0.99 / max(float(-q.min()), 1e-300))
-    while t > 1e-12 and not float(change(t)) <= -0.1 * t * descent:
+    while t > 1e-12 and not float(change(t)) <= t * (noise - 0.1 * descent):
         t /= 2
     return t
 
@@ -103,7 +107,7 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
                 step = t * q
                 return step @ inner.sum(1) + step @ inner @ step / 2 - _gain(1 + step, share, at)
 
-            v = v * (1 + _backtrack(change, q, descent) * q)
+            v = v * (1 + _backtrack(change, q, descent, share) * q)
     return v, False
 
 
@@ -145,7 +149,7 @@ def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor
             def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
                 return -_gain(1 + t * q, share, at)
 
-            x = x * (1 + _backtrack(change, q, descent) * q)
+            x = x * (1 + _backtrack(change, q, descent, share) * q)
     result = torch.zeros_like(w)
     result[s] = x / x.sum()
     return result

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -28,15 +29,19 @@ def random_order(seed: int, n: int, i: int) -> list[int]:
     return order
 
 
-def _surgery(gram: Tensor, vector: Tensor, meet: Callable[..., float]) -> Tensor:
-    """Σ_i of e_i changed by `meet(cur, j, G, i, vector)` along each e_j, j in a random order."""
-    n = gram.shape[-1]
-    vectors = vector.expand(*gram.shape[:-2], -1).reshape(-1, vector.shape[-1])
-    seeds = iter(zip(vectors[:, 0].contiguous().view(torch.int64).tolist(), vectors, strict=True))
+def _surgery(
+    gram: Tensor, seed: Tensor, targets: Tensor | None, meet: Callable[..., float]
+) -> Tensor:
+    """Σ_i of e_i changed by `meet(cur, j, G, i, targets)` along each e_j, j in a random order."""
+    n, batch = gram.shape[-1], gram.shape[:-2]
+    seeds = seed.expand(batch).flatten().tolist()
+    rows: Iterable[Tensor | None] = itertools.repeat(None, len(seeds))
+    if targets is not None:
+        rows = targets.expand(*batch, -1).reshape(-1, n * n)
 
     g = gram.detach().to(torch.float64)
     out = []
-    for m, (seed, extra) in zip(g.reshape(-1, n, n), seeds, strict=True):
+    for m, key, row in zip(g.reshape(-1, n, n), seeds, rows, strict=True):
         finite = bool(m.isfinite().all())
         total = m.new_full((n,), 0.0 if finite else math.nan)
         if finite:
@@ -44,9 +49,9 @@ def _surgery(gram: Tensor, vector: Tensor, meet: Callable[..., float]) -> Tensor
             for i in range(n):
                 cur = torch.zeros_like(total)
                 cur[i] = 1.0
-                for j in random_order(seed, n, i):
+                for j in random_order(key, n, i):
                     if float(m[j, j]) > 0:
-                        cur[j] += meet(cur, j, m, extra[1:], i)
+                        cur[j] += meet(cur, j, m, row, i)
                 total = total + cur
         out.append(total)
     return torch.stack(out).reshape(g.shape[:-1]) if out else g.new_zeros(g.shape[:-1])
@@ -54,13 +59,14 @@ def _surgery(gram: Tensor, vector: Tensor, meet: Callable[..., float]) -> Tensor
 
 @weighting
 def pcgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
-    """`preference` holds the bits of the seed."""
+    """`preference` holds the seed, int64: [] or [..., 1]."""
 
-    def meet(cur: Tensor, j: int, g: Tensor, _targets: Tensor, _i: int) -> float:
+    def meet(cur: Tensor, j: int, g: Tensor, _targets: None, _i: int) -> float:
         return max(-float(g[j] @ cur), 0.0) / float(g[j, j])
 
     assert preference is not None
-    return _surgery(gram, preference, meet)
+    seed = preference[..., 0] if preference.dim() else preference
+    return _surgery(gram, seed, None, meet)
 
 
 @weighting
@@ -79,4 +85,5 @@ def gradvac(gram: Tensor, preference: Tensor | None, options: list[float]) -> Te
         return length * (target * math.sqrt(1 - cosine**2) - cosine * rest) / (norm * rest)
 
     assert preference is not None
-    return _surgery(gram, preference, meet)
+    seed = preference[..., 0].contiguous().view(torch.int64)
+    return _surgery(gram, seed, preference[..., 1:], meet)
