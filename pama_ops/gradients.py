@@ -81,9 +81,8 @@ def gram(
     if group is None and not sharded:
         result: Tensor = ops.gram(flat, n)
     else:
-        if check_finite or flat[0].device.type == "cpu":
-            groups = distributed.meeting(flat, group)
-            distributed.agree((n, len(flat) // n), groups, flat[0].device)
+        if distributed.may_talk(flat[0].device, check_finite):
+            _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
     if check_finite and not bool(result.isfinite().all()):
         bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
@@ -93,6 +92,21 @@ def gram(
             else "grads must be finite, but products of theirs leave the range of numbers"
         )
     return result if dtype == torch.float64 else result.to(dtype)
+
+
+def _agree(flat: list[Tensor], n: int, group: ProcessGroup | None) -> None:
+    """All ranks raise unless they agree; ranks of `group` hold parts of their own shapes."""
+    counts: dict[str, object] = {
+        "the function": "gram",
+        "the number of objectives": n,
+        "the number of tensors of an objective": len(flat) // n,
+    }
+    found = [x if distributed.is_dtensor(x) else None for x in distributed.layouts(flat, n)]
+    layouts = counts | distributed.layouts_as_facts("tensor", found)
+    meetings = [
+        (over, counts if over is group else layouts) for over in distributed.meeting(flat, group)
+    ]
+    distributed.agree(meetings, flat[0].device)
 
 
 def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:

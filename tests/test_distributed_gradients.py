@@ -156,7 +156,7 @@ def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
         assert "number of tensors of an objective, got 4 on ranks [0], 3 on" in said["tensors"]
         assert "DTensors all or none" in said["mixed"]
         assert "Partial, P(sum), over dimension 0 of the mesh" in said["partial"]
-        assert "number of objectives, got 1 on ranks [0], 2 on ranks [1]" in said["losses"]
+        assert "number of losses, got 1 on ranks [0], 2 on ranks [1]" in said["losses"]
     for case in ("one refuses", "mixed on one", "parameters"):
         assert "ranks [1] refuse" in ours[case]
     assert "grads must hold at least one objective" in theirs["one refuses"]
