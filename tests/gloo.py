@@ -6,6 +6,7 @@ import datetime
 import queue
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ import torch.distributed
 import torch.multiprocessing
 
 # Of one task in seconds, start included; a rank that waits for the others gives up before.
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def serve(rank: int, world: int, store: str, tasks: Any, results: Any) -> None:
     """A rank's life: join the group, run what comes, answer with its result or its traceback."""
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -65,11 +67,11 @@ def start(world: int, store: Path) -> Iterator[Callable[..., list[Any]]]:
             try:
                 answers.append(results[rank].get(timeout=1))
             except queue.Empty:
-                alive = processes[rank].is_alive()
-                if alive and time.monotonic() < deadline:
+                gone = [i for i, process in enumerate(processes) if not process.is_alive()]
+                if not gone and time.monotonic() < deadline:
                     continue
-                fault = f"did not answer within {TIMEOUT} s" if alive else "died"
-                dead = f"rank {rank} of {world} {fault} in {function.__qualname__}"
+                fault = f"ranks {gone} died" if gone else f"rank {rank} did not answer"
+                dead = f"{fault} within {TIMEOUT} s of {function.__qualname__}"
                 for process in processes:
                     process.kill()
                 pytest.fail(dead)

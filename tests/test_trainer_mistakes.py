@@ -5,12 +5,19 @@ Also that compiled token functions take batches of any size and length without c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
 
 import pama_ops as po
+
+Ranks = Callable[..., list[Any]]
 
 
 def batch(sequences: int = 6, tokens: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,17 +68,72 @@ def test_weights_of_the_whole_batch_are_not_those_of_its_micro_batches() -> None
     assert not torch.allclose(torch.stack(apart).mean(0), whole, rtol=1e-2)
 
 
-def test_whitening_parts_apart_takes_their_difference_away() -> None:
+def whiten_on_two_ranks(rank: int, with_group: bool) -> tuple[Tensor, Tensor]:
+    """This rank's half of a batch whose second half went better, whitened and combined."""
+    group = torch.distributed.group.WORLD if with_group else None
+    x, mask = (y.chunk(2, -2)[rank] for y in better_second_half())
+    whitened = po.whiten(x, mask, group=group)
+    step = po.pama_advantages(whitened, mask, reduction="batch", noon=False, group=group)
+    return whitened, step.weights
+
+
+def better_second_half() -> tuple[Tensor, Tensor]:
     advantages, mask = batch(sequences=8)
-    advantages[:, 4:] += 3  # one rank's sequences went better
-    together = po.whiten(advantages, mask)
-    apart = torch.cat([po.whiten(advantages[:, k], mask[k]) for k in (slice(4), slice(4, 8))], 1)
-    better, worse = mask.clone(), mask.clone()
-    better[:4], worse[4:] = False, False
-    assert (together[:, better].mean(1) > together[:, worse].mean(1) + 1).all()
-    for part in (better, worse):  # zero to the rounding of each entry
-        eps = torch.finfo(torch.float32).eps
-        assert (apart[:, part].mean(1).abs() <= eps * apart.abs().max()).all()
+    advantages[:, 4:] += torch.tensor([3.0, 1.0])[:, None, None]
+    return advantages, mask
+
+
+def test_whitening_by_rank_takes_the_difference_of_ranks_away(ranks: Ranks) -> None:
+    advantages, mask = better_second_half()
+    whole = po.whiten(advantages, mask)
+    weights = po.pama_advantages(whole, mask, reduction="batch", noon=False).weights
+    together, apart = ranks(whiten_on_two_ranks, True), ranks(whiten_on_two_ranks, False)
+    torch.testing.assert_close(torch.cat([x for x, _ in together], 1), whole)
+    assert torch.equal(together[0][1], together[1][1])
+    torch.testing.assert_close(together[0][1], weights)
+    eps = torch.finfo(torch.float32).eps
+    parts = mask.chunk(2)
+    means = [x[:, part].mean(1) for (x, _), part in zip(together, parts, strict=True)]
+    assert (means[1] > means[0] + 0.2).all()
+    for (x, _), part in zip(apart, parts, strict=True):  # zero to the rounding of each entry
+        assert (x[:, part].mean(1).abs() <= eps * x.abs().max()).all()
+    assert not torch.equal(apart[0][1], apart[1][1])  # and ranks weight by their own
+
+
+def policy() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
+
+
+def policy_loss(net: nn.Module, k: slice, normalizer: Tensor | None) -> Tensor:
+    """The PPO loss of some sequences of a batch."""
+    x = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+    advantages, mask = batch()
+    combined = po.pama_advantages(po.whiten(advantages, mask), mask).advantages
+    logp = nn.functional.logsigmoid(net(x[k])).squeeze(-1)
+    part = combined[k], mask[k]
+    return po.ppo_loss(logp, logp.detach(), *part, normalizer=normalizer).loss
+
+
+def gradient_by_ddp(rank: int, scale: int, normalized: bool) -> Tensor:
+    """Two sequences on one rank and four on the other, which have 3 and 18 tokens."""
+    net = DistributedDataParallel(policy())
+    count = batch()[1].sum() if normalized else None
+    loss = policy_loss(net, (slice(0, 2), slice(2, 6))[rank], count)
+    (scale * loss).backward()
+    return torch.cat([x.grad.flatten() for x in net.parameters()])
+
+
+def test_a_loss_over_all_ranks_is_scaled_by_their_number_under_ddp(ranks: Ranks) -> None:
+    net = policy()
+    policy_loss(net, slice(0, 6), None).backward()
+    whole = torch.cat([x.grad.flatten() for x in net.parameters()])
+    for got in ranks(gradient_by_ddp, 2, True):
+        torch.testing.assert_close(got, whole)
+    for mistaken in ranks(gradient_by_ddp, 1, True):  # DDP's mean over ranks once more
+        torch.testing.assert_close(mistaken, whole / 2)
+    for mistaken in ranks(gradient_by_ddp, 1, False):  # each rank by its own count
+        assert (mistaken - whole).norm() > 0.05 * whole.norm()
 
 
 def test_compiled_token_functions_take_any_batch_without_compiling_anew() -> None:
