@@ -46,9 +46,10 @@ def pareto_backward(
 
     In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
     as DistributedDataParallel has it. Plain parameters: gradients are taken without any hook and
-    averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss,
-    in which FSDP2 averages; leaves outside `parameters` and `task_parameters` accumulate n times.
-    With `features`, G is summed over `data_group`, and the one backward's hooks average.
+    averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss
+    into these parameters only, in which FSDP2 averages; what is left Partial is summed. With
+    `features`, G is summed over `data_group`, and the one backward's hooks average. All ranks raise
+    where one refuses its arguments or where they disagree in what must be alike.
 
     Args:
         losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n].
@@ -62,7 +63,7 @@ def pareto_backward(
         group: process group whose ranks hold disjoint parts of `parameters` (or of `features`).
         data_group: process group whose ranks hold disjoint data and the same parameters; all must
             call. "world" is the default group of torch.distributed, if that is initialised,
-            `parameters` are plain and no `group` is given; None averages nothing.
+            what gradients are taken of is plain and no `group` is given; None averages nothing.
 
     Returns:
         w, [n] in float64 (or what `weighting` returns), detached; the same bits on every rank.

@@ -47,8 +47,9 @@ def gram(
             mesh dimensions along which they are sharded. Not differentiable then.
         group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
             matrices of the parts are added. Not differentiable then. Every rank gets the same
-            bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange n and P, so that
-            all raise where they disagree.
+            bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange a header of two
+            integers: all raise where they disagree in n, P or a DTensor's shape, dtype or
+            placements, or where one refuses its arguments.
         dtype: of the result; the sum is float64.
         check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
 

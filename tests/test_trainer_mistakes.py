@@ -1,18 +1,13 @@
-"""The mistakes that docs/trainers.md names: each made by hand, and what the function does instead.
-
-Also that compiled token functions take batches of any size and length without compiling anew.
-"""
+"""The mistakes that docs/trainers.md names: each made by hand, and what the function does instead."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.parallel import DistributedDataParallel
 
 import pama_ops as po
@@ -134,31 +129,3 @@ def test_a_loss_over_all_ranks_is_scaled_by_their_number_under_ddp(ranks: Ranks)
         torch.testing.assert_close(mistaken, whole / 2)
     for mistaken in ranks(gradient_by_ddp, 1, False):  # each rank by its own count
         assert (mistaken - whole).norm() > 0.05 * whole.norm()
-
-
-def test_compiled_token_functions_take_any_batch_without_compiling_anew() -> None:
-    def step(advantages: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
-        whitened = po.whiten(advantages, mask)
-        combined = po.pama_advantages(whitened, mask, reduction="gram").advantages
-        return po.ppo_loss(logp, logp, combined, mask).loss
-
-    count = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=count)
-    compiled(*batch(4, 7), -torch.rand(4, 7))
-    first = count.frame_count
-    for sequences, tokens in ((6, 8), (5, 9), (12, 31), (3, 64)):
-        advantages, mask = batch(sequences, tokens)
-        logp = -torch.rand(sequences, tokens)
-        assert torch.equal(compiled(advantages, mask, logp), step(advantages, mask, logp))
-    assert count.frame_count == first
-
-
-@pytest.mark.parametrize("weighting", [po.min_norm, po.upgrad])
-def test_gram_to_combine_compiles_whole(weighting: object) -> None:
-    def step(grads: list[Tensor]) -> Tensor:
-        return po.combine(grads, weighting(po.gram(grads)))
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    grads = [torch.randn(100, generator=torch.Generator().manual_seed(k)) for k in range(3)]
-    for ours, eager in zip(compiled(grads), step(grads), strict=True):
-        assert torch.equal(ours, eager)
