@@ -268,13 +268,9 @@ def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait
     """Raise `error` here, and on the other ranks one that says so, in place of their waiting."""
     found = list(_tensors(tensors))
     groups = meeting(found, *others)
-    if found:
-        device = found[0].device
-    elif all("cpu" in dist.get_backend_config(group) for group in groups):
-        device = torch.device("cpu")
-    else:  # nothing to say it with
-        raise error
-    if may_talk(device, wait):
+    device = found[0].device if found else torch.device("cpu")
+    heard = all(f"{device.type}:" in dist.get_backend_config(group) for group in groups)
+    if heard and may_talk(device, wait):
         agree([(group, {}) for group in groups], device, error)
     raise error
 

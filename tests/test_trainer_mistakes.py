@@ -1,4 +1,4 @@
-"""The mistakes that docs/trainers.md names: each made by hand, and what the function does instead."""
+"""The mistakes that docs/trainers.md names: each made by hand, and what is right instead."""
 
 from __future__ import annotations
 
