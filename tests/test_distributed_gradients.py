@@ -380,7 +380,8 @@ class Norm(nn.Module):
         self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.tanh(self.up(self.norm(x))))
+        y = self.down(torch.tanh(self.up(self.norm(x))))
+        return y.clone()  # FSDP2 warns of views
 
 
 def norm() -> Norm:
