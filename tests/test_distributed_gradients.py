@@ -317,10 +317,13 @@ def sharded_net(mesh: Any) -> nn.Module:
     return fully_shard(net, mesh=mesh)
 
 
-def with_fsdp(rank: int, shape: tuple[int, ...]) -> Any:
+def with_fsdp(rank: int, shape: tuple[int, ...], saved: bool = False) -> Any:
     """Parameters are taken after the forward, when those of the root are not DTensors."""
     names = ("replicate", "shard")[-len(shape) :]
     net = sharded_net(init_device_mesh("cpu", shape, mesh_dim_names=names))
+    if saved:
+        inner = net[2].forward
+        net[2].forward = lambda x: checkpoint(inner, x, use_reentrant=False)
     for x in batches(dist.get_world_size()):
         w = po.pareto_backward(rank_losses(net, x[rank]), net.parameters())
     return w, flattened(x.grad.full_tensor() for x in net.parameters())
@@ -338,8 +341,10 @@ def test_ddp_gives_the_gradient_of_the_whole_batch(ranks):
     check_backward(ranks(with_ddp))
 
 
-def test_fsdp2_gives_the_gradient_of_the_whole_batch(ranks):
-    check_backward(ranks(with_fsdp, (2,)))
+@pytest.mark.parametrize("saved", [False, True])
+def test_fsdp2_gives_the_gradient_of_the_whole_batch(ranks, saved):
+    """With activation checkpointing or without."""
+    check_backward(ranks(with_fsdp, (2,), saved))
 
 
 def test_fsdp2_with_empty_shards_gives_the_gradient_of_the_whole_batch(four_ranks):
