@@ -15,6 +15,7 @@ help:
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
+	@echo "make test-deepspeed  token space under ZeRO, in an environment of its own"
 	@echo "make test-large a tensor of over 2^31 elements (10 GiB of free memory)"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
@@ -68,6 +69,15 @@ test-verl: wheel
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
 	cd tests && ../.venv-verl/bin/python -m pytest -o addopts= -W default test_verl.py $(ARGS)
 
+# DeepSpeed replaces packages that others pin.
+.PHONY: test-deepspeed
+test-deepspeed: wheel
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-deepspeed.txt
+	.venv-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall dist/pama_ops-*.whl
+	cd tests && ../.venv-deepspeed/bin/python -m pytest -o addopts= -W default test_deepspeed.py $(ARGS)
+
 .PHONY: test-large
 test-large: $(VENV)/.built-for-tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -104,4 +114,4 @@ wheel: $(VENV)/.installed
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) .venv-verl build dist pama_ops/*.so *.egg-info
+	rm -rf $(VENV) .venv-verl .venv-deepspeed build dist pama_ops/*.so *.egg-info

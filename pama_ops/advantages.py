@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from pama_ops import _checks as check
 from pama_ops import _schemas as ops
+from pama_ops import distributed
 from pama_ops._autograd import constant
 
 REDUCTIONS = ("token", "sequence", "gram", "batch")
@@ -117,7 +117,9 @@ def whiten(
         advantages: [N, B, T], or [N, B] to whiten sequence scores (mask then [B]).
         mask: [B, T], bool, integer or float 0/1; None is all ones.
         eps: ε > 0, added to the variance.
-        group: process group whose ranks hold disjoint tokens of one batch; 3N numbers travel.
+        group: process group whose ranks hold disjoint tokens of one batch; 3N numbers travel, and
+            on a CPU, and on a GPU with `check_values`, a header of two: all ranks raise where they
+            disagree in an argument that is to be the same, or where one refuses its own.
         cu_seqlens: ragged [N, total], see `gae`.
         check_values: see `gae`.
 
@@ -133,30 +135,30 @@ def whiten(
     >>> whiten(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[[-0.7071,  0.7071,  0.0000]]])
     """
-    x = check.floating("advantages", advantages)
-    by_sequence = x.dim() == 2 and cu_seqlens is None
-    if by_sequence:  # one row of B scores per objective
-        if mask is not None:
-            check.token_mask(mask, x.shape[1:], "advantages", x.device)
-            mask = mask.unsqueeze(0)
-        x = x.unsqueeze(1)
-    check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
-    eps = check.positive("eps", eps)
-    if check_values:
-        check.values(mask, cu_seqlens, x.shape[-1])
-    moments = ops.whiten_moments(x, mask, cu_seqlens).unsqueeze(0)
-    if group is not None:
-        moments = _gather(moments, group)
+    try:
+        x = check.floating("advantages", advantages)
+        by_sequence = x.dim() == 2 and cu_seqlens is None
+        if by_sequence:  # one row of B scores per objective
+            if mask is not None:
+                check.token_mask(mask, x.shape[1:], "advantages", x.device)
+                mask = mask.unsqueeze(0)
+            x = x.unsqueeze(1)
+        check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
+        eps = check.positive("eps", eps)
+        if check_values:
+            check.values(mask, cu_seqlens, x.shape[-1])
+        moments = ops.whiten_moments(x, mask, cu_seqlens)
+    except (TypeError, ValueError) as error:
+        distributed.refuse(error, advantages, group, wait=check_values)
+    if group is None:
+        moments = moments.unsqueeze(0)
+    else:
+        if distributed.may_talk(x.device, check_values):
+            facts = {"the function": "whiten", "the number of objectives": len(x), "eps": eps}
+            distributed.agree([(group, facts)], x.device)
+        moments = distributed.gathered(moments, group)
     out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
     return constant("whiten", out.squeeze(1) if by_sequence else out, advantages)
-
-
-def _gather(x: Tensor, group: ProcessGroup) -> Tensor:
-    """[1, ...] of each rank -> [ranks, ...], the same bits on every rank."""
-    size = torch.distributed.get_world_size(group)
-    out = x.new_empty((size, *x.shape[1:]))
-    torch.distributed.all_gather_into_tensor(out, x.contiguous(), group=group)
-    return out
 
 
 def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> Tensor:
@@ -239,7 +241,8 @@ def pama_advantages(
         noon: drop negative advantages, as the paper does.
         ratio_weighted: multiply I(A)_t by u_t when choosing weights.
         group: process group whose ranks hold disjoint sequences of one batch; only the statistics
-            (at most N + N² numbers) travel.
+            (at most N + N² numbers) travel, after a header as in `whiten`. All ranks get the same
+            bits of them.
         cu_seqlens: ragged [N, total], see `gae`.
         check_values: see `gae`; also checks a `preference` tensor on a GPU.
 
@@ -258,23 +261,37 @@ def pama_advantages(
     >>> pama_advantages(advantages).advantages
     tensor([[1., 0.]])
     """
-    advantages, _ = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
-    n = advantages.shape[0]
-    if log_ratio is not None:
-        tokens = advantages.shape[1:]
-        check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
-    low, high = check.clip(clip)
-    kind = check.choice("reduction", reduction, REDUCTIONS)
-    p = check.preference(preference, n, advantages)
-    if check_values:
-        check.values(mask, cu_seqlens, advantages.shape[-1])
-        check.preference_values(p)
-    noon, ratio_weighted = bool(noon), bool(ratio_weighted)
-    statistics = ops.pama_statistics(
-        advantages, mask, log_ratio, cu_seqlens, kind, low, high, noon, ratio_weighted
-    )
+    try:
+        advantages, _ = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+        n = advantages.shape[0]
+        if log_ratio is not None:
+            tokens = advantages.shape[1:]
+            check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
+        low, high = check.clip(clip)
+        kind = check.choice("reduction", reduction, REDUCTIONS)
+        p = check.preference(preference, n, advantages)
+        if check_values:
+            check.values(mask, cu_seqlens, advantages.shape[-1])
+            check.preference_values(p)
+        noon, ratio_weighted = bool(noon), bool(ratio_weighted)
+        statistics = ops.pama_statistics(
+            advantages, mask, log_ratio, cu_seqlens, kind, low, high, noon, ratio_weighted
+        )
+    except (TypeError, ValueError) as error:
+        distributed.refuse(error, advantages, group, wait=check_values)
     if group is not None:
-        torch.distributed.all_reduce(statistics, group=group)
+        if distributed.may_talk(advantages.device, check_values):
+            facts = {
+                "the function": "pama_advantages",
+                "the number of objectives": n,
+                "reduction": reduction,
+                "clip": (low, high),
+                "noon": noon,
+                "ratio_weighted": ratio_weighted,
+                "preference": None if p is None else p.tolist(),
+            }
+            distributed.agree([(group, facts)], advantages.device)
+        statistics = distributed.gathered(statistics, group).sum(0)
     combined, weights, optimum, active = ops.pama_combine(
         advantages,
         mask,

@@ -46,9 +46,10 @@ def pareto_backward(
 
     In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
     as DistributedDataParallel has it. Plain parameters: gradients are taken without any hook and
-    averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss,
-    in which FSDP2 averages; leaves outside `parameters` and `task_parameters` accumulate n times.
-    With `features`, G is summed over `data_group`, and the one backward's hooks average.
+    averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss
+    into these parameters only, in which FSDP2 averages; what is left Partial is summed. With
+    `features`, G is summed over `data_group`, and the one backward's hooks average. All ranks raise
+    where one refuses its arguments or where they disagree in what must be alike.
 
     Args:
         losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n].
@@ -62,7 +63,7 @@ def pareto_backward(
         group: process group whose ranks hold disjoint parts of `parameters` (or of `features`).
         data_group: process group whose ranks hold disjoint data and the same parameters; all must
             call. "world" is the default group of torch.distributed, if that is initialised,
-            `parameters` are plain and no `group` is given; None averages nothing.
+            what gradients are taken of is plain and no `group` is given; None averages nothing.
 
     Returns:
         w, [n] in float64 (or what `weighting` returns), detached; the same bits on every rank.
@@ -82,20 +83,20 @@ def pareto_backward(
     tensor([0.5000, 0.5000])
     """
     tensors = distributed.sharded(parameters)
-    ranks = distributed.data_ranks(data_group, group, tensors)
+    ranks = distributed.data_ranks(data_group, group, [tensors, features])
+    through = features is not None
+    name = "features" if through else "parameters"
     try:
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
+        _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, [tensors, features], ranks, group, wait=True)
-    groups = distributed.meeting(shared, ranks, group)
-    if groups:
-        distributed.agree((len(terms), len(shared)), groups, shared[0].device)
-    through = features is not None
-    rows, tasks = _gradients(terms, shared, heads, retain_last=through)
-    name = "features" if through else "parameters"
+    _agree(name, terms, shared, heads, group, ranks)
+    rows, tasks = _gradients(terms, shared, heads, through=through)
     _dense(name, rows)
     if ranks is not None:
-        distributed.average(tasks, heads, ranks)
+        if not (through and _sharded(heads)):  # FSDP2 has averaged those
+            distributed.average(tasks, heads, ranks)
         if not through:
             distributed.average(rows, [shared] * len(rows), ranks)
     weights = _weights(weighting, rows, name, group, ranks, summed=through)
@@ -129,36 +130,68 @@ def _backward(losses: list[Tensor], heads: list[list[Tensor]], weights: Tensor) 
 # --- what it is made of -------------------------------------------------------------------------
 
 
+def _agree(
+    name: str,
+    losses: list[Tensor],
+    shared: list[Tensor],
+    heads: list[list[Tensor]],
+    group: ProcessGroup | None,
+    ranks: ProcessGroup | None,
+) -> None:
+    """All ranks raise unless they agree. Ranks of `group` hold parts of their own shapes, and data
+    ranks features of theirs; what else ranks share they hold in the same shapes.
+    """
+    groups = distributed.meeting(shared, ranks, group)
+    if not groups:
+        return
+    counts: dict[str, object] = {
+        "the function": "pareto_backward",
+        "the number of losses": len(losses),
+        "what gradients are taken of": name,
+        f"the number of shared {name}": len(shared),
+        "the number of task_parameters": [len(head) for head in heads],
+    }
+    layouts = dict(counts)
+    if name == "parameters" or _sharded([shared]):
+        layouts |= distributed.layouts_as_facts(f"shared {name}", shared)
+    for i, head in enumerate(heads):
+        layouts |= distributed.layouts_as_facts(f"task_parameters of loss {i}:", head)
+    meetings = [(over, counts if over is group else layouts) for over in groups]
+    distributed.agree(meetings, shared[0].device)
+
+
+def _sharded(rows: list[list[Tensor]]) -> bool:
+    return any(distributed.is_dtensor(x) for row in rows for x in row)
+
+
 def _gradients(
-    losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]], *, retain_last: bool
+    losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]], *, through: bool
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    """For each loss its gradients in the shared tensors and in its own parameters."""
-    _refuse_reentrant_checkpoints(losses, shared)
-    if any(map(distributed.is_dtensor, shared)):
-        return _sharded_gradients(losses, shared, heads)
-    rows: list[list[Tensor | None]] = []
-    tasks: list[list[Tensor | None]] = []
-    for i, loss in enumerate(losses):
+    """For each loss its gradients in the shared tensors and in its own parameters.
+
+    `through`: the shared tensors are no leaves, and the graph is kept for one more backward.
+    """
+    wanted = [[*shared, *head] for head in heads]
+    count = len(shared)
+    if through and _sharded(heads):
+        rows = _autograd(losses, [shared for _ in losses], retain_last=True)
+        return rows, distributed.collect(losses, heads, retain_last=True)
+    if not through and _sharded(wanted):
+        both = distributed.collect(losses, wanted, retain_last=False)
+    else:
+        both = _autograd(losses, wanted, retain_last=through)
+    return [row[:count] for row in both], [row[count:] for row in both]
+
+
+def _autograd(
+    losses: list[Tensor], wanted: list[list[Tensor]], *, retain_last: bool
+) -> list[list[Tensor | None]]:
+    rows = []
+    for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
         keep = retain_last or i + 1 < len(losses)
-        grads = torch.autograd.grad(
-            loss, [*shared, *heads[i]], retain_graph=keep, allow_unused=True
-        )
-        rows.append(list(grads[: len(shared)]))
-        tasks.append(list(grads[len(shared) :]))
-    return rows, tasks
-
-
-def _sharded_gradients(
-    losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]]
-) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    everything = distributed.collect(losses, [*shared, *(x for head in heads for x in head)])
-    rows = [row[: len(shared)] for row in everything]
-    tasks: list[list[Tensor | None]] = []
-    start = len(shared)
-    for row, head in zip(everything, heads, strict=True):
-        tasks.append(row[start : start + len(head)])
-        start += len(head)
-    return rows, tasks
+        grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
+        rows.append([distributed.resolved(g, x) for g, x in zip(grads, tensors, strict=True)])
+    return rows
 
 
 def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> None:
@@ -256,12 +289,17 @@ def _arguments(
             + ("neither" if parameters is None else "both")
         )
     if features is not None:
-        return terms, _features(features), heads
+        shared = _features(features)
+        distributed.check_kinds("features", shared)
+        distributed.check_kinds("task_parameters", [x for head in heads for x in head])
+        return terms, shared, heads
     own = {id(x) for head in heads for x in head}
     shared = [x for x in _parameters("parameters", parameters) if id(x) not in own]
     if not shared:
         raise ValueError("parameters must hold a shared one that requires a gradient, got none")
     distributed.check_kinds("parameters", shared)
+    for i, head in enumerate(heads):
+        distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", [shared[0], *head])
     return terms, shared, heads
 
 

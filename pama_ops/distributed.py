@@ -11,7 +11,8 @@ matrix is broadcast after every reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -97,6 +98,17 @@ def local(x: Tensor) -> Tensor:
         return cast("DTensor", x).to_local()
 
 
+def resolved(grad: Tensor | None, x: Tensor) -> Tensor | None:
+    """`grad` with the sums taken that are still open, laid out as `x` is."""
+    if grad is None or not is_dtensor(grad):
+        return grad
+    pending, whole = cast("DTensor", grad), cast("DTensor", x)
+    if not any(y.is_partial() for y in pending.placements):
+        return grad
+    with torch.no_grad():
+        return pending.redistribute(whole.device_mesh, whole.placements)
+
+
 def laid_out_as(x: Tensor, part: Tensor) -> Tensor:
     """`part` as this rank's part of a tensor laid out as `x` is."""
     if not is_dtensor(x):
@@ -178,58 +190,88 @@ def settle(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
 
 # --- agreement ----------------------------------------------------------------------------------
 
-# What `agree` compares.
-FACTS = ("the number of objectives", "the number of tensors of an objective")
+# What the ranks of a group must have alike, by its name in messages.
+Facts = Mapping[str, object]
+
+
+def layouts_as_facts(name: str, tensors: Sequence[Tensor | None]) -> dict[str, object]:
+    """Dtype, shape and placements of each tensor, which ranks with the same parameters share."""
+    return {f"{name} {p}": _layout(x) for p, x in enumerate(tensors)}
+
+
+def _layout(x: Tensor | None) -> str:
+    if x is None:
+        return "None"
+    placed = f" {cast('DTensor', x).placements}" if is_dtensor(x) else ""
+    return f"{x.dtype} {list(x.shape)}{placed}"
+
+
+def may_talk(device: torch.device, wait: bool) -> bool:
+    """Whether ranks compare notes: on a GPU only if the caller waits for it, never in a graph."""
+    return not torch.compiler.is_compiling() and (wait or device.type == "cpu")
+
+
+def gathered(x: Tensor, group: ProcessGroup) -> Tensor:
+    """[ranks, ...]: the `x` of each rank, in their order and so the same bits everywhere."""
+    rows = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, x.contiguous(), group=group)
+    return torch.stack(rows)
 
 
 def agree(
-    facts: tuple[int, int],
-    groups: Sequence[ProcessGroup],
+    meetings: Iterable[tuple[ProcessGroup, Facts]],
     device: torch.device,
     refusal: Exception | None = None,
 ) -> None:
     """Raise on every rank where one refuses its arguments or a fact differs between ranks.
 
-    One all-gather of a few integers for each group. What a rank hears in one group it passes on
-    in the next, so that all ranks of a mesh of several dimensions raise.
+    One all-gather of two integers for each group, whatever is called with whatever arguments. Where
+    they differ, and all ranks of the group see that they do, the facts themselves travel. What a
+    rank hears in one group it passes on in the next, so that all ranks of a mesh of several
+    dimensions raise.
     """
     error = refusal
-    mine = torch.tensor([0, *facts], device=device)
-    for group in groups:
-        mine[0] = error is not None
-        rows = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(rows, mine, group=group)
-        error = error or _disagreement(torch.stack(rows).tolist())
+    for group, facts in meetings:
+        table = gathered(torch.tensor([error is not None, _digest(facts)], device=device), group)
+        if bool((table[:, 0] == 0).all() and (table[:, 1] == table[0, 1]).all()):
+            continue
+        notes: list[Any] = [None] * len(table)
+        dist.all_gather_object(notes, (dict(facts), error and str(error)), group=group)
+        error = error or _disagreement(notes)
     if error is not None:
         raise error
 
 
-def _disagreement(table: list[list[int]]) -> ValueError | None:
-    refusing = [rank for rank, row in enumerate(table) if row[0]]
+def _digest(facts: Facts) -> int:
+    text = repr(sorted(facts.items())).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
+
+
+def _disagreement(notes: list[tuple[Facts, str | None]]) -> ValueError:
+    refusing = {rank: text for rank, (_, text) in enumerate(notes) if text is not None}
     if refusing:
         return ValueError(
-            f"group must have ranks that accept their arguments, but ranks {refusing} refuse "
-            "theirs or were told of a rank that does: the error there names the argument"
+            "group must have ranks that accept their arguments, but ranks "
+            f"{list(refusing)} refuse theirs: {next(iter(refusing.values()))}"
         )
-    for k, name in enumerate(FACTS, start=1):
-        ranks: dict[int, list[int]] = {}
-        for rank, row in enumerate(table):
-            ranks.setdefault(row[k], []).append(rank)
+    for name in dict.fromkeys(name for facts, _ in notes for name in facts):
+        ranks: dict[str, list[int]] = {}
+        for rank, (facts, _) in enumerate(notes):
+            ranks.setdefault(str(facts.get(name, "nothing")), []).append(rank)
         if len(ranks) > 1:
             said = ", ".join(f"{value} on ranks {where}" for value, where in ranks.items())
             return ValueError(f"group must have ranks that agree in {name}, got {said}")
-    return None
+    raise AssertionError("digests differ and facts do not")
 
 
 def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait: bool) -> NoReturn:
-    """Raise `error` here, and on the other ranks one that says so, in place of their waiting.
-
-    On a GPU only if `wait`, as the ranks that agree do: reading a header synchronises.
-    """
+    """Raise `error` here, and on the other ranks one that says so, in place of their waiting."""
     found = list(_tensors(tensors))
+    groups = meeting(found, *others)
     device = found[0].device if found else torch.device("cpu")
-    if wait or device.type == "cpu":
-        agree((0, 0), meeting(found, *others), device, error)
+    heard = all(f"{device.type}:" in dist.get_backend_config(group) for group in groups)
+    if heard and may_talk(device, wait):
+        agree([(group, {}) for group in groups], device, error)
     raise error
 
 
@@ -318,42 +360,53 @@ def _average_bucket(
 # --- FSDP2 --------------------------------------------------------------------------------------
 
 
-def sharded(parameters: object) -> object:
-    """With the plain parameter that FSDP2 shows between forward and backward replaced by the
-    DTensor that it stands for, which is the one with a `.grad`.
+def _fsdp_parameters() -> Iterator[tuple[Tensor, Tensor]]:
+    """(sharded, unsharded): the DTensor with a `.grad`, and the leaf of the graph it stands for.
 
-    `model.parameters()` after a forward holds such parameters of a root module, and torch has no
-    public way from one to the other.
+    Torch has no public way from one to the other.
     """
-    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
-        return parameters
     from torch.distributed import _composable_state as composable
 
-    owner: dict[int, Tensor] = {}
     for reference in composable._module_state_mapping.values():
         for part in getattr(reference(), "_fsdp_param_groups", ()):
             for x in part.fsdp_params:
                 whole = getattr(x, "_unsharded_param", None)
                 if whole is not None:
-                    owner[id(whole)] = x.sharded_param
+                    yield x.sharded_param, whole
+
+
+def sharded(parameters: object) -> object:
+    """With the plain parameter that FSDP2 shows between forward and backward replaced by the
+    DTensor that it stands for; `model.parameters()` after a forward holds those of a root module.
+    """
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        return parameters
+    owner = {id(whole): shard for shard, whole in _fsdp_parameters()}
     return [owner.get(id(x), x) for x in parameters]
 
 
-def collect(losses: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[list[Tensor | None]]:
-    """For each loss its gradients in `tensors`, by `backward()`; their `.grad` stays.
+def collect(
+    losses: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]], *, retain_last: bool
+) -> list[list[Tensor | None]]:
+    """For each loss its gradients in the tensors wanted of it, by `backward()`; all `.grad` stay.
 
     FSDP2 gathers parameters and scatters gradients in hooks of `backward()`; to autograd.grad its
     DTensors are no part of the graph.
     """
-    before = [x.grad for x in tensors]
+    everything = list({id(x): x for row in wanted for x in row}.values())
+    before = [x.grad for x in everything]
+    leaf = {id(shard): whole for shard, whole in _fsdp_parameters()}
     rows: list[list[Tensor | None]] = []
     try:
-        for i, loss in enumerate(losses):
-            for x in tensors:
+        for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
+            for x in everything:
                 x.grad = None
-            torch.autograd.backward(loss, retain_graph=i + 1 < len(losses))
-            rows.append([x.grad for x in tensors])
+            if tensors:
+                inputs = [leaf.get(id(x), x) for x in tensors]
+                keep = retain_last or i + 1 < len(losses)
+                torch.autograd.backward(loss, retain_graph=keep, inputs=inputs)
+            rows.append([resolved(x.grad, x) for x in tensors])
     finally:
-        for x, grad in zip(tensors, before, strict=True):
+        for x, grad in zip(everything, before, strict=True):
             x.grad = grad
     return rows

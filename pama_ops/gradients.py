@@ -47,8 +47,9 @@ def gram(
             mesh dimensions along which they are sharded. Not differentiable then.
         group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
             matrices of the parts are added. Not differentiable then. Every rank gets the same
-            bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange n and P, so that
-            all raise where they disagree.
+            bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange a header of two
+            integers: all raise where they disagree in n, P or a DTensor's shape, dtype or
+            placements, or where one refuses its arguments.
         dtype: of the result; the sum is float64.
         check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
 
@@ -81,9 +82,8 @@ def gram(
     if group is None and not sharded:
         result: Tensor = ops.gram(flat, n)
     else:
-        if check_finite or flat[0].device.type == "cpu":
-            groups = distributed.meeting(flat, group)
-            distributed.agree((n, len(flat) // n), groups, flat[0].device)
+        if distributed.may_talk(flat[0].device, check_finite):
+            _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
     if check_finite and not bool(result.isfinite().all()):
         bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
@@ -93,6 +93,21 @@ def gram(
             else "grads must be finite, but products of theirs leave the range of numbers"
         )
     return result if dtype == torch.float64 else result.to(dtype)
+
+
+def _agree(flat: list[Tensor], n: int, group: ProcessGroup | None) -> None:
+    """All ranks raise unless they agree; ranks of `group` hold parts of their own shapes."""
+    counts: dict[str, object] = {
+        "the function": "gram",
+        "the number of objectives": n,
+        "the number of tensors of an objective": len(flat) // n,
+    }
+    found = [x if distributed.is_dtensor(x) else None for x in distributed.layouts(flat, n)]
+    layouts = counts | distributed.layouts_as_facts("tensor", found)
+    meetings = [
+        (over, counts if over is group else layouts) for over in distributed.meeting(flat, group)
+    ]
+    distributed.agree(meetings, flat[0].device)
 
 
 def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:

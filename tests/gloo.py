@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import queue
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed
 import torch.multiprocessing
 
 # Of one task in seconds, start included; a rank that waits for the others gives up before.
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def serve(rank: int, world: int, store: str, tasks: Any, results: Any) -> None:
@@ -49,15 +50,29 @@ def start(world: int, store: Path) -> Iterator[Callable[..., list[Any]]]:
     for process in processes:
         process.start()
 
+    dead = ""
+
     def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        nonlocal dead
+        if dead:
+            pytest.fail(f"not run, as {dead}")
         for q in tasks:
             q.put((function, arguments))
-        answers = []
-        for rank, q in enumerate(results):
+        answers: list[Any] = []
+        deadline = time.monotonic() + TIMEOUT
+        while len(answers) < world:
+            rank = len(answers)
             try:
-                answers.append(q.get(timeout=TIMEOUT))
+                answers.append(results[rank].get(timeout=1))
             except queue.Empty:
-                pytest.fail(f"rank {rank} did not answer within {TIMEOUT} s")
+                gone = [i for i, process in enumerate(processes) if not process.is_alive()]
+                if not gone and time.monotonic() < deadline:
+                    continue
+                fault = f"ranks {gone} died" if gone else f"rank {rank} did not answer"
+                dead = f"{fault} within {TIMEOUT} s of {function.__qualname__}"
+                for process in processes:
+                    process.kill()
+                pytest.fail(dead)
         for rank, (good, answer) in enumerate(answers):
             assert good, f"on rank {rank}:\n{answer}"
         return [answer for _, answer in answers]

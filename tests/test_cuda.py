@@ -157,7 +157,7 @@ def test_nothing_waits_for_the_gpu(make):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("make", [token_door, gradient_door])
+@pytest.mark.parametrize("make", DOORS)
 def test_a_captured_graph_replays_on_changed_inputs(make):
     door = make()
     stream = torch.cuda.Stream()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed
@@ -33,7 +36,9 @@ def test_whiten_over_ranks_is_that_of_the_whole_batch(ranks, first):
 
 
 def whiten_twin(rank: int, x: torch.Tensor) -> torch.Tensor:
-    return po.whiten(x, group=torch.distributed.group.WORLD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a collective that torch deprecates, say
+        return po.whiten(x, group=torch.distributed.group.WORLD)
 
 
 def test_whiten_gives_ranks_the_same_bits(ranks):
@@ -69,3 +74,120 @@ def test_pama_over_ranks_is_that_of_the_whole_batch(ranks, first, reduction):
     assert all(torch.equal(active, whole.active) for _, _, active in parts)
     if reduction in ("gram", "batch"):
         assert torch.equal(parts[0][1], parts[1][1])
+
+
+def pama_of_four(rank: int, x: torch.Tensor, mask: torch.Tensor, reduction: str) -> Any:
+    """Sequences in parts of 2, 0, 3 and 1."""
+    k = [slice(0, 2), slice(2, 2), slice(2, 5), slice(5, 6)][rank]
+    group = torch.distributed.group.WORLD
+    whitened = po.whiten(x[:, k], mask[k], group=group)
+    step = po.pama_advantages(whitened, mask[k], reduction=reduction, group=group)
+    return step.advantages, step.weights
+
+
+@pytest.mark.parametrize("reduction", ["gram", "batch"])
+def test_four_uneven_ranks_have_the_weights_of_the_whole_batch(four_ranks, reduction):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 6, 40, generator=generator, dtype=torch.float64)
+    mask = torch.rand(6, 40, generator=generator) < 0.6
+    whole = po.pama_advantages(po.whiten(x, mask), mask, reduction=reduction)
+    parts = four_ranks(pama_of_four, x, mask, reduction)
+    got = torch.cat([advantages for advantages, _ in parts])
+    torch.testing.assert_close(got, whole.advantages, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(weights, parts[0][1]) for _, weights in parts)
+
+
+def compiled_with_group(rank: int) -> bool:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        group = torch.distributed.group.WORLD
+        return po.pama_advantages(po.whiten(x, group=group), reduction="gram", group=group)[0]
+
+    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(rank))
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    return torch.equal(compiled(x), step(x))
+
+
+def test_the_token_space_of_a_group_compiles_whole(ranks):
+    assert ranks(compiled_with_group) == [True, True]
+
+
+# --- disagreement -------------------------------------------------------------------------------
+
+
+def message(function: Any, *arguments: Any, **options: Any) -> str:
+    try:
+        function(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def disagreements(rank: int) -> dict[str, str]:
+    """Calls that must fail on both ranks; the group must serve on after each."""
+    group = torch.distributed.group.WORLD
+    x = torch.ones(3, 2, 4)
+    twos = torch.full((2, 4), 1 + rank)
+
+    def pama(one: dict[str, Any], other: dict[str, Any], data: torch.Tensor = x) -> str:
+        return message(po.pama_advantages, data, group=group, **(other if rank else one))
+
+    said = {
+        "objectives": pama({}, {}, x[: 2 + rank]),
+        "reduction": pama({"reduction": "gram"}, {"reduction": "batch"}),
+        "clip": pama({}, {"clip": (0.2, 0.3)}),
+        "noon": pama({}, {"noon": False}),
+        "ratio_weighted": pama({}, {"ratio_weighted": True}),
+        "preference": pama({"preference": [1, 2, 3]}, {"preference": torch.tensor([1.0, 2, 4])}),
+        "one refuses": pama({}, {"mask": torch.ones(2, 5)}),
+        "a kernel refuses": pama({}, {"mask": twos}),
+        "whitened": message(po.whiten, x[: 2 + rank], group=group),
+        "eps": message(po.whiten, x, eps=(1 + rank) * 1e-8, group=group),
+        "whiten refuses": message(po.whiten, x, twos, group=group),
+        "function": message((po.whiten, po.pama_advantages)[rank], x, group=group),
+    }
+    assert bool(po.pama_advantages(x, group=group).weights.isfinite().all())
+    return said
+
+
+def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
+    ours, theirs = ranks(disagreements)
+    refused = {"one refuses", "a kernel refuses", "whiten refuses"}
+    assert all(ours[case] == theirs[case] for case in ours.keys() - refused)
+    for case, got in {
+        "objectives": "the number of objectives, got 2 on ranks [0], 3 on ranks [1]",
+        "reduction": "reduction, got gram on ranks [0], batch on ranks [1]",
+        "clip": "clip, got (0.2, 0.2) on ranks [0], (0.2, 0.3) on ranks [1]",
+        "noon": "noon, got True on ranks [0], False on ranks [1]",
+        "ratio_weighted": "ratio_weighted, got False on ranks [0], True on ranks [1]",
+        "preference": "preference, got [1.0, 2.0, 3.0] on ranks [0], [1.0, 2.0, 4.0] on ranks [1]",
+        "whitened": "the number of objectives, got 2 on ranks [0], 3 on ranks [1]",
+        "eps": "eps, got 1e-08 on ranks [0], 2e-08 on ranks [1]",
+        "function": "the function, got whiten on ranks [0], pama_advantages on ranks [1]",
+    }.items():
+        assert ours[case] == f"ValueError: group must have ranks that agree in {got}"
+    for case in refused:
+        error = theirs[case].removeprefix("ValueError: ")
+        assert error.startswith("mask must")
+        assert ours[case].endswith(f"but ranks [1] refuse theirs: {error}")
+
+
+def collectives(rank: int) -> list[list[int]]:
+    """Numbers in each collective that `pama_advantages` makes."""
+    sizes: list[list[int]] = []
+    gather = torch.distributed.all_gather
+
+    def counted(rows: Any, x: torch.Tensor, **options: Any) -> None:
+        sizes.append([x.numel(), x.element_size()])
+        gather(rows, x, **options)
+
+    torch.distributed.all_gather = counted
+    try:
+        x = torch.ones(3, 2, 4)
+        po.pama_advantages(x, reduction="gram", group=torch.distributed.group.WORLD)
+    finally:
+        torch.distributed.all_gather = gather
+    return sizes
+
+
+def test_what_travels_is_a_header_of_two_numbers_and_the_statistics(ranks):
+    assert ranks(collectives) == 2 * [[[2, 8], [3 + 3 * 3, 8]]]

@@ -15,9 +15,17 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import pama_ops as po
+from pama_ops import distributed
 
 N = 3
 SHAPES = [(5, 4), (3,), (1, 6), (7, 2)]
@@ -127,9 +135,19 @@ def disagreements(rank: int) -> dict[str, str]:
     shards: list[list[Any]] = [
         [distribute_tensor(x, mesh, [Shard(0)]) for x in row] for row in grads
     ]
+    odd = DTensor.from_local(torch.ones(2 + rank, 4, dtype=torch.float64), mesh, [Shard(0)])
     partial = [DTensor.from_local(grads[0][0], mesh, [Partial()])] * 2
     w = torch.ones(3, requires_grad=True)
     losses = [w.sum(), w.square().sum()]
+    other = torch.ones(3 + rank, requires_grad=True)
+    half = torch.ones(3, requires_grad=True, dtype=(torch.float64, torch.float32)[rank])
+    spread = distribute_tensor(torch.ones(3), mesh, [Shard(0)]).requires_grad_()
+    z = w * 1
+    saved = checkpoint(torch.square, w, use_reentrant=bool(rank)).sum()
+
+    def backward(x: torch.Tensor, **options: Any) -> str:
+        return message(po.pareto_backward, [x.sum(), x.square().sum()], [x], **options)
+
     said = {
         "objectives": message(po.gram, grads[: 2 + rank], group=world),
         "tensors": message(po.gram, [row[rank:] for row in grads], group=world),
@@ -139,8 +157,22 @@ def disagreements(rank: int) -> dict[str, str]:
         "partial": message(po.gram, partial),
         "losses": message(po.pareto_backward, losses[: 1 + rank], [w]),
         "parameters": message(po.pareto_backward, losses, [w] if rank == 0 else []),
+        "shapes of shards": message(po.gram, [[shards[0][1], odd]] * 2),
+        "shapes": backward(other),
+        "dtypes": backward(half),
+        "heads": backward(w, task_parameters=[[other], []]),
+        "plain on one": backward(spread if rank else w),
+        "features on one": (
+            message(po.pareto_backward, [z.sum(), z.square().sum()], features=z)
+            if rank
+            else message(po.pareto_backward, losses, [w])
+        ),
+        "reentrant": message(po.pareto_backward, [saved, w.sum()], [w]),
+        "function": message(po.gram if rank else po.whiten, [w.detach()] * 2, group=world)
+        if rank
+        else message(po.whiten, torch.ones(2, 3, 4), group=world),
     }
-    assert w.grad is None
+    assert all(x.grad is None for x in (w, other, half, spread))
     assert bool(po.gram(grads, group=world).isfinite().all())
     return said
 
@@ -151,17 +183,74 @@ def mixed_rows(shards: list[list[Any]], grads: list[list[Any]]) -> list[list[Any
 
 def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
     ours, theirs = ranks(disagreements)
+    both = {
+        "mixed": "DTensors all or none",
+        "partial": "Partial, P(sum), over dimension 0 of the mesh",
+    }
+    apart = {
+        "objectives": "the number of objectives, got 2 on ranks [0], 3 on ranks [1]",
+        "tensors": "the number of tensors of an objective, got 4 on ranks [0], 3 on ranks [1]",
+        "shapes of shards": "tensor 1, got torch.float64 [4, 4] (Shard(dim=0),) on ranks [0], "
+        "torch.float64 [6, 4] (Shard(dim=0),) on ranks [1]",
+        "losses": "the number of losses, got 1 on ranks [0], 2 on ranks [1]",
+        "shapes": "shared parameters 0, got torch.float32 [3] on ranks [0], "
+        "torch.float32 [4] on ranks [1]",
+        "dtypes": "shared parameters 0, got torch.float64 [3] on ranks [0], "
+        "torch.float32 [3] on ranks [1]",
+        "heads": "task_parameters of loss 0: 0, got torch.float32 [3] on ranks [0], "
+        "torch.float32 [4] on ranks [1]",
+        "plain on one": "shared parameters 0, got torch.float32 [3] on ranks [0], "
+        "torch.float32 [3] (Shard(dim=0),) on ranks [1]",
+        "features on one": "what gradients are taken of, got parameters on ranks [0], "
+        "features on ranks [1]",
+        "function": "the function, got whiten on ranks [0], gram on ranks [1]",
+    }
     for said in (ours, theirs):
-        assert "number of objectives, got 2 on ranks [0], 3 on ranks [1]" in said["objectives"]
-        assert "number of tensors of an objective, got 4 on ranks [0], 3 on" in said["tensors"]
-        assert "DTensors all or none" in said["mixed"]
-        assert "Partial, P(sum), over dimension 0 of the mesh" in said["partial"]
-        assert "number of objectives, got 1 on ranks [0], 2 on ranks [1]" in said["losses"]
-    for case in ("one refuses", "mixed on one", "parameters"):
-        assert "ranks [1] refuse" in ours[case]
-    assert "grads must hold at least one objective" in theirs["one refuses"]
-    assert "DTensors all or none" in theirs["mixed on one"]
-    assert "parameters must hold" in theirs["parameters"]
+        for case, text in both.items():
+            assert text in said[case]
+        for case, text in apart.items():
+            assert said[case] == f"ValueError: group must have ranks that agree in {text}"
+    for case, text in {
+        "one refuses": "grads must hold at least one objective",
+        "mixed on one": "grads must be DTensors all or none",
+        "parameters": "parameters must hold",
+        "reentrant": "losses must not pass through reentrant",
+    }.items():
+        error = theirs[case].split(": ", 1)[1]
+        assert error.startswith(text)
+        assert ours[case].endswith(f"ranks [1] refuse theirs: {error}")
+    assert ours.keys() == {*both, *apart, "one refuses", "mixed on one", "parameters", "reentrant"}
+
+
+def one_of_four(rank: int) -> list[str]:
+    """On a mesh of two dimensions one rank has an objective less, then refuses."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    rows = [[distribute_tensor(x, mesh, [Replicate(), Shard(0)]) for x in y] for y in gradients()]
+    odd = rank == 2
+    short = [rows[0][1:], *rows[1:]]
+    said = [message(po.gram, rows[odd:]), message(po.gram, short if odd else rows)]
+    close(po.gram(rows), po.gram(gradients()))
+    return said
+
+
+def test_all_ranks_of_a_mesh_of_two_dimensions_hear_of_one(four_ranks):
+    for count, refused in four_ranks(one_of_four):
+        assert "number of objectives, got" in count
+        assert "2 on ranks" in count
+        assert "grads[1] must have as many tensors as grads[0], 3, got 4" in refused
+
+
+def call(name: str) -> None:
+    x = torch.ones(3, requires_grad=True)
+    {
+        "gram": lambda: po.gram(gradients(), group=dist.group.WORLD),
+        "pareto_backward": lambda: po.pareto_backward([x.sum(), x.square().sum()], [x]),
+        "whiten": lambda: po.whiten(torch.ones(2, 3, 4), group=dist.group.WORLD),
+        "pama_advantages": lambda: po.pama_advantages(torch.ones(2, 3, 4), group=dist.group.WORLD),
+    }[name]()
+
+
+CALLS = ["gram", "pareto_backward", "whiten", "pama_advantages"]
 
 
 def outlive(rank: int, store: str, seconds: float) -> None:
@@ -173,19 +262,20 @@ def outlive(rank: int, store: str, seconds: float) -> None:
         world_size=2,
         timeout=datetime.timedelta(seconds=seconds),
     )
-    group = dist.group.WORLD
-    po.gram(gradients(), group=group)
+    for name in CALLS:
+        call(name)
     if rank == 1:
         os._exit(0)
-    start = time.monotonic()
-    with pytest.raises(RuntimeError):
-        po.gram(gradients(), group=group)
-    assert time.monotonic() - start < 2 * seconds
+    for name in CALLS:
+        start = time.monotonic()
+        with pytest.raises(RuntimeError):
+            call(name)
+        assert time.monotonic() - start < 2 * seconds
     os._exit(0)
 
 
 def test_a_rank_that_dies_leaves_the_other_with_an_error(tmp_path):
-    torch.multiprocessing.spawn(outlive, (str(tmp_path / "store"), 5.0), nprocs=2)
+    torch.multiprocessing.spawn(outlive, (str(tmp_path / "store"), 20.0), nprocs=2)
 
 
 # --- pareto_backward ----------------------------------------------------------------------------
@@ -227,10 +317,13 @@ def sharded_net(mesh: Any) -> nn.Module:
     return fully_shard(net, mesh=mesh)
 
 
-def with_fsdp(rank: int, shape: tuple[int, ...]) -> Any:
+def with_fsdp(rank: int, shape: tuple[int, ...], saved: bool = False) -> Any:
     """Parameters are taken after the forward, when those of the root are not DTensors."""
     names = ("replicate", "shard")[-len(shape) :]
     net = sharded_net(init_device_mesh("cpu", shape, mesh_dim_names=names))
+    if saved:
+        inner = net[2].forward
+        net[2].forward = lambda x: checkpoint(inner, x, use_reentrant=False)
     for x in batches(dist.get_world_size()):
         w = po.pareto_backward(rank_losses(net, x[rank]), net.parameters())
     return w, flattened(x.grad.full_tensor() for x in net.parameters())
@@ -248,36 +341,194 @@ def test_ddp_gives_the_gradient_of_the_whole_batch(ranks):
     check_backward(ranks(with_ddp))
 
 
-def test_fsdp2_gives_the_gradient_of_the_whole_batch(ranks):
-    check_backward(ranks(with_fsdp, (2,)))
+@pytest.mark.parametrize("saved", [False, True])
+def test_fsdp2_gives_the_gradient_of_the_whole_batch(ranks, saved):
+    """With activation checkpointing or without."""
+    check_backward(ranks(with_fsdp, (2,), saved))
+
+
+def test_fsdp2_with_empty_shards_gives_the_gradient_of_the_whole_batch(four_ranks):
+    """A bias of 5 over four ranks is 2, 2, 1, 0; one of 3 is 1, 1, 1, 0."""
+    check_backward(four_ranks(with_fsdp, (4,)))
 
 
 def test_hsdp_gives_the_gradient_of_the_whole_batch(four_ranks):
     check_backward(four_ranks(with_fsdp, (2, 2)))
 
 
-def through_features(trunk: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights, and the gradients of the trunk and of the losses' own heads."""
-    torch.manual_seed(1)
-    heads = [nn.Linear(7, 1) for _ in range(N)]
-    z = trunk(x)
-    losses = [(head(z) - i).square().mean() for i, head in enumerate(heads)]
-    own = [head.parameters() for head in heads]
-    w = po.pareto_backward(losses, features=z, task_parameters=own)
-    return w, flattened(x.grad for m in (trunk, *heads) for x in m.parameters())
+def left_out(rank: int) -> tuple[Any, bool]:
+    """Only the last layer is named; the first must not notice."""
+    net = sharded_net(init_device_mesh("cpu", (2,)))
+    losses = rank_losses(net, batches(2)[0, rank])
+    w = po.pareto_backward(losses, net[4].parameters())
+    rest = [x for part in (net[0], net[2]) for x in part.parameters()]
+    grads = flattened(x.grad.full_tensor() for x in net[4].parameters())
+    return (w, grads), all(x.grad is None for x in rest)
 
 
-def features_with_ddp(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return through_features(DistributedDataParallel(model()[:4]), batches(2)[0, rank])
-
-
-def test_features_under_ddp_give_the_gradient_of_the_whole_batch(ranks):
-    w, grad = through_features(model()[:4], batches(2)[0].flatten(0, 1))
-    results = ranks(features_with_ddp)
-    assert torch.equal(results[0][0], results[1][0])
-    for weights, got in results:
+def test_fsdp2_leaves_parameters_that_are_not_named_alone(ranks):
+    net = model()
+    w = po.pareto_backward(rank_losses(net, batches(2)[0].flatten(0, 1)), net[4].parameters())
+    grad = flattened(x.grad for x in net[4].parameters())
+    for (weights, got), untouched in ranks(left_out):
         close(weights, w)
         close(got, grad)
+        assert untouched
+
+
+class Norm(nn.Module):
+    """Its scale's gradient is a sum over tokens, of which each rank holds a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.down(torch.tanh(self.up(self.norm(x))))
+        return y.clone()  # FSDP2 warns of views
+
+
+def norm() -> Norm:
+    torch.manual_seed(0)
+    return Norm()
+
+
+def norm_losses(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    y = net(x)
+    return [(y[..., i] - i).square().mean() for i in range(N)]
+
+
+def parallel(net: Norm, mesh: Any) -> Norm:
+    """Tensor parallel, and between the two linear maps sequence parallel."""
+    plan = {
+        "norm": SequenceParallel(),
+        "up": ColwiseParallel(input_layouts=Shard(1)),
+        "down": RowwiseParallel(output_layouts=Replicate()),
+    }
+    return parallelize_module(net, mesh, plan)
+
+
+def tokens(world: int) -> torch.Tensor:
+    return torch.randn(world, 2, 8, 4, generator=torch.Generator().manual_seed(3))
+
+
+def with_tensor_parallel(rank: int, sharded: bool) -> Any:
+    """On two ranks, or with data ranks in the first dimension of the mesh, by FSDP2 or plain."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "model"))
+    net = parallel(norm(), mesh["model"])
+    if sharded:
+        fully_shard(net, mesh=mesh["data"])
+    group = None if sharded or world == 2 else mesh.get_group("data")
+    for _ in range(2):
+        losses = norm_losses(net, tokens(world // 2)[rank // 2])
+        options = {} if group is None else {"data_group": group}
+        w = po.pareto_backward(losses, net.parameters(), **options)
+    return w, flattened(full(x.grad) for x in net.parameters())
+
+
+def check_tensor_parallel(results: list[Any]) -> None:
+    net = norm()
+    for _ in range(2):
+        losses = norm_losses(net, tokens(len(results) // 2).flatten(0, 1))
+        w = po.pareto_backward(losses, net.parameters())
+    grad = flattened(x.grad for x in net.parameters())
+    for weights, got in results:
+        assert torch.equal(weights, results[0][0])
+        close(weights, w)
+        close(got, grad)
+
+
+def test_tensor_parallel_gives_the_unsharded_gradient(ranks):
+    """Gradients that come as open sums (Partial) are summed."""
+    check_tensor_parallel(ranks(with_tensor_parallel, False))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_tensor_parallel_with_data_ranks_gives_the_gradient_of_the_whole_batch(four_ranks, sharded):
+    check_tensor_parallel(four_ranks(with_tensor_parallel, sharded))
+
+
+class Headed(nn.Module):
+    """Its output is what all losses are computed from, and the losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = model()[:4]
+        self.decoder = nn.Linear(7, 7)  # of all losses, after the features
+        self.heads = nn.ModuleList(nn.Linear(7, 1) for _ in range(N))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        z = self.trunk(x)
+        y = self.decoder(z)
+        return z, [(head(y) - i).square().mean() for i, head in enumerate(self.heads)]
+
+
+def through_features(net: nn.Module, whole: Headed, x: torch.Tensor, named: bool) -> Any:
+    """The weights, and all gradients after two batches."""
+    for y in x:
+        z, losses = net(y)
+        own = [head.parameters() for head in whole.heads] if named else None
+        w = po.pareto_backward(losses, features=z, task_parameters=own)
+    return w, flattened(full(x.grad) for x in distributed.sharded(whole.parameters()))
+
+
+def headed() -> Headed:
+    torch.manual_seed(2)
+    return Headed()
+
+
+def features_with(rank: int, how: str, named: bool) -> Any:
+    net = headed()
+    x = batches(dist.get_world_size())[:, rank]
+    if how == "ddp":
+        return through_features(DistributedDataParallel(net), net, x, named)
+    shape, names = {"fsdp": ((2,), ("shard",)), "hsdp": ((2, 2), ("replicate", "shard"))}[how]
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    for part in (net.trunk, *net.heads, net):
+        fully_shard(part, mesh=mesh)
+    return through_features(net, net, x, named)
+
+
+def check_features(results: list[Any], named: bool) -> None:
+    x = batches(len(results)).flatten(1, 2)
+    net = headed()
+    w, grad = through_features(net, net, x, named)
+    for weights, got in results:
+        assert torch.equal(weights, results[0][0])
+        close(weights, w)
+        close(got, grad)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_features_give_the_gradient_of_the_whole_batch(ranks, how, named):
+    """With the losses' own heads named as `task_parameters` or not."""
+    check_features(ranks(features_with, how, named), named)
+
+
+def test_features_under_hsdp_give_the_gradient_of_the_whole_batch(four_ranks):
+    check_features(four_ranks(features_with, "hsdp", True), True)
+
+
+def features_in_parts(rank: int) -> Any:
+    """Features that a mesh holds in parts: their Gram matrix is that of the whole."""
+    mesh = init_device_mesh("cpu", (2,))
+    x = distribute_tensor(batches(2)[0].flatten(0, 1), mesh, [Shard(0)]).requires_grad_()
+    z = torch.tanh(x)
+    losses = [(z - i).square().sum().full_tensor() for i in range(N)]
+    w = po.pareto_backward(losses, features=z)
+    return w, x.grad.full_tensor()
+
+
+def test_features_may_be_dtensors(ranks):
+    x = batches(2)[0].flatten(0, 1).requires_grad_()
+    z = torch.tanh(x)
+    w = po.pareto_backward([(z - i).square().sum() for i in range(N)], features=z)
+    for weights, got in ranks(features_in_parts):
+        close(weights, w)
+        close(got, x.grad)
 
 
 def lopsided(rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -300,6 +300,48 @@ def test_nothing_is_kept_between_calls():
         losses[0].backward()
 
 
+def train(steps: range, state: dict) -> list[torch.Tensor]:
+    """GradVac with the paper's moving average of cosines, over a moving average of G."""
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    target, average = torch.zeros(N, N).double(), torch.zeros(N, N).double()
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        target, average = state["target"], state["average"]
+        torch.set_rng_state(state["rng"])
+    for step in steps:
+
+        def weighting(gram: torch.Tensor) -> torch.Tensor:
+            norm = gram.diagonal().sqrt()
+            average.mul_(0.9).add_(gram, alpha=0.1)
+            target.mul_(0.99).add_(gram / (norm[:, None] * norm), alpha=0.01)
+            return po.gradvac(average, target=target)
+
+        optimizer.zero_grad()
+        po.pareto_backward(
+            model.losses(batch(seed=step))[0], model.parameters(), weighting=weighting
+        )
+        optimizer.step()
+    state.update(
+        model=model.state_dict(), optimizer=optimizer.state_dict(), target=target, average=average,
+        rng=torch.get_rng_state(),
+    )  # fmt: skip
+    return list(model.parameters())
+
+
+def test_a_run_resumes_to_the_bit_from_tensors_that_the_caller_saves(tmp_path):
+    torch.manual_seed(0)
+    whole = train(range(10), {})
+    torch.manual_seed(0)
+    state: dict = {}
+    train(range(5), state)
+    torch.save(state, tmp_path / "state")
+    torch.manual_seed(1)
+    resumed = train(range(5, 10), torch.load(tmp_path / "state"))
+    assert all(torch.equal(x, y) for x, y in zip(whole, resumed, strict=True))
+
+
 def args(**change):
     x = torch.ones(2, requires_grad=True)
     return {"losses": [x.sum(), x.prod()], "parameters": [x], **change}

@@ -1,16 +1,18 @@
-"""The mistakes that docs/trainers.md names: each made by hand, and what the function does instead.
-
-Also that compiled token functions take batches of any size and length without compiling anew.
-"""
+"""The mistakes that docs/trainers.md names: each made by hand, and what is right instead."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import pama_ops as po
+
+Ranks = Callable[..., list[Any]]
 
 
 def batch(sequences: int = 6, tokens: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -61,42 +63,69 @@ def test_weights_of_the_whole_batch_are_not_those_of_its_micro_batches() -> None
     assert not torch.allclose(torch.stack(apart).mean(0), whole, rtol=1e-2)
 
 
-def test_whitening_parts_apart_takes_their_difference_away() -> None:
+def whiten_on_two_ranks(rank: int, with_group: bool) -> tuple[Tensor, Tensor]:
+    """This rank's half of a batch whose second half went better, whitened and combined."""
+    group = torch.distributed.group.WORLD if with_group else None
+    x, mask = (y.chunk(2, -2)[rank] for y in better_second_half())
+    whitened = po.whiten(x, mask, group=group)
+    step = po.pama_advantages(whitened, mask, reduction="batch", noon=False, group=group)
+    return whitened, step.weights
+
+
+def better_second_half() -> tuple[Tensor, Tensor]:
     advantages, mask = batch(sequences=8)
-    advantages[:, 4:] += 3  # one rank's sequences went better
-    together = po.whiten(advantages, mask)
-    apart = torch.cat([po.whiten(advantages[:, k], mask[k]) for k in (slice(4), slice(4, 8))], 1)
-    better, worse = mask.clone(), mask.clone()
-    better[:4], worse[4:] = False, False
-    assert (together[:, better].mean(1) > together[:, worse].mean(1) + 1).all()
-    for part in (better, worse):  # zero to the rounding of each entry
-        eps = torch.finfo(torch.float32).eps
-        assert (apart[:, part].mean(1).abs() <= eps * apart.abs().max()).all()
+    advantages[:, 4:] += torch.tensor([3.0, 1.0])[:, None, None]
+    return advantages, mask
 
 
-def test_compiled_token_functions_take_any_batch_without_compiling_anew() -> None:
-    def step(advantages: Tensor, mask: Tensor, logp: Tensor) -> Tensor:
-        whitened = po.whiten(advantages, mask)
-        combined = po.pama_advantages(whitened, mask, reduction="gram").advantages
-        return po.ppo_loss(logp, logp, combined, mask).loss
+def test_whitening_by_rank_takes_the_difference_of_ranks_away(ranks: Ranks) -> None:
+    advantages, mask = better_second_half()
+    whole = po.whiten(advantages, mask)
+    weights = po.pama_advantages(whole, mask, reduction="batch", noon=False).weights
+    together, apart = ranks(whiten_on_two_ranks, True), ranks(whiten_on_two_ranks, False)
+    torch.testing.assert_close(torch.cat([x for x, _ in together], 1), whole)
+    assert torch.equal(together[0][1], together[1][1])
+    torch.testing.assert_close(together[0][1], weights)
+    eps = torch.finfo(torch.float32).eps
+    parts = mask.chunk(2)
+    means = [x[:, part].mean(1) for (x, _), part in zip(together, parts, strict=True)]
+    assert (means[1] > means[0] + 0.2).all()
+    for (x, _), part in zip(apart, parts, strict=True):  # zero to the rounding of each entry
+        assert (x[:, part].mean(1).abs() <= eps * x.abs().max()).all()
+    assert not torch.equal(apart[0][1], apart[1][1])  # and ranks weight by their own
 
-    count = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=count)
-    compiled(*batch(4, 7), -torch.rand(4, 7))
-    first = count.frame_count
-    for sequences, tokens in ((6, 8), (5, 9), (12, 31), (3, 64)):
-        advantages, mask = batch(sequences, tokens)
-        logp = -torch.rand(sequences, tokens)
-        assert torch.equal(compiled(advantages, mask, logp), step(advantages, mask, logp))
-    assert count.frame_count == first
+
+def policy() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 1)
 
 
-@pytest.mark.parametrize("weighting", [po.min_norm, po.upgrad])
-def test_gram_to_combine_compiles_whole(weighting: object) -> None:
-    def step(grads: list[Tensor]) -> Tensor:
-        return po.combine(grads, weighting(po.gram(grads)))
+def policy_loss(net: nn.Module, k: slice, normalizer: Tensor | None) -> Tensor:
+    """The PPO loss of some sequences of a batch."""
+    x = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+    advantages, mask = batch()
+    combined = po.pama_advantages(po.whiten(advantages, mask), mask).advantages
+    logp = nn.functional.logsigmoid(net(x[k])).squeeze(-1)
+    part = combined[k], mask[k]
+    return po.ppo_loss(logp, logp.detach(), *part, normalizer=normalizer).loss
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    grads = [torch.randn(100, generator=torch.Generator().manual_seed(k)) for k in range(3)]
-    for ours, eager in zip(compiled(grads), step(grads), strict=True):
-        assert torch.equal(ours, eager)
+
+def gradient_by_ddp(rank: int, scale: int, normalized: bool) -> Tensor:
+    """Two sequences on one rank and four on the other, which have 3 and 18 tokens."""
+    net = DistributedDataParallel(policy())
+    count = batch()[1].sum() if normalized else None
+    loss = policy_loss(net, (slice(0, 2), slice(2, 6))[rank], count)
+    (scale * loss).backward()
+    return torch.cat([x.grad.flatten() for x in net.parameters()])
+
+
+def test_a_loss_over_all_ranks_is_scaled_by_their_number_under_ddp(ranks: Ranks) -> None:
+    net = policy()
+    policy_loss(net, slice(0, 6), None).backward()
+    whole = torch.cat([x.grad.flatten() for x in net.parameters()])
+    for got in ranks(gradient_by_ddp, 2, True):
+        torch.testing.assert_close(got, whole)
+    for mistaken in ranks(gradient_by_ddp, 1, True):  # DDP's mean over ranks once more
+        torch.testing.assert_close(mistaken, whole / 2)
+    for mistaken in ranks(gradient_by_ddp, 1, False):  # each rank by its own count
+        assert (mistaken - whole).norm() > 0.05 * whole.norm()

@@ -1,0 +1,78 @@
+"""torch.compile of whole steps: one graph, and no more graphs for other batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import pama_ops as po
+
+
+def batch(sequences: int, tokens: int) -> tuple[Tensor, ...]:
+    """Rewards and values [2, B, T], a ragged mask [B, T] and two log-probabilities."""
+    generator = torch.Generator().manual_seed(tokens)
+    rewards, values = torch.randn(2, 2, sequences, tokens, generator=generator)
+    mask = torch.arange(tokens) < (1 + torch.arange(sequences) % tokens)[:, None]
+    logp, old = -torch.rand(2, sequences, tokens, generator=generator)
+    return rewards, values, mask, logp.requires_grad_(), old
+
+
+def token_step(
+    rewards: Tensor, values: Tensor, mask: Tensor, logp: Tensor, old: Tensor, reduction: str
+) -> Tensor:
+    """From rewards to the policy's loss."""
+    advantages = po.whiten(po.gae(rewards, values, mask).advantages, mask)
+    step = po.pama_advantages(advantages, mask, logp.detach() - old, reduction=reduction)
+    return po.ppo_loss(logp, old, step.advantages, mask).loss
+
+
+def gradient_step(grads: list[Tensor], weighting: po.backward.Weighting) -> list[Tensor]:
+    combined = po.combine(grads, weighting(po.gram(grads)))
+    assert isinstance(combined, Tensor)
+    return [combined]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "gram", "batch"])
+def test_a_token_step_takes_any_batch_without_compiling_anew(
+    reduction: str, dynamic: bool | None
+) -> None:
+    """Left to itself torch compiles the first shape, and then once more for all others."""
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(token_step, fullgraph=True, dynamic=dynamic, backend=count)
+    counts = []
+    for sequences, tokens in ((4, 7), (6, 8), (5, 9), (12, 31), (3, 64)):
+        slopes = []
+        args = batch(sequences, tokens)
+        for function in (compiled, token_step):
+            loss = function(*args, reduction)
+            slopes.append(torch.autograd.grad(loss, args[3])[0])
+        assert torch.equal(*slopes)
+        counts.append(count.frame_count)
+    assert counts[1:] == 4 * counts[1:2]
+    assert counts[1] == counts[0] + (0 if dynamic else 1)
+
+
+def rows() -> list[Tensor]:
+    return [torch.randn(100, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+
+@pytest.mark.parametrize("weighting", [po.min_norm, po.upgrad])
+def test_gram_to_combine_compiles_whole(weighting: po.backward.Weighting) -> None:
+    compiled = torch.compile(gradient_step, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(rows(), weighting)[0], gradient_step(rows(), weighting)[0])
+
+
+def test_inductor_compiles_both_spaces_whole() -> None:
+    def both(args: tuple[Tensor, ...], grads: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return token_step(*args, "gram"), gradient_step(grads, po.min_norm)[0]
+
+    compiled = torch.compile(both, fullgraph=True)
+    args = batch(6, 8)
+    (ours, combined), (loss, want) = compiled(args, rows()), both(args, rows())
+    assert torch.equal(combined, want)
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(*(torch.autograd.grad(x, args[3])[0] for x in (ours, loss)))
