@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from pama_ops.integrations.trl import PAMAGRPOTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and its dependencies' own warnings
 WORDS = [*"abcdefgh"]
+BATCH, LENGTH = 64, 8
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -58,17 +61,16 @@ def make_trainer(
         vocab_size=len(WORDS) + 2, n_positions=32, n_embd=32, n_layer=1, n_head=2,
         bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    settings = options.pop("settings", {})
-    args = trl.GRPOConfig(
-        output_dir=str(path), use_cpu=True, bf16=False, report_to=[], max_steps=steps,
-        logging_steps=1, save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
-        per_device_train_batch_size=64, num_generations=8, max_completion_length=8,
-        beta=0.0, seed=0, **settings,
-    )  # fmt: skip
+    settings = {
+        "output_dir": str(path), "use_cpu": True, "bf16": False, "report_to": [],
+        "max_steps": steps, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
+        "learning_rate": 1e-2, "per_device_train_batch_size": BATCH, "num_generations": 8,
+        "max_completion_length": LENGTH, "beta": 0.0, "seed": 0, **options.pop("settings", {}),
+    }  # fmt: skip
     return kind(
         transformers.GPT2LMHeadModel(config),
         rewards,
-        args,
+        trl.GRPOConfig(**settings),
         datasets.Dataset.from_dict({"prompt": WORDS * 8}),
         processing_class=tokenizer(),
         **options,
@@ -136,7 +138,7 @@ class ByToken(PAMAGRPOTrainer):
     def advantages_of_objectives(
         self, rewards: torch.Tensor, output: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        advantages = super().advantages_of_objectives(rewards, output)
+        advantages = self.of_this_rank(super().advantages_of_objectives(rewards, output))
         mask = output["completion_mask"]
         odd = torch.arange(mask.shape[1]) % 2
         where = torch.stack([1 - odd, odd]).unsqueeze(1)
@@ -153,6 +155,10 @@ def test_advantages_by_token_reach_the_loss_and_padding_does_not(tmp_path: Path)
     assert (output["advantages"][mask == 0] == 0).all()
     trainer.train()
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+    # The even tokens are one objective's and the odd ones the other's: they never meet.
+    row = trainer.state.log_history[0]
+    assert row["pama/cosine/share_of_a/share_of_b"] == 0
+    assert row["pama/mean/share_of_a"] > 0
 
 
 def test_arguments_are_those_of_grpo_trainer_and_three_more(tmp_path: Path) -> None:
@@ -188,3 +194,68 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, [share_of_a, share_of_b], **options)
+
+
+def same_for_any_number_of_ranks(prompts: list[str], trainer: trl.GRPOTrainer) -> dict[str, object]:
+    """In place of sampling: completions that depend on the step and the place in the batch only."""
+    generator = torch.Generator().manual_seed(trainer.state.global_step)
+    words = torch.randint(2, 2 + len(WORDS), (BATCH, LENGTH), generator=generator)
+    lengths = 2 + torch.arange(BATCH) * (LENGTH - 1) // BATCH  # shorter ones on the first rank
+    completions = [row[:n].tolist() for row, n in zip(words, lengths, strict=True)]
+    first = trainer.accelerator.process_index * len(prompts)
+    return {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"],
+        "completion_ids": completions[first : first + len(prompts)],
+        "logprobs": None,
+    }
+
+
+def train_on(
+    rank: int, world: int, path: Path, kind: type, reduction: str
+) -> tuple[list[torch.Tensor], list[list[torch.Tensor]], list[dict[str, float]]]:
+    """Parameters before and after training as one of `world` ranks, and what was logged."""
+    if world > 1:  # what a launcher sets; the process group is there already
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    trainer = make_trainer(
+        path,
+        [share_of_a, sometimes],
+        kind=kind,
+        reduction=reduction,
+        rollout_func=same_for_any_number_of_ranks,
+        settings={
+            "per_device_train_batch_size": BATCH // world,
+            "optim": "sgd",  # Adam would divide differences of rounding by vanishing gradients
+            "learning_rate": 1.0,
+            "disable_dropout": True,
+        },
+    )
+    assert trainer.accelerator.num_processes == world
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "pama/weight/share_of_a" in row]
+    logged = [{k: v for k, v in row.items() if k.startswith("pama/")} for row in rows]
+    return before, [p.detach() for p in trainer.model.parameters()], logged
+
+
+@pytest.mark.parametrize(
+    ("kind", "reduction"), [(PAMAGRPOTrainer, "sequence"), (ByToken, "gram"), (ByToken, "batch")]
+)
+def test_two_ranks_train_as_one_process_does(
+    ranks: Callable[..., list[object]], tmp_path: Path, kind: type, reduction: str
+) -> None:
+    before, alone, logged = train_on(0, 1, tmp_path, kind, reduction)
+    (_, first, first_logged), (_, second, second_logged) = ranks(
+        train_on, 2, tmp_path, kind, reduction
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first_logged == second_logged
+    # Sums of float32, of numbers below 1, in another order: a few roundings in each of two steps.
+    tolerance = 8 * torch.finfo(torch.float32).eps
+    step = max((a - b).abs().max() for a, b in zip(alone, before, strict=True))
+    assert step > 1e4 * tolerance
+    for ours, theirs in zip(first, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    assert len(logged) == 2
+    for ours, theirs in zip(first_logged, logged, strict=True):
+        assert ours == pytest.approx(theirs, rel=0, abs=tolerance)
