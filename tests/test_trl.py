@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,29 @@ def test_loss_gets_the_combination_of_the_rewards_that_trl_computed(
     assert list(trainer._logs["advantages"]) == output["advantages"].tolist()
 
 
+def test_single_reward_gets_trls_own_advantages_where_it_does_not_apply(tmp_path: Path) -> None:
+    def in_some_groups(completions: list[str], **kwargs: object) -> list[float | None]:
+        """In no completion of the first prompt, in one of the second's, in half of the others'."""
+        rewards = sometimes(completions)
+        return [None] * 15 + [0.5] + rewards[16:]
+
+    outputs = []
+    for kind, options in ((PAMAGRPOTrainer, {"noon": False}), (trl.GRPOTrainer, {})):
+        trainer = make_trainer(tmp_path, [in_some_groups], kind=kind, **options)
+        trainer.model.train()
+        transformers.set_seed(0)
+        outputs.append(
+            trainer._generate_and_score_completions([{"prompt": w} for w in WORDS for _ in WORDS])
+        )
+    ours, theirs = outputs
+    assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
+    assert theirs["advantages"].count_nonzero() > 8
+    assert (theirs["advantages"][:16] == 0).all()
+    # TRL's own sums are of float32: a few roundings of numbers of the size of 1.
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(ours["advantages"], theirs["advantages"], rtol=8 * eps, atol=8 * eps)
+
+
 def test_reward_that_never_applies_gets_no_weight(tmp_path: Path) -> None:
     def never(completions: list[str], **kwargs: object) -> list[None]:
         return [None] * len(completions)
@@ -130,6 +154,22 @@ def test_reward_that_never_applies_gets_no_weight(tmp_path: Path) -> None:
     assert row["pama/weight/never"] == row["pama/active/never"] == 0
     assert row["pama/cosine/share_of_a/never"] is None
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_documented_snippet_runs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*PAMAGRPOTrainer[^`]*)```", text)
+    theirs = make_trainer(tmp_path, [share_of_a, share_of_b], kind=trl.GRPOTrainer)
+    names = {
+        "model": theirs.model,
+        "helpful": share_of_a,
+        "short": share_of_b,
+        "args": theirs.args,
+        "prompts": theirs.train_dataset,
+        "tokenizer": theirs.processing_class,
+    }
+    exec(code, names)
+    assert names["trainer"].state.log_history[0]["pama/active/share_of_b"] == 1
 
 
 class ByToken(PAMAGRPOTrainer):

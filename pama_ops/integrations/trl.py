@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from trl import GRPOTrainer
 
 from pama_ops import _checks as check
 from pama_ops.advantages import REDUCTIONS, PAMAStep, group_normalize, pama_advantages
 from pama_ops.gradients import gram
+
+try:
+    from trl import GRPOTrainer
+except ImportError as error:
+    raise ImportError("pama_ops.integrations.trl needs TRL: pip install 'pama_ops[trl]'") from error
 
 
 class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
