@@ -71,7 +71,7 @@ test-verl: $(VENV)-verl/.installed wheel
 	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
 	cd tests && ../$(VENV)-verl/bin/python -c "import verl, pama_ops.integrations.verl"
-	cd tests && ../$(VENV)-verl/bin/python -m pytest -o addopts= -W default test_verl.py $(ARGS)
+	cd tests && ../$(VENV)-verl/bin/python -m pytest -o addopts= -W default -m "not slow" test_verl.py $(ARGS)
 
 .PHONY: test-large
 test-large: $(VENV)/.built-for-tests

@@ -16,6 +16,7 @@ import hydra  # noqa: E402
 import ray  # noqa: E402
 import transfer_queue  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from tensordict import TensorDict  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
@@ -142,15 +143,38 @@ def test_documented_settings_are_taken_by_verl_and_choose_pama() -> None:
     assert torch.equal(out, expected[0])
 
 
-@pytest.fixture(scope="module")
-def queue() -> Iterator[None]:
-    """Ray and verl's TransferQueue, on this machine's CPU."""
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=10**8)
-    config = compose(["transfer_queue.backend.SimpleStorage.num_data_storage_units=1"])
-    transfer_queue.init(config.transfer_queue)
-    yield
-    transfer_queue.close()
-    ray.shutdown()
+@pytest.fixture(scope="module", params=["in process", pytest.param("ray", marks=pytest.mark.slow)])
+def queue(request: pytest.FixtureRequest) -> Iterator[None]:
+    """verl's TransferQueue; `make test-verl ARGS="-m slow"` runs the real one, over Ray."""
+    if request.param == "ray":
+        ray.init(num_cpus=8, include_dashboard=False, object_store_memory=10**8)
+        config = compose(["transfer_queue.backend.SimpleStorage.num_data_storage_units=1"])
+        transfer_queue.init(config.transfer_queue)
+        yield
+        transfer_queue.close()
+        ray.shutdown()
+        return
+    stored: dict[tuple[str, str], dict[str, object]] = {}
+
+    def kv_batch_put(
+        keys: list[str], partition_id: str, fields: TensorDict, tags: object = None
+    ) -> transfer_queue.KVBatchMeta:
+        for k, key in enumerate(keys):
+            stored.setdefault((partition_id, key), {}).update(
+                {name: values[k] for name, values in fields.items()}
+            )
+        return transfer_queue.KVBatchMeta(keys=keys, tags=tags, partition_id=partition_id)
+
+    def kv_batch_get(keys: list[str], partition_id: str, select_fields: list[str]) -> TensorDict:
+        rows = [stored[partition_id, key] for key in keys]
+        return list_of_dict_to_tensordict(
+            [{name: row[name] for name in select_fields if name in row} for row in rows]
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer_queue, "kv_batch_put", kv_batch_put)
+        patch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
+        yield
 
 
 # Rows in the order after balancing over ranks: key, accuracy, format, tokens. Session b_0 is of an
