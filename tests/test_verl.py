@@ -163,7 +163,7 @@ def queue(request: pytest.FixtureRequest) -> Iterator[None]:
             stored.setdefault((partition_id, key), {}).update(
                 {name: values[k] for name, values in fields.items()}
             )
-        return transfer_queue.KVBatchMeta(keys=keys, tags=tags, partition_id=partition_id)
+        return transfer_queue.KVBatchMeta(keys, tags or [{} for _ in keys], partition_id)
 
     def kv_batch_get(keys: list[str], partition_id: str, select_fields: list[str]) -> TensorDict:
         rows = [stored[partition_id, key] for key in keys]
