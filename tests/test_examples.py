@@ -124,7 +124,8 @@ def test_lightning_snippet_is_a_training_step(names: dict[str, object]) -> None:
     before, gradient = model.weight.detach().clone(), expected(model, names["x"], names["y"])
     quiet = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
     trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **dict.fromkeys(quiet, False))
-    trainer.fit(Module(), [[names["x"], names["y"]]])
+    rows = torch.utils.data.TensorDataset(names["x"], names["y"])
+    trainer.fit(Module(), torch.utils.data.DataLoader(rows, len(rows)))
     torch.testing.assert_close(model.weight, before - 0.1 * gradient)
 
 

@@ -114,7 +114,8 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def of_this_rank(self, x: Tensor) -> Tensor:
         """The columns of this rank's completions, of x [..., B] of all ranks'."""
-        return x.chunk(self.accelerator.num_processes, -1)[self.accelerator.process_index]
+        size = x.shape[-1] // self.accelerator.num_processes
+        return x.narrow(-1, size * self.accelerator.process_index, size)
 
     def advantages_of_objectives(self, rewards: Tensor, output: dict[str, Any]) -> Tensor:
         """Advantages of each objective.
