@@ -2,7 +2,7 @@
 
 Micro-batches accumulate in `.grad` as ever, each divided by their number.
 
-python examples/accelerate_loop.py
+pip install 'pama_ops[accelerate]' scikit-learn; python examples/accelerate_loop.py
 """
 
 from __future__ import annotations

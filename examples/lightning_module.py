@@ -1,6 +1,6 @@
 """Two losses with Lightning: manual optimisation, `pareto_backward` for `manual_backward`.
 
-python examples/lightning_module.py
+pip install 'pama_ops[lightning]' scikit-learn; python examples/lightning_module.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Two losses in a plain PyTorch loop: `pareto_backward` where `loss.backward()` stood."""
+"""Two losses in a plain PyTorch loop: `pareto_backward` where `loss.backward()` stood.
+
+pip install scikit-learn; python examples/plain_pytorch.py
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Everything else of the Trainer (schedule, clipping, logging, checkpoints) stays as it is.
 
-python examples/transformers_trainer.py
+pip install 'pama_ops[transformers]' scikit-learn; python examples/transformers_trainer.py
 """
 
 from __future__ import annotations

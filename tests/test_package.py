@@ -31,6 +31,34 @@ def test_the_readme_runs():
     assert names["logp"].grad.shape == (8, 32)
 
 
+def extras() -> dict[str, list[str]]:
+    tomllib = pytest.importorskip("tomllib", reason="wants Python 3.11")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return settings["project"]["optional-dependencies"]
+
+
+def test_importing_the_package_imports_no_extra():
+    script = (
+        "import sys, pama_ops, pama_ops.integrations\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported = set(run.stdout.split())
+    assert "pama_ops" in imported
+    wanted = {re.match(r"[\w-]+", entry)[0] for entries in extras().values() for entry in entries}
+    modules = {name.replace("-", "_") for name in wanted} | {"gymnasium", "sklearn"}
+    assert {"trl", "verl", "torchjd", "transformers", "accelerate", "lightning"} < modules
+    assert not imported & modules
+
+
+def test_extras_are_those_that_the_texts_name():
+    texts = [*(ROOT / "docs").glob("*.md"), *(ROOT / "pama_ops").rglob("*.py")]
+    texts += [ROOT / "README.md", *(ROOT / "examples").glob("*.py"), *(ROOT / "tests").glob("*.py")]
+    named = {name for text in texts for name in re.findall(r"pama_ops\[(\w+)\]", text.read_text())}
+    assert {"trl", "verl", "torchjd", "transformers", "accelerate", "lightning"} <= named
+    assert named <= set(extras())
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings_hold_what_a_user_needs(name):
     doc = getattr(po, name).__doc__

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from pama_ops.integrations.trl import PAMAGRPOTrainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and its dependencies' own warnings
 WORDS = [*"abcdefgh"]
+BATCH, LENGTH = 64, 8
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -58,17 +62,16 @@ def make_trainer(
         vocab_size=len(WORDS) + 2, n_positions=32, n_embd=32, n_layer=1, n_head=2,
         bos_token_id=1, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    settings = options.pop("settings", {})
-    args = trl.GRPOConfig(
-        output_dir=str(path), use_cpu=True, bf16=False, report_to=[], max_steps=steps,
-        logging_steps=1, save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
-        per_device_train_batch_size=64, num_generations=8, max_completion_length=8,
-        beta=0.0, seed=0, **settings,
-    )  # fmt: skip
+    settings = {
+        "output_dir": str(path), "use_cpu": True, "bf16": False, "report_to": [],
+        "max_steps": steps, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
+        "learning_rate": 1e-2, "per_device_train_batch_size": BATCH, "num_generations": 8,
+        "max_completion_length": LENGTH, "beta": 0.0, "seed": 0, **options.pop("settings", {}),
+    }  # fmt: skip
     return kind(
         transformers.GPT2LMHeadModel(config),
         rewards,
-        args,
+        trl.GRPOConfig(**settings),
         datasets.Dataset.from_dict({"prompt": WORDS * 8}),
         processing_class=tokenizer(),
         **options,
@@ -118,6 +121,29 @@ def test_loss_gets_the_combination_of_the_rewards_that_trl_computed(
     assert list(trainer._logs["advantages"]) == output["advantages"].tolist()
 
 
+def test_single_reward_gets_trls_own_advantages_where_it_does_not_apply(tmp_path: Path) -> None:
+    def in_some_groups(completions: list[str], **kwargs: object) -> list[float | None]:
+        """In no completion of the first prompt, in one of the second's, in half of the others'."""
+        rewards = sometimes(completions)
+        return [None] * 15 + [0.5] + rewards[16:]
+
+    outputs = []
+    for kind, options in ((PAMAGRPOTrainer, {"noon": False}), (trl.GRPOTrainer, {})):
+        trainer = make_trainer(tmp_path, [in_some_groups], kind=kind, **options)
+        trainer.model.train()
+        transformers.set_seed(0)
+        outputs.append(
+            trainer._generate_and_score_completions([{"prompt": w} for w in WORDS for _ in WORDS])
+        )
+    ours, theirs = outputs
+    assert torch.equal(ours["completion_ids"], theirs["completion_ids"])
+    assert theirs["advantages"].count_nonzero() > 8
+    assert (theirs["advantages"][:16] == 0).all()
+    # TRL's own sums are of float32: a few roundings of numbers of the size of 1.
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(ours["advantages"], theirs["advantages"], rtol=8 * eps, atol=8 * eps)
+
+
 def test_reward_that_never_applies_gets_no_weight(tmp_path: Path) -> None:
     def never(completions: list[str], **kwargs: object) -> list[None]:
         return [None] * len(completions)
@@ -130,13 +156,29 @@ def test_reward_that_never_applies_gets_no_weight(tmp_path: Path) -> None:
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
+def test_documented_snippet_runs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "trainers.md").read_text()
+    (code,) = re.findall(r"```python\n([^`]*PAMAGRPOTrainer[^`]*)```", text)
+    theirs = make_trainer(tmp_path, [share_of_a, share_of_b], kind=trl.GRPOTrainer)
+    names = {
+        "model": theirs.model,
+        "helpful": share_of_a,
+        "short": share_of_b,
+        "args": theirs.args,
+        "prompts": theirs.train_dataset,
+        "tokenizer": theirs.processing_class,
+    }
+    exec(code, names)
+    assert names["trainer"].state.log_history[0]["pama/active/share_of_b"] == 1
+
+
 class ByToken(PAMAGRPOTrainer):
     """Gives each objective its advantage at the even or at the odd tokens only."""
 
     def advantages_of_objectives(
         self, rewards: torch.Tensor, output: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        advantages = super().advantages_of_objectives(rewards, output)
+        advantages = self.of_this_rank(super().advantages_of_objectives(rewards, output))
         mask = output["completion_mask"]
         odd = torch.arange(mask.shape[1]) % 2
         where = torch.stack([1 - odd, odd]).unsqueeze(1)
@@ -153,6 +195,10 @@ def test_advantages_by_token_reach_the_loss_and_padding_does_not(tmp_path: Path)
     assert (output["advantages"][mask == 0] == 0).all()
     trainer.train()
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+    # The even tokens are one objective's and the odd ones the other's: they never meet.
+    row = trainer.state.log_history[0]
+    assert row["pama/cosine/share_of_a/share_of_b"] == 0
+    assert row["pama/mean/share_of_a"] > 0
 
 
 def test_arguments_are_those_of_grpo_trainer_and_three_more(tmp_path: Path) -> None:
@@ -188,3 +234,68 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, [share_of_a, share_of_b], **options)
+
+
+def same_for_any_number_of_ranks(prompts: list[str], trainer: trl.GRPOTrainer) -> dict[str, object]:
+    """In place of sampling: completions that depend on the step and the place in the batch only."""
+    generator = torch.Generator().manual_seed(trainer.state.global_step)
+    words = torch.randint(2, 2 + len(WORDS), (BATCH, LENGTH), generator=generator)
+    lengths = 2 + torch.arange(BATCH) * (LENGTH - 1) // BATCH  # shorter ones on the first rank
+    completions = [row[:n].tolist() for row, n in zip(words, lengths, strict=True)]
+    first = trainer.accelerator.process_index * len(prompts)
+    return {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"],
+        "completion_ids": completions[first : first + len(prompts)],
+        "logprobs": None,
+    }
+
+
+def train_on(
+    rank: int, world: int, path: Path, kind: type, reduction: str
+) -> tuple[list[torch.Tensor], list[list[torch.Tensor]], list[dict[str, float]]]:
+    """Parameters before and after training as one of `world` ranks, and what was logged."""
+    if world > 1:  # what a launcher sets; the process group is there already
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+        os.environ.update(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    trainer = make_trainer(
+        path,
+        [share_of_a, sometimes],
+        kind=kind,
+        reduction=reduction,
+        rollout_func=same_for_any_number_of_ranks,
+        settings={
+            "per_device_train_batch_size": BATCH // world,
+            "optim": "sgd",  # Adam would divide differences of rounding by vanishing gradients
+            "learning_rate": 1.0,
+            "disable_dropout": True,
+        },
+    )
+    assert trainer.accelerator.num_processes == world
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "pama/weight/share_of_a" in row]
+    logged = [{k: v for k, v in row.items() if k.startswith("pama/")} for row in rows]
+    return before, [p.detach() for p in trainer.model.parameters()], logged
+
+
+@pytest.mark.parametrize(
+    ("kind", "reduction"), [(PAMAGRPOTrainer, "sequence"), (ByToken, "gram"), (ByToken, "batch")]
+)
+def test_two_ranks_train_as_one_process_does(
+    ranks: Callable[..., list[object]], tmp_path: Path, kind: type, reduction: str
+) -> None:
+    before, alone, logged = train_on(0, 1, tmp_path, kind, reduction)
+    (_, first, first_logged), (_, second, second_logged) = ranks(
+        train_on, 2, tmp_path, kind, reduction
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first_logged == second_logged
+    # Sums of float32, of numbers below 1, in another order: a few roundings in each of two steps.
+    tolerance = 8 * torch.finfo(torch.float32).eps
+    step = max((a - b).abs().max() for a, b in zip(alone, before, strict=True))
+    assert step > 1e4 * tolerance
+    for ours, theirs in zip(first, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    assert len(logged) == 2
+    for ours, theirs in zip(first_logged, logged, strict=True):
+        assert ours == pytest.approx(theirs, rel=0, abs=tolerance)

@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from torch.distributed import ProcessGroup
 
 from pama_ops import _checks as check
 from pama_ops.advantages import REDUCTIONS, PAMAStep, group_normalize, pama_advantages
 from pama_ops.gradients import gram
+
+try:
+    from trl import GRPOTrainer
+except ImportError as error:
+    raise ImportError("pama_ops.integrations.trl needs TRL: pip install 'pama_ops[trl]'") from error
 
 
 class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -30,7 +35,7 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         reduction, noon: see `pama_advantages`.
         preference: N nonnegative numbers; None takes `args.reward_weights`, if given.
 
-    Logs, each averaged like TRL's metrics:
+    Logs, of all ranks, each averaged like TRL's metrics:
         pama/weight/NAME: mean weight. pama/mean/NAME: mean of I(A), 0 at a stationary point.
         pama/active/NAME: share of batches where I(A) is not 0 everywhere.
         pama/cosine/NAME/NAME: cosine of two objectives' I(A).
@@ -78,20 +83,39 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         advantages = self.advantages_of_objectives(self._rewards.T, output)
         by_token = advantages.dim() == 3
-        step, seen = self._step_of(advantages, output)
+        if by_token:
+            mask = output["completion_mask"]
+            if "tool_mask" in output:
+                mask = mask * output["tool_mask"]
+            ranks = torch.distributed.group.WORLD if self.accelerator.num_processes > 1 else None
+        else:  # every rank holds all completions already
+            advantages = advantages.unsqueeze(-1)
+            mask, ranks = torch.ones_like(advantages[0]), None
+        step = pama_advantages(
+            advantages,
+            mask,
+            reduction=self.reduction,
+            preference=self.preference,
+            noon=self.noon,
+            group=ranks,
+        )
         if by_token:
             output["advantages"] = step.advantages
-            logged = self.accelerator.gather(step.advantages.sum(1) / seen.sum(1).clamp(min=1))
+            logged = self.accelerator.gather(step.advantages.sum(1) / mask.sum(1).clamp(min=1))
         else:
             logged = step.advantages[:, 0]
-            size = len(output["advantages"])
-            output["advantages"] = logged[self.accelerator.process_index * size :][:size]
+            output["advantages"] = self.of_this_rank(logged)
         entries = self._logs["advantages"]  # bounded: TRL's own of this batch stand at its end
         for _ in range(min(len(logged), len(entries))):
             entries.pop()
         entries.extend(logged.tolist())
-        self._log_step(step, advantages if by_token else advantages.unsqueeze(-1), seen)
+        self._log_step(step, advantages, mask, ranks)
         return output
+
+    def of_this_rank(self, x: Tensor) -> Tensor:
+        """The columns of this rank's completions, of x [..., B] of all ranks'."""
+        size = x.shape[-1] // self.accelerator.num_processes
+        return x.narrow(-1, size * self.accelerator.process_index, size)
 
     def advantages_of_objectives(self, rewards: Tensor, output: dict[str, Any]) -> Tensor:
         """Advantages of each objective.
@@ -102,46 +126,32 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 `completion_mask` [B / ranks, T] and so on.
 
         Returns:
-            [N, B] of all ranks' completions, or [N, B / ranks, T] of this rank's tokens.
+            [N, B] of all ranks' completions, or [N, B / ranks, T] of this rank's tokens: what is
+            for all ranks' completions is cut by `of_this_rank`.
         """
         group = self.num_generations if self.model.training else self.num_generations_eval
         return group_normalize(rewards, group)
 
-    def _step_of(self, advantages: Tensor, output: dict[str, Any]) -> tuple[PAMAStep, Tensor]:
-        """PAMA's step, and the mask [B, T] of what it read."""
-        if advantages.dim() == 3:
-            mask = output["completion_mask"]
-            if "tool_mask" in output:
-                mask = mask * output["tool_mask"]
-            ranks = torch.distributed.group.WORLD if self.accelerator.num_processes > 1 else None
-        else:  # every rank holds all completions already
-            advantages = advantages.unsqueeze(-1)
-            mask, ranks = torch.ones_like(advantages[0], dtype=torch.bool), None
-        step = pama_advantages(
-            advantages,
-            mask,
-            reduction=self.reduction,
-            preference=self.preference,
-            noon=self.noon,
-            group=ranks,
-        )
-        return step, mask
-
-    def _log_step(self, step: PAMAStep, advantages: Tensor, mask: Tensor) -> None:
-        """Into TRL's metrics; by token, the means and cosines of this rank's tokens."""
+    def _log_step(
+        self, step: PAMAStep, advantages: Tensor, mask: Tensor, ranks: ProcessGroup | None
+    ) -> None:
+        """Into TRL's metrics, over what was read on all ranks."""
         metrics = self._metrics["train" if self.model.training else "eval"]
-        kept = (advantages.clamp(min=0) if self.noon else advantages) * mask
-        weights = step.weights
-        if weights.dim() == 3:
-            weights = (weights * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-        weights = weights.mean(-1) if weights.dim() == 2 else weights
-        means = kept.flatten(1).sum(1) / mask.sum().clamp(min=1)
-        products = gram(list(kept))
+        kept = advantages.clamp(min=0) if self.noon else advantages
+        kept = kept.where(mask.bool(), 0)
+        n, *read = step.weights.shape  # [N], [N, B] or [N, B, T]
+        weights = step.weights.reshape(n, *read, *[1] * (2 - len(read))) * mask
+        sums = torch.stack([weights, kept]).sum((2, 3), dtype=torch.float64)
+        totals = torch.cat([sums, mask.sum().expand(1, n)])
+        if ranks is not None:
+            torch.distributed.all_reduce(totals, group=ranks)
+        weight, mean = totals[:2] / totals[2].clamp(min=1)
+        products = gram(list(kept), group=ranks)
         norms = products.diagonal().sqrt()
         cosines = products / (norms[:, None] * norms)  # NaN, which TRL leaves out, if inactive
         for i, name in enumerate(self.reward_func_names):
-            metrics[f"pama/weight/{name}"].append(weights[i].item())
-            metrics[f"pama/mean/{name}"].append(means[i].item())
+            metrics[f"pama/weight/{name}"].append(weight[i].item())
+            metrics[f"pama/mean/{name}"].append(mean[i].item())
             metrics[f"pama/active/{name}"].append(step.active[i].item())
             for j, other in enumerate(self.reward_func_names[:i]):
                 metrics[f"pama/cosine/{other}/{name}"].append(cosines[i, j].item())

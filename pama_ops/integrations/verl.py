@@ -1,16 +1,25 @@
 """verl's plug-in: the advantage estimator `pama` and the policy loss `pama_noon`.
 
-`import verl` loads this module through the entry point group `verl.plugins`. verl hands the scores
-of single rewards to its estimator "gdpo" alone; so that one is PAMA wherever the settings hold
-`algorithm.pama`, and verl's own elsewhere:
+`import verl` loads this module through the entry point group `verl.plugins`:
 
-    algorithm.adv_estimator=gdpo algorithm.gdpo_reward_keys=[accuracy,format]
-    +algorithm.pama.reduction=sequence actor_rollout_ref.actor.policy_loss.loss_mode=pama_noon
+    algorithm.adv_estimator=pama +algorithm.gdpo_reward_keys=[accuracy,format]
+    actor_rollout_ref.actor.policy_loss.loss_mode=pama_noon
+
+verl's trainer leaves the scores of single rewards in its TransferQueue, so its `_compute_advantage`
+is wrapped to fetch them. The legacy trainer (`trainer.use_v1=False`) hands them to the estimator
+"gdpo" alone; so that one is PAMA wherever the settings hold `algorithm.pama`, and verl's own
+elsewhere:
+
+    algorithm.adv_estimator=gdpo +algorithm.pama.reduction=sequence
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +38,17 @@ AGGREGATES = {
 }
 
 
+class _Scores(NamedTuple):
+    """Scores by key, each [B]; a session's outputs (rows) share the score of its last one."""
+
+    by_key: Mapping[str, Any]
+    session: np.ndarray[Any, Any]  # [B], from 0
+    last: np.ndarray[Any, Any]  # row of each session's last output
+
+
+_fetched: ContextVar[_Scores | None] = ContextVar("_fetched", default=None)
+
+
 @core_algos.register_adv_est("pama")  # type: ignore[untyped-decorator]
 def pama(
     token_level_rewards: Tensor,
@@ -40,15 +60,16 @@ def pama(
 ) -> tuple[Tensor, Tensor]:
     """PAMA's advantages of the rewards in `algorithm.gdpo_reward_keys`, normalised by prompt.
 
-    A response counts once, however long it is; a score of None or NaN does not apply. The batch is
-    the whole one, as verl's driver holds it. `algorithm.gdpo_reward_weights` is the preference.
+    A session (a response, or the several outputs of an agent) counts once, however long it is; a
+    score of None or NaN does not apply. The batch is the whole one, as verl's driver holds it.
+    `algorithm.gdpo_reward_weights` is the preference.
 
     Args:
         token_level_rewards: [B, T], of which only the device is read.
         response_mask: [B, T].
         index: [B], equal for the responses to one prompt, in any order; groups may differ in size.
         config: `algorithm` of verl's settings; `pama` in it holds `reduction` and `noon`.
-        non_tensor_batch: for each key the scores [B].
+        non_tensor_batch: for each key the scores [B], if they were not fetched.
 
     Returns:
         Advantages and returns, the same [B, T], 0 at masked positions.
@@ -59,25 +80,28 @@ def pama(
     keys = config.get("gdpo_reward_keys") if config is not None else None
     if not keys:
         raise ValueError(f"algorithm.gdpo_reward_keys must list the rewards' keys, got {keys}")
-    missing = [key for key in keys if key not in (non_tensor_batch or {})]
-    if missing or non_tensor_batch is None:
+    rows = np.arange(len(index))
+    scores = _fetched.get() or _Scores(non_tensor_batch or {}, rows, rows)
+    missing = [key for key in keys if key not in scores.by_key]
+    if missing:
         raise ValueError(
-            f"non_tensor_batch must hold the scores of {missing}, got "
-            f"{sorted(non_tensor_batch or {})}: verl hands them to the estimator 'gdpo' only, so "
+            f"the scores of {missing} must be in what compute_score returns, got "
+            f"{sorted(scores.by_key)}; the legacy trainer hands them to the estimator 'gdpo' only: "
             "set algorithm.adv_estimator=gdpo and +algorithm.pama.reduction=sequence"
         )
-    scores = np.stack([np.asarray(non_tensor_batch[key], dtype=np.float64) for key in keys])
-    rewards = torch.as_tensor(scores, device=token_level_rewards.device)
+    values = [np.asarray(scores.by_key[key], dtype=np.float64)[scores.last] for key in keys]
+    rewards = torch.as_tensor(np.stack(values), device=token_level_rewards.device)
+    session = torch.as_tensor(scores.session, device=token_level_rewards.device)
+    tokens = response_mask.new_zeros(len(scores.last)).index_add(0, session, response_mask.sum(-1))
     options = config.get("pama") or {}
-    answered = response_mask.any(-1, keepdim=True)
     step = pama_advantages(
-        _by_prompt(rewards, index).unsqueeze(-1).to(torch.float32),
-        answered,
+        _by_prompt(rewards, index[scores.last]).unsqueeze(-1).to(torch.float32),
+        tokens.unsqueeze(-1) > 0,
         reduction=options.get("reduction", "sequence"),
         noon=options.get("noon", True),
         preference=_floats(config.get("gdpo_reward_weights")),
     )
-    advantages = step.advantages * response_mask
+    advantages = step.advantages[session] * response_mask
     return advantages, advantages
 
 
@@ -164,3 +188,43 @@ def _gdpo_or_pama(*args: Any, config: Any = None, **kwargs: Any) -> tuple[Tensor
 
 
 core_algos.ADV_ESTIMATOR_REGISTRY["gdpo"] = _gdpo_or_pama
+
+
+def _fetching_scores(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """`PPOTrainer._compute_advantage`, with the scores at hand."""
+
+    @functools.wraps(compute)
+    def compute_advantage(self: Any, batch: Any, metrics: dict[str, Any]) -> Any:
+        config = self.config.algorithm
+        if config.adv_estimator != "pama" and not config.get("pama"):
+            return compute(self, batch, metrics)
+        before = _fetched.set(_fetch(batch, config.get("gdpo_reward_keys") or []))
+        try:
+            return compute(self, batch, metrics)
+        finally:
+            _fetched.reset(before)
+
+    return compute_advantage
+
+
+def _fetch(batch: Any, keys: list[str]) -> _Scores:
+    """Columns of a reward model's output, else entries of what `compute_score` returned."""
+    data = transfer_queue.kv_batch_get(
+        keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", *keys]
+    )
+    by_key = {key: list(data[key]) for key in keys if key in data}
+    if "extra_fields" in data:
+        returned = [fields.get("reward_extra_info", {}) for fields in data["extra_fields"]]
+        for key in set().union(*returned) - set(by_key):
+            by_key[key] = [entries.get(key) for entries in returned]
+    names, outputs = zip(*(key.rsplit("_", 1) for key in batch.keys), strict=True)
+    _, session, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    order = np.lexsort((np.array(outputs, dtype=int), session))
+    return _Scores(by_key, session, order[np.cumsum(sizes) - 1])
+
+
+if importlib.util.find_spec("transfer_queue"):  # which that trainer cannot do without
+    import transfer_queue
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    PPOTrainer._compute_advantage = _fetching_scores(PPOTrainer._compute_advantage)
