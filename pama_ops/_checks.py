@@ -140,7 +140,8 @@ def clip(x: object) -> tuple[float, float]:
         if len(x) != 2:
             raise ValueError(f"clip must be a number or a pair (low, high), got {x!r}")
         return positive("clip[0]", x[0]), positive("clip[1]", x[1])
-    return positive("clip", x), positive("clip", x)
+    both = positive("clip", x)
+    return both, both
 
 
 def choice(name: str, x: object, options: Sequence[str]) -> int:

@@ -3,9 +3,11 @@
 
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 
 #include "core/pama.h"
 #include "cpu/rows.h"
+#include "cpu/sums.h"
 
 namespace pama {
 
@@ -30,24 +32,37 @@ inline bool float_holds(const Batch& batch) {
   return narrow(batch.advantages) && narrow(batch.log_ratio) && !batch.rule.ratio_weighted;
 }
 
-// One tile of one sequence: A after Noon and I(A) of some objectives, masked tokens cut out.
+// Calls body with a number of the type whose arithmetic holds the batch.
+template <class Body>
+void with_reals(const Batch& batch, const Body& body) {
+  float_holds(batch) ? body(0.0f) : body(0.0);
+}
+
+// Whether parts are weighted by the ratio, which takes float64.
+template <class Real>
+PAMA_INLINE bool weighted(const Batch& batch) {
+  return std::is_same_v<Real, double> && batch.rule.ratio_weighted;
+}
+
+// One tile of one sequence: A and I(A) of some objectives, masked tokens cut out.
 template <class Real>
 struct Tile {
   rows::Selection tokens;
-  std::vector<int64_t> objectives;     // those that are loaded
-  std::vector<Real> advantage, parts;  // [objectives][kTile]
-  const Real* part;                    // I(A): `parts`, or A itself where there is no ratio
-  // Where each objective's A and I(A) are read: here, or in the tensor itself (see place_tile).
-  std::vector<const Real*> advantage_at, part_at;
-  Real log_ratio[kTile];
+  std::vector<int64_t> objectives;          // those that are placed
+  std::vector<Row<Real>> advantage, parts;  // scratch
+  std::vector<const Real*> advantage_at;    // A before Noon
+  std::vector<const Real*> part_at;         // I(A), by `find_parts`; before Noon without a ratio
+  Row<Real> log_ratio;
+  Row<Real> upper, lower;  // what the ratio makes of A >= 0 and of A < 0 (see `judge`)
+  Real floor;              // the least A that Noon leaves
 
   Tile(const Batch& batch, std::vector<int64_t> which)
       : objectives(std::move(which)),
-        advantage(objectives.size() * kTile),
-        parts(batch.log_ratio.data ? objectives.size() * kTile : 0),
-        part(batch.log_ratio.data ? parts.data() : advantage.data()),
+        advantage(objectives.size()),
+        parts(objectives.size()),
         advantage_at(objectives.size()),
-        part_at(objectives.size()) {}
+        part_at(objectives.size()),
+        floor(batch.rule.noon ? 0 : -HUGE_VAL) {}
 
   explicit Tile(const Batch& batch)
       : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
@@ -57,87 +72,108 @@ struct Tile {
   int64_t size() const { return static_cast<int64_t>(objectives.size()); }
 };
 
+// A after Noon; NaN stays.
 template <class Real>
-PAMA_INLINE void load_noon(const Batch& batch, int64_t objective, int64_t b, int64_t t,
-                           const rows::Selection& tokens, Real* __restrict a) {
-  const View& from = batch.advantages;
-  rows::gather(from, batch.sequences.first(from, objective, b) + t * from.token, tokens, a);
-  if (!batch.rule.noon) return;
-  for (int64_t j = 0; j < tokens.count; ++j) a[j] = a[j] <= 0 ? Real(0) : a[j];
+PAMA_INLINE Real after_noon(Real a, Real floor) {
+  return a < floor ? floor : a;
 }
 
-// `active_part` of core/pama.h in a form that vectorises, the weighting by the ratio apart.
+// --- the active part -----------------------------------------------------------------------------
+
+// `active_part` of core/pama.h in a form that vectorises and costs each further objective little:
+// what depends on the ratio alone is found once a tile, in `upper` and `lower`: 0 where the clip
+// holds the surrogate flat, NaN where the ratio is NaN, and kLive where I(A) is A.
+inline constexpr int kLive = 1;
+
 template <class Real>
-PAMA_INLINE void active_parts(const ActivePart& rule, int64_t count, const Real* __restrict a,
-                              const Real* __restrict log_ratio, Real* __restrict part) {
+PAMA_INLINE void judge(const ActivePart& rule, Tile<Real>& tile, const Real* log_ratio) {
   // A float32 exceeds the float64 bound if it exceeds the largest float32 that does not.
   Real high = static_cast<Real>(rule.log_high), low = static_cast<Real>(rule.log_low);
   if (high > rule.log_high) high = std::nextafter(high, Real(-HUGE_VAL));
   if (low < rule.log_low) low = std::nextafter(low, Real(HUGE_VAL));
-  for (int64_t j = 0; j < count; ++j) {
-    const Real l = log_ratio[j];
-    const Real live = l != l ? l : a[j];
-    // Both bounds as one: the distance beyond whichever applies.
-    const Real beyond = a[j] < 0 ? low - l : l - high;
-    part[j] = beyond > 0 ? Real(0) : live;
+#pragma omp simd
+  for (int64_t j = 0; j < tile.tokens.count; ++j) {
+    const Real l = log_ratio[j], live = l == l ? Real(kLive) : l;
+    tile.upper.at[j] = l > high ? Real(0) : live;
+    tile.lower.at[j] = l < low ? Real(0) : live;
   }
-  if (!rule.ratio_weighted) return;
+}
+
+// I(A) of an A after Noon, the weighting by the ratio apart.
+template <class Real>
+PAMA_INLINE Real part_of(const Tile<Real>& tile, int64_t j, Real a) {
+  const Real verdict = a < 0 ? tile.lower.at[j] : tile.upper.at[j];
+  return verdict == kLive ? a : verdict;
+}
+
+// --- filling a tile ------------------------------------------------------------------------------
+
+// Finds the tokens from t on that count, and where their A are, before Noon.
+template <class Real>
+PAMA_INLINE void place_advantages(const Batch& batch, int64_t b, int64_t t, int64_t length,
+                                  Tile<Real>& tile) {
+  const Sequences& s = batch.sequences;
+  const View &a = batch.advantages, &mask = batch.mask;
+  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  for (int64_t k = 0; k < tile.size(); ++k) {
+    const int64_t first = s.first(a, tile.objectives[k], b) + t * a.token;
+    tile.advantage_at[k] = rows::place(a, first, tile.tokens, tile.advantage[k].at);
+  }
+}
+
+// Judges by the ratio. Returns log u, null where there is none.
+template <class Real>
+PAMA_INLINE const Real* place_ratio(const Batch& batch, int64_t b, int64_t t, Tile<Real>& tile) {
+  const View& ratio = batch.log_ratio;
+  if (!ratio.data) return nullptr;
+  const int64_t first = batch.sequences.first(ratio, 0, b) + t * ratio.token;
+  const Real* log_ratio = rows::place(ratio, first, tile.tokens, tile.log_ratio.at);
+  judge(batch.rule, tile, log_ratio);
+  return log_ratio;
+}
+
+template <class Real>
+PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) {
+#pragma omp simd
   for (int64_t j = 0; j < count; ++j) {
     part[j] = part[j] == 0 ? Real(0) : static_cast<Real>(part[j] * exponential(log_ratio[j]).value);
   }
 }
 
-// Fills the tile with the tokens from t on that it has selected.
+// How many tokens are placed at a time: all where no scratch is needed.
 template <class Real>
-PAMA_INLINE void load_selected(const Batch& batch, int64_t b, int64_t t, Tile<Real>& tile) {
-  const Sequences& s = batch.sequences;
-  const View& ratio = batch.log_ratio;
-  if (ratio.data) {
-    rows::gather(ratio, s.first(ratio, 0, b) + t * ratio.token, tile.tokens, tile.log_ratio);
-  }
+PAMA_INLINE int64_t tile_length(const Batch& batch, int64_t size) {
+  const View& a = batch.advantages;
+  const bool scratch =
+      batch.mask.data || batch.log_ratio.data || a.token != 1 || a.dtype != rows::kDTypeOf<Real>;
+  return scratch ? kTile : size;
+}
+
+// As place_advantages, and finds I(A); Noon is left to the reader where there is no ratio.
+template <class Real>
+PAMA_INLINE void place_parts(const Batch& batch, int64_t b, int64_t t, int64_t length,
+                             Tile<Real>& tile) {
+  place_advantages(batch, b, t, length, tile);
+  const Real* log_ratio = place_ratio(batch, b, t, tile);
+  const int64_t count = tile.tokens.count;
   for (int64_t k = 0; k < tile.size(); ++k) {
-    Real* a = tile.advantage.data() + k * kTile;
-    load_noon(batch, tile.objectives[k], b, t, tile.tokens, a);
-    if (!ratio.data) continue;
-    active_parts(batch.rule, tile.tokens.count, a, tile.log_ratio, tile.parts.data() + k * kTile);
+    const Real* a = tile.advantage_at[k];
+    tile.part_at[k] = a;
+    if (!log_ratio) continue;
+    Real* part = tile.parts[k].at;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) part[j] = part_of(tile, j, after_noon(a[j], tile.floor));
+    if (weighted<Real>(batch)) weight_parts(log_ratio, count, part);
+    tile.part_at[k] = part;
   }
 }
 
+// Σ I(A) of one objective.
 template <class Real>
-PAMA_INLINE void load_tile(const Batch& batch, int64_t b, int64_t t, int64_t length,
-                           Tile<Real>& tile) {
-  const View& mask = batch.mask;
-  rows::select(mask, batch.sequences.first(mask, 0, b) + t * mask.token, length, tile.tokens);
-  load_selected(batch, b, t, tile);
-}
-
-template <class Real>
-inline constexpr DType kDTypeOf = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
-
-// As load_tile, but reads in the tensor itself where no token is masked and no ratio applies; Noon
-// is then left to the reader.
-template <class Real>
-PAMA_INLINE void place_tile(const Batch& batch, int64_t b, int64_t t, int64_t length,
-                            Tile<Real>& tile) {
-  const Sequences& s = batch.sequences;
-  const View &a = batch.advantages, &mask = batch.mask;
-  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
-  const bool here =
-      tile.tokens.all() && !batch.log_ratio.data && a.dtype == kDTypeOf<Real> && a.token == 1;
-  if (!here) load_selected(batch, b, t, tile);
-  for (int64_t k = 0; k < tile.size(); ++k) {
-    tile.advantage_at[k] =
-        here ? static_cast<const Real*>(a.data) + s.first(a, tile.objectives[k], b) + t
-             : tile.advantage.data() + k * kTile;
-    tile.part_at[k] = here ? tile.advantage_at[k] : tile.part + k * kTile;
-  }
-}
-
-// A as it was placed, after Noon, as float64.
-template <bool kNoon, class Real>
-PAMA_INLINE double after_noon(Real a) {
-  const Real kept = kNoon && a < 0 ? Real(0) : a;  // one instruction, which keeps NaN
-  return static_cast<double>(kept);
+PAMA_INLINE double sum_of_parts(const Tile<Real>& tile, int64_t k) {
+  const Real *part = tile.part_at[k], floor = tile.floor;
+  return sum_of(tile.tokens.count,
+                [&](int64_t j) { return static_cast<double>(after_noon(part[j], floor)); });
 }
 
 }  // namespace pama

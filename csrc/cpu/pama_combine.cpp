@@ -55,7 +55,8 @@ template <class Real>
 struct TokenTile : Tile<Real> {
   TokenTile(const Batch& batch, const Preference& preference)
       : Tile<Real>(batch, preference.used),
-        weight(this->size() * kTile),
+        weight(this->size()),
+        weight_at(this->size()),
         values(this->size()),
         solution(this->size()),
         reals(PamaWeights<SerialTeam>::reals(this->size())),
@@ -63,236 +64,266 @@ struct TokenTile : Tile<Real> {
     solver.prefer(preference.relative.data());
   }
 
-  std::vector<Real> weight;  // [used objectives][kTile]
-  Real combined[kTile], optimum[kTile];
-  Real poison[kTile];                           // 0, or NaN if a part is not finite
+  std::vector<Row<Real>> weight;
+  std::vector<Real*> weight_at;  // there, or in the result
+  Row<Real> combined, optimum;
+  Row<Real> poison;                             // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
   PamaWeights<SerialTeam> solver;
 };
+
+template <bool kUniform, class Real>
+PAMA_INLINE Real rank_of(Real part, Real preference) {
+  return kUniform ? std::abs(part) : std::abs(part) / preference;
+}
 
 // Theorem 1 on every token of the tile, but for those that straddle 0: the weight goes to the
 // objectives of least rank |part| / preference. Plain loops over tokens, which the compiler makes
 // vectors of for each generation of processors; what they leave for the next stays in the L1 cache.
 // (Vector types would be split into scalars before the clones for the generations are made.)
 //
-// Rows are copied to the tile first: rows of a tensor lie powers of two apart as a rule and share a
-// cache set, and three passes over them where they lie took up to four times as long.
-template <bool kUniform, class Real>
-PAMA_INLINE void choose_by_token(const Preference& p, TokenTile<Real>& tile) {
+// The first pass leaves the rows in the tile: rows of a tensor lie powers of two apart as a rule
+// and share a cache set, and three passes over them where they lie took up to four times as long.
+template <bool kUniform, bool kRatio, class Real>
+PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, TokenTile<Real>& tile) {
+  const Preference& p = job.preference;
   const int64_t used = tile.size(), count = tile.tokens.count;
-  Real least[kTile], ties[kTile], tied[kTile];
-  Real *poison = tile.poison, *combined = tile.combined, *optimum = tile.optimum;
-  const auto rank = [](Real x, Real preference) {
-    const Real magnitude = x < 0 ? -x : x;
-    return kUniform ? magnitude : magnitude / preference;
-  };
+  Row<Real> least_row, ties_row, tied_row;
+  Real *least = least_row.at, *ties = ties_row.at, *tied = tied_row.at;
+  Real *poison = tile.poison.at, *combined = tile.combined.at, *optimum = tile.optimum.at;
+  const Real floor = tile.floor;
   std::fill_n(least, count, Real(HUGE_VAL));
   for (Real* x : {poison, ties, tied, combined, optimum}) std::fill_n(x, count, Real(0));
   for (int64_t k = 0; k < used; ++k) {
-    const Real* part = tile.part + k * kTile;
+    const Real* from = tile.advantage_at[k];
+    Real *advantage = tile.advantage[k].at, *part = tile.parts[k].at;
     const Real preference = static_cast<Real>(p.relative[k]);
+    if (kRatio) {
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) {
+        const Real a = after_noon(from[j], floor);
+        advantage[j] = a;
+        part[j] = part_of(tile, j, a);
+      }
+      if (weighted<Real>(job.batch)) weight_parts(log_ratio, count, part);
+      from = part;
+    }
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      const Real r = rank(part[j], preference);
-      poison[j] += part[j] - part[j];
+      const Real a = kRatio ? from[j] : after_noon(from[j], floor);
+      const Real r = rank_of<kUniform>(a, preference);
+      if (!kRatio) part[j] = a;
+      poison[j] += a * 0;
       least[j] = r < least[j] ? r : least[j];
     }
   }
   for (int64_t k = 0; k < used; ++k) {
-    const Real* part = tile.part + k * kTile;
+    const Real* part = tile.parts[k].at;
     const Real preference = static_cast<Real>(p.relative[k]);
     const Real offset = static_cast<Real>(p.offset[k]);
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      const bool tie = rank(part[j], preference) == least[j];
+      const bool tie = rank_of<kUniform>(part[j], preference) == least[j];
       ties[j] += tie ? Real(1) : Real(0);
       if (!kUniform) tied[j] += tie ? offset : Real(0);
     }
   }
   Real* share = ties;
 #pragma omp simd
-  for (int64_t j = 0; j < count; ++j) share[j] = (1 - tied[j]) / ties[j] + poison[j];
+  for (int64_t j = 0; j < count; ++j) {
+    // Preferences that sum to 1 may do so only to rounding, and no weight is negative.
+    const Real rest = kUniform ? Real(1) : std::max(1 - tied[j], Real(0));
+    share[j] = rest / ties[j] + poison[j];
+  }
   for (int64_t k = 0; k < used; ++k) {
-    const Real *part = tile.part + k * kTile, *advantage = tile.advantage.data() + k * kTile;
-    Real* weight = tile.weight.data() + k * kTile;
+    const Real *part = tile.parts[k].at, *advantage = tile.advantage[k].at;
+    Real* weight = tile.weight_at[k];
     const Real preference = static_cast<Real>(p.relative[k]);
     const Real offset = static_cast<Real>(p.offset[k]);
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      const Real chosen = share[j] + offset, none = poison[j];
-      const Real w = rank(part[j], preference) == least[j] ? chosen : none;
+      const Real chosen = share[j] + offset;
+      const Real w = rank_of<kUniform>(part[j], preference) == least[j] ? chosen : poison[j];
       weight[j] = w;
-      const Real counted = w == 0 ? Real(0) : advantage[j];  // not w * a: a branch
-      combined[j] += w * counted;
       optimum[j] += w * part[j];
+      // Where A is not finite but I(A) is, that is 0, of least rank, and w is positive.
+      if (kRatio) combined[j] += w * advantage[j];
     }
   }
+  if (!kRatio) std::copy_n(optimum, count, combined);  // I(A) is A
 }
 
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
-PAMA_INLINE void choose_straddling(TokenTile<Real>& tile) {
+PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
   const int64_t used = tile.size();
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.values[k] = tile.part[k * kTile + j];
+      tile.values[k] = tile.parts[k].at[j];
       low = std::min(low, tile.values[k]);
       high = std::max(high, tile.values[k]);
     }
-    if (!(low < 0 && high > 0) || tile.poison[j] != 0) continue;
-    tile.optimum[j] =
+    if (!(low < 0 && high > 0) || tile.poison.at[j] != 0) continue;
+    tile.optimum.at[j] =
         static_cast<Real>(tile.solver.solve(tile.values.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
-      tile.weight[k * kTile + j] = static_cast<Real>(tile.solution[k]);
-      if (tile.solution[k] != 0) combined += tile.solution[k] * tile.advantage[k * kTile + j];
+      const double w = tile.solution[k];
+      tile.weight_at[k][j] = static_cast<Real>(w);
+      if (w != 0) combined += w * (ratio ? tile.advantage[k].at[j] : tile.parts[k].at[j]);
     }
-    tile.combined[j] = static_cast<Real>(combined);
+    tile.combined.at[j] = static_cast<Real>(combined);
   }
 }
 
 template <class Real>
 PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& tile) {
-  const Sequences& s = job.batch.sequences;
+  const Batch& batch = job.batch;
+  const Sequences& s = batch.sequences;
   const Preference& p = job.preference;
   const int64_t size = s.size(b), used = tile.size();
+  const auto weights = [&](int64_t n, int64_t t) { return s.first(job.weights, n, b) + t; };
   for (int64_t t = 0; t < size; t += kTile) {
-    load_tile<Real>(job.batch, b, t, std::min(kTile, size - t), tile);
-    p.uniform ? choose_by_token<true>(p, tile) : choose_by_token<false>(p, tile);
-    if (!job.batch.rule.noon) choose_straddling(tile);
+    place_advantages(batch, b, t, std::min(kTile, size - t), tile);
+    const Real* log_ratio = place_ratio(batch, b, t, tile);
+    for (int64_t k = 0; k < used; ++k) {
+      Real* there = rows::in_place<Real>(job.weights, weights(p.used[k], t), tile.tokens);
+      tile.weight_at[k] = there ? there : tile.weight[k].at;
+    }
+    if (std::is_same_v<Real, float> || p.uniform) {
+      log_ratio ? choose_by_token<true, true>(job, log_ratio, tile)
+                : choose_by_token<true, false>(job, log_ratio, tile);
+    } else {
+      log_ratio ? choose_by_token<false, true>(job, log_ratio, tile)
+                : choose_by_token<false, false>(job, log_ratio, tile);
+    }
+    if (!batch.rule.noon) choose_straddling(log_ratio != nullptr, tile);
     for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
-      const Real* w = counts ? tile.weight.data() + k++ * kTile : tile.poison;
-      rows::scatter(job.weights, s.first(job.weights, n, b) + t, tile.tokens, w);
+      const Real* w = counts ? tile.weight_at[k++] : tile.poison.at;
+      rows::settle(job.weights, weights(n, t), tile.tokens, w);
     }
-    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined);
-    rows::scatter(job.optimum, s.first(job.optimum, 0, b) + t, tile.tokens, tile.optimum);
+    rows::settle(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined.at);
+    rows::settle(job.optimum, s.first(job.optimum, 0, b) + t, tile.tokens, tile.optimum.at);
   }
 }
 
-PAMA_CLONES void combine_tokens_float(const Combine& job, int64_t b, TokenTile<float>& tile) {
+PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<float>& tile) {
   combine_tokens(job, b, tile);
 }
 
-PAMA_CLONES void combine_tokens_double(const Combine& job, int64_t b, TokenTile<double>& tile) {
+PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<double>& tile) {
   combine_tokens(job, b, tile);
+}
+
+void combine_by_token(const Combine& job) {
+  const auto run = [&](auto real) {
+    for_sequences(job.batch.sequences, [&](int64_t first, int64_t end) {
+      TokenTile<decltype(real)> tile(job.batch, job.preference);
+      for (int64_t b = first; b < end; ++b) by_token(job, b, tile);
+    });
+  };
+  job.preference.uniform ? with_reals(job.batch, run) : run(0.0);
 }
 
 // --- one weight vector a sequence, or one for all ------------------------------------------------
 
-PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<double>& tile, double* means) {
+template <class Real>
+PAMA_INLINE void find_means(const Batch& batch, int64_t b, Tile<Real>& tile, double* means) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
+  const int64_t step = tile_length<Real>(batch, size);
   int64_t total = 0;
   std::fill_n(means, n, 0.0);
-  for (int64_t t = 0; t < size; t += kTile) {
-    load_tile(batch, b, t, std::min(kTile, size - t), tile);
+  for (int64_t t = 0; t < size; t += step) {
+    place_parts(batch, b, t, std::min(step, size - t), tile);
     total += tile.tokens.count;
-    for (int64_t i = 0; i < n; ++i) {
-      const double* part = tile.part + i * kTile;
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < tile.tokens.count; ++j) sum += part[j];
-      means[i] += sum;
-    }
+    for (int64_t i = 0; i < n; ++i) means[i] += sum_of_parts(tile, i);
   }
   for (int64_t i = 0; i < n; ++i) means[i] /= static_cast<double>(std::max<int64_t>(total, 1));
   means[n] = static_cast<double>(total);
 }
 
+PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<float>& tile, double* means) {
+  find_means(batch, b, tile, means);
+}
+
+PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<double>& tile, double* means) {
+  find_means(batch, b, tile, means);
+}
+
 // Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
-template <bool kNoon, class Real>
-PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, double* combined) {
-  static const Real zeros[kTile] = {};
+template <class Real>
+PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, Real* combined) {
+  static const Row<Real> zeros{};
   const int64_t count = tile.tokens.count;
+  const Real floor = tile.floor;
+  Row<double> sum_row;
+  double* sum = sum_row.at;
+  std::fill_n(sum, count, 0.0);
   const Real* a[4];
   double w[4];
   int rows = 0;
-  std::fill_n(combined, count, 0.0);
   for (int64_t i = 0; i < tile.size(); ++i) {
     if (weights[i] != 0) a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
     if (rows == 0 || (rows < 4 && i + 1 < tile.size())) continue;
-    for (; rows < 4; ++rows) a[rows] = zeros, w[rows] = 0;
+    for (; rows < 4; ++rows) a[rows] = zeros.at, w[rows] = 0;
     const Real *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
     const double w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
     for (int64_t j = 0; j < count; ++j) {
-      combined[j] += (w0 * after_noon<kNoon>(a0[j]) + w1 * after_noon<kNoon>(a1[j])) +
-                     (w2 * after_noon<kNoon>(a2[j]) + w3 * after_noon<kNoon>(a3[j]));
+      sum[j] += (w0 * after_noon(a0[j], floor) + w1 * after_noon(a1[j], floor)) +
+                (w2 * after_noon(a2[j], floor) + w3 * after_noon(a3[j], floor));
     }
     rows = 0;
   }
+  for (int64_t j = 0; j < count; ++j) combined[j] = static_cast<Real>(sum[j]);
 }
 
 template <class Real>
-PAMA_INLINE void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  Tile<Real>& tile) {
+PAMA_INLINE void combine_tiles(const Combine& job, int64_t b, const double* weights,
+                               Tile<Real>& tile) {
   const Sequences& s = job.batch.sequences;
-  double combined[kTile];
+  Row<Real> scratch;
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
-    place_tile(job.batch, b, t, std::min(kTile, size - t), tile);
-    job.batch.rule.noon ? combine_rows<true>(tile, weights, combined)
-                        : combine_rows<false>(tile, weights, combined);
-    rows::scatter(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, combined);
+    place_advantages(job.batch, b, t, std::min(kTile, size - t), tile);
+    const int64_t first = s.first(job.advantages, 0, b) + t;
+    Real* there = rows::in_place<Real>(job.advantages, first, tile.tokens);
+    Real* combined = there ? there : scratch.at;
+    combine_rows(tile, weights, combined);
+    rows::settle(job.advantages, first, tile.tokens, combined);
   }
 }
 
-PAMA_CLONES void combine_sequence_float(const Combine& job, int64_t b, const double* weights,
-                                        Tile<float>& tile) {
-  combine_sequence(job, b, weights, tile);
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile<float>& tile) {
+  combine_tiles(job, b, weights, tile);
 }
 
-PAMA_CLONES void combine_sequence_double(const Combine& job, int64_t b, const double* weights,
-                                         Tile<double>& tile) {
-  combine_sequence(job, b, weights, tile);
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile<double>& tile) {
+  combine_tiles(job, b, weights, tile);
 }
-
-// Combines one sequence after another with the weights given for each. The ratio has done its part
-// in choosing them, and is not read.
-class SequenceCombiner {
- public:
-  explicit SequenceCombiner(const Combine& job)
-      : job_(job), wide_(job.batch.advantages.dtype == DType::kDouble) {
-    job_.batch.log_ratio.data = nullptr;
-    if (wide_) {
-      doubles_.emplace(job_.batch);
-    } else {
-      floats_.emplace(job_.batch);
-    }
-  }
-
-  void operator()(int64_t b, const double* weights) {
-    wide_ ? combine_sequence_double(job_, b, weights, *doubles_)
-          : combine_sequence_float(job_, b, weights, *floats_);
-  }
-
- private:
-  Combine job_;
-  bool wide_;
-  std::optional<Tile<float>> floats_;
-  std::optional<Tile<double>> doubles_;
-};
 
 void combine_by_sequence(const Combine& job) {
   const Sequences& s = job.batch.sequences;
   const int64_t n = s.objectives;
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    Tile<double> tile(job.batch);
-    std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
-    PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
-    solver.prefer(job.preference.raw.data());
-    SequenceCombiner combine(job);
-    for (int64_t b = first; b < end; ++b) {
-      mean_parts(job.batch, b, tile, means.data());
-      double optimum = 0;
-      std::fill(weights.begin(), weights.end(), 0.0);
-      if (means[n] > 0) {
-        optimum = solver.solve(means.data(), weights.data());
+  with_reals(job.batch, [&](auto real) {
+    for_sequences(s, [&](int64_t first, int64_t end) {
+      Tile<decltype(real)> tile(job.batch);
+      std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
+      PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
+      solver.prefer(job.preference.raw.data());
+      for (int64_t b = first; b < end; ++b) {
+        mean_parts(job.batch, b, tile, means.data());
+        double optimum = 0;
+        std::fill(weights.begin(), weights.end(), 0.0);
+        if (means[n] > 0) optimum = solver.solve(means.data(), weights.data());
+        for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
+        store(job.optimum, b, optimum);
+        combine_sequence(job, b, weights.data(), tile);
       }
-      for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
-      store(job.optimum, b, optimum);
-      combine(b, weights.data());
-    }
+    });
   });
 }
 
@@ -322,9 +353,11 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
     store(job.optimum, 0, solver.solve(problem.data() + 1, weights.data()));
   }
   for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    SequenceCombiner combine(job);
-    for (int64_t b = first; b < end; ++b) combine(b, weights.data());
+  with_reals(job.batch, [&](auto real) {
+    for_sequences(s, [&](int64_t first, int64_t end) {
+      Tile<decltype(real)> tile(job.batch);
+      for (int64_t b = first; b < end; ++b) combine_sequence(job, b, weights.data(), tile);
+    });
   });
 }
 
@@ -364,18 +397,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
                     view_of(optimum, ragged)};
   if (reduction == Reduction::kSequence) {
     combine_by_sequence(job);
-  } else if (reduction != Reduction::kToken) {
-    combine_by_batch(job, reduction, flags);
-  } else if (p.uniform && float_holds(batch)) {
-    for_sequences(s, [&](int64_t first, int64_t end) {
-      TokenTile<float> tile(batch, p);
-      for (int64_t b = first; b < end; ++b) combine_tokens_float(job, b, tile);
-    });
+  } else if (reduction == Reduction::kToken) {
+    combine_by_token(job);
   } else {
-    for_sequences(s, [&](int64_t first, int64_t end) {
-      TokenTile<double> tile(batch, p);
-      for (int64_t b = first; b < end; ++b) combine_tokens_double(job, b, tile);
-    });
+    combine_by_batch(job, reduction, flags);
   }
   return {combined, weights, optimum, active};
 }

@@ -7,15 +7,23 @@
 namespace pama {
 namespace {
 
+template <class Real>
+PAMA_INLINE bool any_nonzero(const Tile<Real>& tile, int64_t k) {
+  const Real *part = tile.part_at[k], floor = tile.floor;
+  int found = 0;
+  for (int64_t j = 0; j < tile.tokens.count; ++j) found |= after_noon(part[j], floor) != 0;
+  return found != 0;
+}
+
 // Whether each objective has a nonzero part; a sequence is read only until all have.
-PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, double* active) {
+template <class Real>
+PAMA_INLINE bool find_active(const Batch& batch, int64_t b, Tile<Real>& tile, double* active) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   for (int64_t t = 0; t < size; t += kTile) {
-    load_tile(batch, b, t, std::min(kTile, size - t), tile);
+    place_parts(batch, b, t, std::min(kTile, size - t), tile);
     bool all = true;
     for (int64_t i = 0; i < n; ++i) {
-      const double* part = tile.part + i * kTile;
-      for (int64_t j = 0; active[i] == 0 && j < tile.tokens.count; ++j) active[i] = part[j] != 0;
+      if (active[i] == 0) active[i] = any_nonzero(tile, i);
       all &= active[i] != 0;
     }
     if (all) return true;
@@ -25,9 +33,10 @@ PAMA_CLONES bool find_active(const Batch& batch, int64_t b, Tile<double>& tile, 
 
 // gram[i][k] += <part_i, part_k> for four rows from i and four from k: each number that is read and
 // widened serves four products, and the sums stay in registers.
-template <bool kNoon, bool kDiagonal, class Real>
+template <bool kDiagonal, class Real>
 PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t n, double* gram) {
   const auto row = [&](int64_t r) { return tile.part_at[std::min(r, n - 1)]; };
+  const auto widened = [floor = tile.floor](Real x) -> double { return after_noon(x, floor); };
   const Real *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
   const Real *y0 = row(k), *y1 = row(k + 1), *y2 = row(k + 2), *y3 = row(k + 3);
   double s00 = 0, s01 = 0, s02 = 0, s03 = 0, s10 = 0, s11 = 0, s12 = 0, s13 = 0;
@@ -35,12 +44,12 @@ PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t
 #pragma omp simd reduction(+ : s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23, s30, \
                                s31, s32, s33)
   for (int64_t j = 0; j < tile.tokens.count; ++j) {
-    const double a0 = after_noon<kNoon>(x0[j]), a1 = after_noon<kNoon>(x1[j]);
-    const double a2 = after_noon<kNoon>(x2[j]), a3 = after_noon<kNoon>(x3[j]);
-    const double b0 = kDiagonal ? a0 : after_noon<kNoon>(y0[j]);
-    const double b1 = kDiagonal ? a1 : after_noon<kNoon>(y1[j]);
-    const double b2 = kDiagonal ? a2 : after_noon<kNoon>(y2[j]);
-    const double b3 = kDiagonal ? a3 : after_noon<kNoon>(y3[j]);
+    const double a0 = widened(x0[j]), a1 = widened(x1[j]);
+    const double a2 = widened(x2[j]), a3 = widened(x3[j]);
+    const double b0 = kDiagonal ? a0 : widened(y0[j]);
+    const double b1 = kDiagonal ? a1 : widened(y1[j]);
+    const double b2 = kDiagonal ? a2 : widened(y2[j]);
+    const double b3 = kDiagonal ? a3 : widened(y3[j]);
     s00 += a0 * b0, s01 += a0 * b1, s02 += a0 * b2, s03 += a0 * b3;
     s11 += a1 * b1, s12 += a1 * b2, s13 += a1 * b3;
     s22 += a2 * b2, s23 += a2 * b3, s33 += a3 * b3;
@@ -57,60 +66,54 @@ PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t
   }
 }
 
-template <bool kNoon, class Real>
+template <class Real>
 PAMA_INLINE void add_gram(const Tile<Real>& tile, int64_t n, double* gram) {
   for (int64_t i = 0; i < n; i += 4) {
-    add_block<kNoon, true>(tile, i, i, n, gram);
-    for (int64_t k = i + 4; k < n; k += 4) add_block<kNoon, false>(tile, i, k, n, gram);
+    add_block<true>(tile, i, i, n, gram);
+    for (int64_t k = i + 4; k < n; k += 4) add_block<false>(tile, i, k, n, gram);
   }
-}
-
-template <bool kNoon, class Real>
-PAMA_INLINE double add_up(const Real* part, int64_t count) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) sum += after_noon<kNoon>(part[j]);
-  return sum;
-}
-
-template <class Real>
-PAMA_INLINE bool any_nonzero(const Real* part, int64_t count, bool noon) {
-  int found = 0;
-  for (int64_t j = 0; j < count; ++j) found |= noon ? !(part[j] <= 0) : part[j] != 0;
-  return found != 0;
 }
 
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
-template <bool kNoon, class Real>
+template <class Real>
 PAMA_INLINE void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<Real>& tile,
                               double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
+  const int64_t step = tile_length<Real>(batch, size);
+  const bool gram = reduction == Reduction::kGram;
   double* rest = statistics + n;
-  for (int64_t t = 0; t < size; t += kTile) {
-    place_tile(batch, b, t, std::min(kTile, size - t), tile);
-    const int64_t count = tile.tokens.count;
-    for (int64_t i = 0; i < n; ++i) {
-      if (statistics[i] == 0) statistics[i] = any_nonzero(tile.part_at[i], count, kNoon);
-    }
-    if (reduction == Reduction::kGram) {
-      add_gram<kNoon>(tile, n, rest);
+  for (int64_t t = 0; t < size; t += step) {
+    place_parts(batch, b, t, std::min(step, size - t), tile);
+    if (gram) {
+      add_gram(tile, n, rest);
     } else {
-      rest[0] += static_cast<double>(count);
-      for (int64_t i = 0; i < n; ++i) rest[1 + i] += add_up<kNoon>(tile.part_at[i], count);
+      rest[0] += static_cast<double>(tile.tokens.count);
+      for (int64_t i = 0; i < n; ++i) rest[1 + i] += sum_of_parts(tile, i);
+    }
+    // A sum that is not 0 says so already; one that is may be of terms that cancel or underflow.
+    for (int64_t i = 0; i < n; ++i) {
+      const double sum = gram ? rest[i * n + i] : rest[1 + i];
+      if (statistics[i] == 0) statistics[i] = sum != 0 || any_nonzero(tile, i);
     }
   }
 }
 
-PAMA_CLONES void add_sequence_float(const Batch& batch, Reduction reduction, int64_t b,
-                                    Tile<float>& tile, double* statistics) {
-  batch.rule.noon ? add_sequence<true>(batch, reduction, b, tile, statistics)
-                  : add_sequence<false>(batch, reduction, b, tile, statistics);
+PAMA_CLONES bool survey(const Batch& batch, int64_t b, Tile<float>& tile, double* active) {
+  return find_active(batch, b, tile, active);
 }
 
-PAMA_CLONES void add_sequence_double(const Batch& batch, Reduction reduction, int64_t b,
-                                     Tile<double>& tile, double* statistics) {
-  batch.rule.noon ? add_sequence<true>(batch, reduction, b, tile, statistics)
-                  : add_sequence<false>(batch, reduction, b, tile, statistics);
+PAMA_CLONES bool survey(const Batch& batch, int64_t b, Tile<double>& tile, double* active) {
+  return find_active(batch, b, tile, active);
+}
+
+PAMA_CLONES void add(const Batch& batch, Reduction reduction, int64_t b, Tile<float>& tile,
+                     double* statistics) {
+  add_sequence(batch, reduction, b, tile, statistics);
+}
+
+PAMA_CLONES void add(const Batch& batch, Reduction reduction, int64_t b, Tile<double>& tile,
+                     double* statistics) {
+  add_sequence(batch, reduction, b, tile, statistics);
 }
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
@@ -127,24 +130,21 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   double* total = static_cast<double*>(result.mutable_data_ptr());
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
-    Tile<double> tile(batch);
-    for (int64_t b = 0; b < s.count && !find_active(batch, b, tile, total); ++b) {
-    }
+    with_reals(batch, [&](auto real) {
+      Tile<decltype(real)> tile(batch);
+      for (int64_t b = 0; b < s.count && !survey(batch, b, tile, total); ++b) {
+      }
+    });
     return result;
   }
   std::vector<double> partial(s.count * size, 0.0);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    if (float_holds(batch)) {
-      Tile<float> tile(batch);
+  with_reals(batch, [&](auto real) {
+    for_sequences(s, [&](int64_t first, int64_t end) {
+      Tile<decltype(real)> tile(batch);
       for (int64_t b = first; b < end; ++b) {
-        add_sequence_float(batch, reduction, b, tile, partial.data() + b * size);
+        add(batch, reduction, b, tile, partial.data() + b * size);
       }
-    } else {
-      Tile<double> tile(batch);
-      for (int64_t b = first; b < end; ++b) {
-        add_sequence_double(batch, reduction, b, tile, partial.data() + b * size);
-      }
-    }
+    });
   });
   for (int64_t b = 0; b < s.count; ++b) {
     for (int64_t i = 0; i < size; ++i) total[i] += partial[b * size + i];

@@ -21,6 +21,13 @@ using torch::stable::parallel_for;
 // Tokens staged at a time: float64 tiles of a few arrays stay in the L1 cache.
 inline constexpr int64_t kTile = 256;
 
+// A tile's tokens of one array. They start on a cache line: a load or store of a vector that
+// straddles two takes twice as long.
+template <class Real>
+struct alignas(64) Row {
+  Real at[kTile];
+};
+
 namespace rows {
 
 template <class T, class Out, class Convert>
@@ -66,39 +73,58 @@ PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const In*
 // The unmasked tokens of one tile, in order. What stands at a masked one is dropped unseen.
 struct Selection {
   int64_t count, length;
-  int32_t index[kTile];
+  int64_t begin;  // where they start, if they are neighbours, as padding leaves them; else -1
+  int32_t index[kTile];  // where each stands, if they are not
 
   bool all() const { return count == length; }
+  bool neighbours() const { return begin >= 0; }
 };
+
+// Whether each token counts, as bytes: the mask itself if it is made of them, or else `buffer`.
+PAMA_INLINE const uint8_t* flags(const View& mask, int64_t first, int64_t length, uint8_t* buffer) {
+  const auto nonzero = [](auto x) { return x != 0; };
+  if (mask.dtype <= DType::kUInt8 && mask.token == 1) {
+    return static_cast<const uint8_t*>(mask.data) + first;
+  }
+  if (mask.dtype == DType::kInt64) {
+    read<int64_t>(mask, first, length, buffer, nonzero);
+  } else {
+    for (int64_t j = 0; j < length; ++j) buffer[j] = pama::load(mask, first + j * mask.token) != 0;
+  }
+  return buffer;
+}
 
 PAMA_INLINE void select(const View& mask, int64_t first, int64_t length, Selection& tile) {
   tile.length = tile.count = length;
+  tile.begin = 0;
   if (!mask.data) return;
+  uint8_t buffer[kTile];
+  const uint8_t* m = flags(mask, first, length, buffer);
+  const auto count_from = [m](int64_t begin, int64_t end) {
+    int count = 0;
+    for (int64_t j = begin; j < end; ++j) count += m[j] != 0;
+    return count;
+  };
+  tile.count = count_from(0, length);
+  if (tile.all()) return;
+  while (tile.begin < length && m[tile.begin] == 0) ++tile.begin;
+  if (count_from(tile.begin, tile.begin + tile.count) == tile.count) return;
+  tile.begin = -1;
   int64_t count = 0;
-  if (mask.dtype <= DType::kUInt8 && mask.token == 1) {
-    const uint8_t* m = static_cast<const uint8_t*>(mask.data) + first;
-    int all = 1;
-    for (int64_t j = 0; j < length; ++j) all &= m[j] != 0;
-    if (all) return;
-    for (int64_t j = 0; j < length; ++j) {
-      tile.index[count] = static_cast<int32_t>(j);
-      count += m[j] != 0;
-    }
-  } else {
-    for (int64_t j = 0; j < length; ++j) {
-      tile.index[count] = static_cast<int32_t>(j);
-      count += pama::load(mask, first + j * mask.token) != 0;
-    }
+  for (int64_t j = 0; j < length; ++j) {
+    tile.index[count] = static_cast<int32_t>(j);
+    count += m[j] != 0;
   }
-  tile.count = count;
 }
 
 // out[0 .. tile.count): the unmasked tokens of a tile, dense.
 template <class Out>
 PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, Out* out) {
-  if (tile.all()) return load(view, first, tile.length, out);
+  const bool dense = tile.neighbours();
   Out whole[kTile];
-  load(view, first, tile.length, whole);
+  load(view, first + (dense ? tile.begin * view.token : 0), dense ? tile.count : tile.length,
+       dense ? out : whole);
+  if (dense) return;
   for (int64_t j = 0; j < tile.count; ++j) out[j] = whole[tile.index[j]];
 }
 
@@ -108,8 +134,39 @@ PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile,
   if (tile.all()) return store(view, first, tile.length, x);
   In whole[kTile];
   std::fill_n(whole, tile.length, In(0));
-  for (int64_t j = 0; j < tile.count; ++j) whole[tile.index[j]] = x[j];
+  if (tile.neighbours()) {
+    std::copy_n(x, tile.count, whole + tile.begin);
+  } else {
+    for (int64_t j = 0; j < tile.count; ++j) whole[tile.index[j]] = x[j];
+  }
   store(view, first, tile.length, whole);
+}
+
+template <class Real>
+inline constexpr DType kDTypeOf = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
+
+// Where the unmasked tokens of a tile lie dense as they are; null if nowhere.
+template <class Real>
+PAMA_INLINE Real* in_place(const View& view, int64_t first, const Selection& tile) {
+  const bool dense = tile.neighbours() && view.token == 1 && view.dtype == kDTypeOf<Real>;
+  return dense ? static_cast<Real*>(view.data) + first + tile.begin : nullptr;
+}
+
+// As `gather`, but into `row` only if they do not lie dense as they are. Returns where they do.
+template <class Real>
+PAMA_INLINE const Real* place(const View& view, int64_t first, const Selection& tile, Real* row) {
+  if (const Real* there = in_place<Real>(view, first, tile)) return there;
+  gather(view, first, tile, row);
+  return row;
+}
+
+// As `scatter` of x, which may be where `in_place` said.
+template <class Real>
+PAMA_INLINE void settle(const View& view, int64_t first, const Selection& tile, const Real* x) {
+  Real* there = in_place<Real>(view, first, tile);
+  if (there != x) return scatter(view, first, tile, x);
+  std::fill(there - tile.begin, there, Real(0));
+  std::fill(there + tile.count, there - tile.begin + tile.length, Real(0));
 }
 
 }  // namespace rows
