@@ -29,7 +29,8 @@ constexpr int64_t kBlock = 768;
 // Rows of the stage lie 64 bytes past a multiple of a page: equal offsets would share a cache set.
 constexpr int64_t kPitch = kBlock + 16;
 constexpr int64_t kMaxSlots = 64;
-constexpr int64_t kRegister = 16;  // columns: whole registers of any processor and dtype
+template <class Element>
+constexpr int64_t kRegister = 64 / sizeof(Element);  // columns: whole registers of any processor
 
 // --- one instance of the tiles for each generation of processors ---------------------------------
 
@@ -134,7 +135,7 @@ class Stage {
   template <class Use>
   void flush(const Use& use, int64_t next_bytes = 0) {
     if (columns_ == 0) return;
-    const int64_t columns = (columns_ + kRegister - 1) / kRegister * kRegister;
+    const int64_t columns = (columns_ + kRegister<Real> - 1) / kRegister<Real> * kRegister<Real>;
     for (int64_t i = 0; i < n_; ++i) {
       std::fill(data_.data() + i * kPitch + columns_, data_.data() + i * kPitch + columns, Real(0));
     }
@@ -158,6 +159,9 @@ class Slot {
   static void add_block(const Block<double>& block, const Sums& s) {
     gram::add_block(processor().doubles, block, s);
   }
+  static void add_block(const Block<BFloat16>& block, const Sums& s) {
+    gram::add_block(processor().bfloats, block, s);
+  }
 
   auto to_sums() {
     return [this](const auto& block) { add_block(block, sums_); };
@@ -169,8 +173,10 @@ class Slot {
 
   // Columns [first, last) of parameter p.
   void add(int64_t p, int64_t first, int64_t last) {
-    if (grads_.dtype[p] == DType::kFloat) return add_in_place(p, first, last, floats_);
-    if (grads_.dtype[p] == DType::kDouble) return add_in_place(p, first, last, doubles_);
+    const DType dtype = grads_.dtype[p];
+    if (dtype == DType::kFloat) return add_in_place<float>(p, first, last, floats_);
+    if (dtype == DType::kDouble) return add_in_place<double>(p, first, last, doubles_);
+    if (dtype == DType::kBFloat16) return add_in_place<BFloat16>(p, first, last, floats_);
     floats_.append(grads_, p, first, last, to_sums());
   }
 
@@ -181,20 +187,20 @@ class Slot {
 
  private:
   // Whole registers where they lie, the rest through the stage.
-  template <class Real>
+  template <class Element, class Real>
   void add_in_place(int64_t p, int64_t first, int64_t last, Stage<Real>& stage) {
-    const int64_t whole = first + (last - first) / kRegister * kRegister;
-    if (first < whole) add_whole<Real>(p, first, whole);
+    const int64_t whole = first + (last - first) / kRegister<Element> * kRegister<Element>;
+    if (first < whole) add_whole<Element>(p, first, whole);
     stage.append(grads_, p, whole, last, to_sums());
   }
 
-  template <class Real>
+  template <class Element>
   void add_whole(int64_t p, int64_t first, int64_t last) {
-    std::vector<const Real*> rows;
+    std::vector<const Element*> rows;
     std::vector<int64_t> objective;
     for (int64_t i = 0; i < grads_.objectives; ++i) {
       if (const void* from = grads_.at(i, p)) {
-        rows.push_back(static_cast<const Real*>(from) + first);
+        rows.push_back(static_cast<const Element*>(from) + first);
         objective.push_back(i);
       }
     }
@@ -206,12 +212,12 @@ class Slot {
     while (first < last) {
       const int64_t columns = std::min(last - first, kBlock);
       first += columns;
-      const int64_t next_bytes = std::min(last - first, kBlock) * sizeof(Real);
+      const int64_t next_bytes = std::min(last - first, kBlock) * sizeof(Element);
       for (int64_t i = 0; i < count; ++i) {
         next[i] = reinterpret_cast<const char*>(rows[i] + columns);
       }
-      add_block(Block<Real>{rows.data(), count, columns, next.data(), next_bytes}, sums);
-      for (const Real*& row : rows) row += columns;
+      add_block(Block<Element>{rows.data(), count, columns, next.data(), next_bytes}, sums);
+      for (const Element*& row : rows) row += columns;
     }
     for (int64_t i = 0; i < count && !all; ++i) {
       for (int64_t j = i; j < count; ++j) sums_.add(objective[i], objective[j], sums.value(i, j));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "core/portable.h"
@@ -14,13 +15,19 @@ inline constexpr int kColumns = 4;    // of a whole tile
 inline constexpr int64_t kChain = 8;  // fused multiply-adds of a chain
 inline constexpr int64_t kChains = 6;
 
-// What one generation of processors works in.
-template <class RealType, int kBytes>
+enum class BFloat16 : uint16_t {};
+
+// What one generation of processors works in: registers of elements as they lie in memory, and the
+// `kParts` vectors of numbers that one of them holds.
+template <class ElementType, int kBytes>
 struct Registers {
-  using Real = RealType;
+  using Element = ElementType;
+  using Real = std::conditional_t<std::is_same_v<Element, double>, double, float>;
   static constexpr int64_t kLanes = kBytes / sizeof(Real);
+  static constexpr int kParts = sizeof(Real) / sizeof(Element);
   typedef Real Vector __attribute__((vector_size(kBytes)));
-  typedef Real InMemory __attribute__((vector_size(kBytes), aligned(alignof(Real)), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+  typedef Bits InMemory __attribute__((aligned(alignof(Element)), may_alias));
 };
 
 // The next block's rows, fetched into the cache while this block is worked on: with more rows than
@@ -60,35 +67,36 @@ struct Sums {
 };
 
 // Columns of some rows.
-template <class Real>
+template <class Element>
 struct Block {
-  const Real* const* rows;
-  int64_t count, columns;   // a multiple of the lanes
+  const Element* const* rows;
+  int64_t count, columns;   // whole registers
   const char* const* next;  // what is read after this block, for each row
   int64_t next_bytes;
 };
 
 // Tiles of every shape, compiled for one generation of processors.
-template <class Real>
-using Tile = void (*)(const Real* const* a, const Real* const* b, int64_t columns,
+template <class Element>
+using Tile = void (*)(const Element* const* a, const Element* const* b, int64_t columns,
                       const Ahead& ahead, double* sums);
 
-template <class Real>
+template <class Element>
 struct Tiles {
-  int64_t rows;                             // of a whole tile
-  Tile<Real> shape[3][kColumns][kColumns];  // [shift][rows - 1][columns - 1]
+  int64_t rows;                                // of a whole tile
+  Tile<Element> shape[3][kColumns][kColumns];  // [shift][rows - 1][columns - 1]
 };
 
 struct Processor {
   Tiles<float> floats;
   Tiles<double> doubles;
+  Tiles<BFloat16> bfloats;
 };
 
 inline constexpr int kShifts[] = {0, 2, -kColumns};  // on the diagonal, half below it, above it
 
 // All pairs of the block's rows, tile by tile. Each tile fetches its share of the next block.
-template <class Real>
-void add_block(const Tiles<Real>& tiles, const Block<Real>& block, const Sums& sums) {
+template <class Element>
+void add_block(const Tiles<Element>& tiles, const Block<Element>& block, const Sums& sums) {
   const int64_t m = block.count, groups = Sums::groups(m);
   int64_t count = 0;
   for (int64_t i = 0; i < m; i += tiles.rows) count += groups - i / kColumns;
