@@ -15,9 +15,6 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define PAMA_X86
-// g++ 12's headers leave the operand that a mask replaces undefined, and warn of it themselves.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
 #endif
 
 #include "cpu/gram_tile.h"
@@ -32,37 +29,28 @@ constexpr int64_t kBlock = 768;
 // Rows of the stage lie 64 bytes past a multiple of a page: equal offsets would share a cache set.
 constexpr int64_t kPitch = kBlock + 16;
 constexpr int64_t kMaxSlots = 64;
-constexpr int64_t kRegister = 16;  // columns: whole registers of any processor and dtype
+template <class Element>
+constexpr int64_t kRegister = 64 / sizeof(Element);  // columns: whole registers of any processor
 
 // --- one instance of the tiles for each generation of processors ---------------------------------
 
 namespace baseline {
 #define PAMA_TILE_TARGET
-#define PAMA_TILE_WIDEN(x) \
-  typename V::Wide { double(x[0] + x[2]), double(x[1] + x[3]) }
 #include "cpu/gram_tile.inc"
 }  // namespace baseline
 #if defined(PAMA_X86)
 namespace v3 {
 #undef PAMA_TILE_TARGET
-#undef PAMA_TILE_WIDEN
 #define PAMA_TILE_TARGET __attribute__((target("arch=x86-64-v3")))
-#define PAMA_TILE_WIDEN(x) \
-  _mm256_cvtps_pd(_mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)))
 #include "cpu/gram_tile.inc"
 }  // namespace v3
 namespace v4 {
 #undef PAMA_TILE_TARGET
-#undef PAMA_TILE_WIDEN
 #define PAMA_TILE_TARGET __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
-#define PAMA_TILE_WIDEN(x) \
-  _mm512_maskz_cvtps_pd(   \
-      0xff, _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_maskz_extractf32x8_ps(0xff, x, 1)))
 #include "cpu/gram_tile.inc"
 }  // namespace v4
 #endif
 #undef PAMA_TILE_TARGET
-#undef PAMA_TILE_WIDEN
 
 // PAMA_CPU_LEVEL=1..4 caps the x86-64 level, so that a test can run what older processors run.
 const Processor& processor() {
@@ -88,65 +76,78 @@ const Processor& processor() {
 // --- a slot --------------------------------------------------------------------------------------
 
 template <class From, class Real, class Convert>
-PAMA_INLINE void convert(const void* from, int64_t first, int64_t count, Real* to, Convert f) {
-  const From* x = static_cast<const From*>(from) + first;
-  for (int64_t k = 0; k < count; k += 32) __builtin_prefetch(x + kBlock + k, 0, 2);
+PAMA_INLINE void convert(const void* from, int64_t count, Real* to, Convert f) {
+  const From* x = static_cast<const From*>(from);
   for (int64_t k = 0; k < count; ++k) to[k] = f(x[k]);
 }
 
-// Elements [first, first + count) of a gradient as float32.
-PAMA_CLONES void read(DType dtype, const void* from, int64_t first, int64_t count, float* to) {
-  if (dtype == DType::kBFloat16)
-    return convert<uint16_t>(from, first, count, to, bfloat16_to_float);
-  if (dtype == DType::kHalf) return convert<uint16_t>(from, first, count, to, half_to_float);
-  convert<float>(from, first, count, to, [](float x) { return x; });
+// `count` elements of a gradient as float32.
+PAMA_CLONES void read(DType dtype, const void* from, int64_t count, float* to) {
+  if (dtype == DType::kBFloat16) return convert<uint16_t>(from, count, to, bfloat16_to_float);
+  if (dtype == DType::kHalf) return convert<uint16_t>(from, count, to, half_to_float);
+  convert<float>(from, count, to, [](float x) { return x; });
 }
 
-void read(DType, const void* from, int64_t first, int64_t count, double* to) {
-  std::copy_n(static_cast<const double*>(from) + first, count, to);
+void read(DType, const void* from, int64_t count, double* to) {
+  std::copy_n(static_cast<const double*>(from), count, to);
 }
 
+int64_t size_of(DType dtype) {
+  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
+}
+
+// Columns as `Real` that do not lie in memory as such, gathered until they are worth a block.
 template <class Real>
 class Stage {
  public:
   explicit Stage(int64_t n) : n_(n) {}
 
-  // Appends columns [first, last) of parameter p, and calls `full` when a block is full.
-  template <class Full>
-  void append(const GradientList& grads, int64_t p, int64_t first, int64_t last, const Full& full) {
+  // Appends columns [first, last) of parameter p; `use` is called with each block that is full.
+  template <class Use>
+  void append(const GradientList& grads, int64_t p, int64_t first, int64_t last, const Use& use) {
     if (first == last) return;
-    if (data_.empty()) data_.resize(n_ * kPitch);
+    if (data_.empty()) {
+      data_.resize(n_ * kPitch);
+      for (int64_t i = 0; i < n_; ++i) rows_.push_back(data_.data() + i * kPitch);
+      next_.resize(n_);
+    }
+    const int64_t size = size_of(grads.dtype[p]);
     while (first < last) {
       const int64_t count = std::min(last - first, kBlock - columns_);
       for (int64_t i = 0; i < n_; ++i) {
         Real* to = data_.data() + i * kPitch + columns_;
-        if (const void* from = grads.at(i, p)) {
-          read(grads.dtype[p], from, first, count, to);
+        const char* from = static_cast<const char*>(grads.at(i, p));
+        if (from) {
+          read(grads.dtype[p], from + first * size, count, to);
+          next_[i] = from + (first + count) * size;
         } else {
           std::fill_n(to, count, Real(0));
+          next_[i] = reinterpret_cast<const char*>(to);
         }
       }
       first += count;
       columns_ += count;
-      if (columns_ == kBlock) flush(full);
+      if (columns_ == kBlock) flush(use, std::min(last - first, kBlock) * size);
     }
   }
 
   // Hands the staged columns on, rounded up to whole registers by columns of zeros.
-  template <class Full>
-  void flush(const Full& full) {
+  template <class Use>
+  void flush(const Use& use, int64_t next_bytes = 0) {
     if (columns_ == 0) return;
-    const int64_t columns = (columns_ + kRegister - 1) / kRegister * kRegister;
+    const int64_t columns = (columns_ + kRegister<Real> - 1) / kRegister<Real> * kRegister<Real>;
     for (int64_t i = 0; i < n_; ++i) {
       std::fill(data_.data() + i * kPitch + columns_, data_.data() + i * kPitch + columns, Real(0));
     }
     columns_ = 0;
-    full(data_.data(), columns);
+    use(Block<Real>{rows_.data(), n_, columns, next_.data(), next_bytes});
   }
 
  private:
   int64_t n_, columns_ = 0;
   std::vector<Real> data_;
+  std::vector<const Real*> rows_;
+  std::vector<const char*> next_;
 };
 
 // One thread's work: columns of the list, walked in order.
@@ -158,62 +159,73 @@ class Slot {
   static void add_block(const Block<double>& block, const Sums& s) {
     gram::add_block(processor().doubles, block, s);
   }
+  static void add_block(const Block<BFloat16>& block, const Sums& s) {
+    gram::add_block(processor().bfloats, block, s);
+  }
 
-  template <class Real>
-  auto staged() {
-    return [this](const Real* data, int64_t columns) {
-      std::vector<const Real*> rows;
-      for (int64_t i = 0; i < grads_.objectives; ++i) rows.push_back(data + i * kPitch);
-      add_block(Block<Real>{rows.data(), all_.data(), grads_.objectives, columns, 0}, sums_);
-    };
+  auto to_sums() {
+    return [this](const auto& block) { add_block(block, sums_); };
   }
 
  public:
   Slot(const GradientList& grads, const Sums& sums)
-      : grads_(grads), sums_(sums), floats_(grads.objectives), doubles_(grads.objectives) {
-    for (int64_t i = 0; i < grads.objectives; ++i) all_.push_back(i);
-  }
+      : grads_(grads), sums_(sums), floats_(grads.objectives), doubles_(grads.objectives) {}
 
   // Columns [first, last) of parameter p.
   void add(int64_t p, int64_t first, int64_t last) {
-    if (grads_.dtype[p] == DType::kFloat) return add_in_place(p, first, last, floats_);
-    if (grads_.dtype[p] == DType::kDouble) return add_in_place(p, first, last, doubles_);
-    floats_.append(grads_, p, first, last, staged<float>());
+    const DType dtype = grads_.dtype[p];
+    if (dtype == DType::kFloat) return add_in_place<float>(p, first, last, floats_);
+    if (dtype == DType::kDouble) return add_in_place<double>(p, first, last, doubles_);
+    if (dtype == DType::kBFloat16) return add_in_place<BFloat16>(p, first, last, floats_);
+    floats_.append(grads_, p, first, last, to_sums());
   }
 
   void finish() {
-    floats_.flush(staged<float>());
-    doubles_.flush(staged<double>());
+    floats_.flush(to_sums());
+    doubles_.flush(to_sums());
   }
 
  private:
-  template <class Real>
+  // Whole registers where they lie, the rest through the stage.
+  template <class Element, class Real>
   void add_in_place(int64_t p, int64_t first, int64_t last, Stage<Real>& stage) {
-    const int64_t whole = first + (last - first) / kRegister * kRegister;
-    if (first < whole) {
-      std::vector<const Real*> rows;
-      std::vector<int64_t> objective;
-      for (int64_t i = 0; i < grads_.objectives; ++i) {
-        if (const void* from = grads_.at(i, p)) {
-          rows.push_back(static_cast<const Real*>(from) + first);
-          objective.push_back(i);
-        }
-      }
-      const int64_t count = static_cast<int64_t>(rows.size());
-      while (first < whole) {
-        const int64_t columns = std::min(whole - first, kBlock);
-        const int64_t next = std::min(whole - first - columns, kBlock);
-        add_block(Block<Real>{rows.data(), objective.data(), count, columns, next}, sums_);
-        for (const Real*& row : rows) row += columns;
-        first += columns;
+    const int64_t whole = first + (last - first) / kRegister<Element> * kRegister<Element>;
+    if (first < whole) add_whole<Element>(p, first, whole);
+    stage.append(grads_, p, whole, last, to_sums());
+  }
+
+  template <class Element>
+  void add_whole(int64_t p, int64_t first, int64_t last) {
+    std::vector<const Element*> rows;
+    std::vector<int64_t> objective;
+    for (int64_t i = 0; i < grads_.objectives; ++i) {
+      if (const void* from = grads_.at(i, p)) {
+        rows.push_back(static_cast<const Element*>(from) + first);
+        objective.push_back(i);
       }
     }
-    stage.append(grads_, p, first, last, staged<Real>());
+    const int64_t count = static_cast<int64_t>(rows.size());
+    const bool all = count == grads_.objectives;
+    std::vector<double> memory(all ? 0 : Sums::size(count), 0.0);
+    const Sums sums = all ? sums_ : Sums{count, memory.data()};
+    std::vector<const char*> next(count);
+    while (first < last) {
+      const int64_t columns = std::min(last - first, kBlock);
+      first += columns;
+      const int64_t next_bytes = std::min(last - first, kBlock) * sizeof(Element);
+      for (int64_t i = 0; i < count; ++i) {
+        next[i] = reinterpret_cast<const char*>(rows[i] + columns);
+      }
+      add_block(Block<Element>{rows.data(), count, columns, next.data(), next_bytes}, sums);
+      for (const Element*& row : rows) row += columns;
+    }
+    for (int64_t i = 0; i < count && !all; ++i) {
+      for (int64_t j = i; j < count; ++j) sums_.add(objective[i], objective[j], sums.value(i, j));
+    }
   }
 
   const GradientList& grads_;
   const Sums& sums_;
-  std::vector<int64_t> all_;
   Stage<float> floats_;
   Stage<double> doubles_;
 };
@@ -226,15 +238,13 @@ void accumulate(const GradientList& grads, double* out) {
   std::vector<int64_t> start(grads.parameters + 1, 0);
   std::partial_sum(grads.size.begin(), grads.size.end(), start.begin() + 1);
   const int64_t total = start.back();
-  // Each slot keeps 2 n² numbers: 1 MB for all of them, up to n = 128.
-  const int64_t most = std::clamp<int64_t>((int64_t{1} << 16) / (n * n), 4, kMaxSlots);
+  // 1 MB of sums for all slots, up to n = 128.
+  const int64_t size = Sums::size(n);
+  const int64_t most = std::clamp<int64_t>((int64_t{1} << 17) / size, 4, kMaxSlots);
   const int64_t slots = std::clamp<int64_t>(total / (8 * kBlock), 1, most);
   const int64_t width = (total + slots - 1) / slots;
-  std::vector<double> memory(2 * slots * n * n, 0.0);
-  const auto sums_of = [&](int64_t slot) {
-    double* at = memory.data() + 2 * slot * n * n;
-    return Sums{n, at, at + n * n};
-  };
+  std::vector<double> memory(slots * size, 0.0);
+  const auto sums_of = [&](int64_t slot) { return Sums{n, memory.data() + slot * size}; };
   parallel_for(0, slots, 1, [&](int64_t first_slot, int64_t last_slot) {
     for (int64_t s = first_slot; s < last_slot; ++s) {
       const Sums sums = sums_of(s);
@@ -256,12 +266,11 @@ void accumulate(const GradientList& grads, double* out) {
     for (int64_t j = i; j < n; ++j) {
       const Sums whole = sums_of(0);
       for (int64_t s = 1; s < slots; ++s) {
-        const Sums part = sums_of(s);
-        whole.add(i, j, part.sum[i * n + j]);
-        whole.error[i * n + j] += part.error[i * n + j];
+        const double* part = sums_of(s).at(i, j);
+        whole.add(i, j, part[0]);
+        whole.at(i, j)[Sums::kTile] += part[Sums::kTile];
       }
-      const double sum = whole.sum[i * n + j], error = whole.error[i * n + j];
-      const double entry = std::isfinite(error) ? sum + error : sum;
+      const double entry = whole.value(i, j);
       out[i * n + j] += entry;
       if (i != j) out[j * n + i] += entry;
     }

@@ -2,103 +2,117 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "core/portable.h"
 
 namespace pama::gram {
 
-inline constexpr int kColumns = 4;     // of a whole tile
-inline constexpr int64_t kChain = 16;  // fused multiply-adds between promotions to float64
+inline constexpr int kColumns = 4;    // of a whole tile
+inline constexpr int64_t kChain = 8;  // fused multiply-adds of a chain
+inline constexpr int64_t kChains = 6;
 
-// What one generation of processors works in.
-template <class RealType, int kBytes>
+enum class BFloat16 : uint16_t {};
+
+// What one generation of processors works in: registers of elements as they lie in memory, and the
+// `kParts` vectors of numbers that one of them holds.
+template <class ElementType, int kBytes>
 struct Registers {
-  using Real = RealType;
+  using Element = ElementType;
+  using Real = std::conditional_t<std::is_same_v<Element, double>, double, float>;
   static constexpr int64_t kLanes = kBytes / sizeof(Real);
+  static constexpr int kParts = sizeof(Real) / sizeof(Element);
   typedef Real Vector __attribute__((vector_size(kBytes)));
-  typedef Real InMemory __attribute__((vector_size(kBytes), aligned(alignof(Real)), may_alias));
-  typedef double Wide __attribute__((vector_size(kBytes)));
-  static constexpr int kWideLanes = kBytes / sizeof(double);
+  typedef uint32_t Bits __attribute__((vector_size(kBytes)));
+  typedef Bits InMemory __attribute__((aligned(alignof(Element)), may_alias));
 };
 
 // The next block's rows, fetched into the cache while this block is worked on: with more rows than
 // the processor's own prefetcher follows, each would start cold at each block.
 struct Ahead {
-  const char* rows[4];
+  const char* rows[4];  // the first is set
   int count;
   int64_t bytes;  // of each row
 };
 
-// Sums of float64 with their rounding errors (Neumaier): what a block adds is never lost, however
+// sum += x, and the rounding error to `error` (Neumaier): what a block adds is never lost, however
 // many blocks there are.
-struct Sums {
-  int64_t n;
-  double *sum, *error;  // [n][n], the upper triangle
+PAMA_INLINE void compensate(double& sum, double& error, double x) {
+  const double total = sum + x, virtual_x = total - sum;
+  error += (sum - (total - virtual_x)) + (x - virtual_x);
+  sum = total;
+}
 
-  PAMA_INLINE void add(int64_t i, int64_t j, double x) const {
-    double &s = sum[i * n + j], &e = error[i * n + j];
-    const double total = s + x, virtual_x = total - s;
-    e += (s - (total - virtual_x)) + (x - virtual_x);
-    s = total;
+// Sums of all pairs of n rows. They lie as tiles write them: 4 x 4 sums, their errors, the next.
+struct Sums {
+  static constexpr int64_t kTile = 4 * kColumns;
+  int64_t n;
+  double* data;
+
+  static int64_t groups(int64_t n) { return (n + kColumns - 1) / kColumns; }
+  static int64_t size(int64_t n) { return 2 * kTile * groups(n) * groups(n); }
+
+  double* at(int64_t i, int64_t j) const {
+    const int64_t tile = i / 4 * groups(n) + j / kColumns;
+    return data + 2 * kTile * tile + i % 4 * kColumns + j % kColumns;
+  }
+  void add(int64_t i, int64_t j, double x) const { compensate(at(i, j)[0], at(i, j)[kTile], x); }
+  double value(int64_t i, int64_t j) const {
+    const double sum = at(i, j)[0], error = at(i, j)[kTile];
+    return std::isfinite(error) ? sum + error : sum;
   }
 };
 
-// Rows of one block, what each is the gradient of, and where they go on.
-template <class Real>
+// Columns of some rows.
+template <class Element>
 struct Block {
-  const Real* const* rows;
-  const int64_t* objective;  // ascending
-  int64_t count, columns;    // a multiple of the lanes
-  int64_t next;              // columns of the block that follows in the same rows
+  const Element* const* rows;
+  int64_t count, columns;   // whole registers
+  const char* const* next;  // what is read after this block, for each row
+  int64_t next_bytes;
 };
 
 // Tiles of every shape, compiled for one generation of processors.
-template <class Real>
-using Tile = void (*)(const Real* const* a, const Real* const* b, int64_t columns,
-                      const Ahead& ahead, double (*sum)[kColumns]);
+template <class Element>
+using Tile = void (*)(const Element* const* a, const Element* const* b, int64_t columns,
+                      const Ahead& ahead, double* sums);
 
-template <class Real>
+template <class Element>
 struct Tiles {
-  int64_t rows;                             // of a whole tile
-  Tile<Real> shape[3][kColumns][kColumns];  // [shift][rows - 1][columns - 1]
+  int64_t rows;                                // of a whole tile
+  Tile<Element> shape[3][kColumns][kColumns];  // [shift][rows - 1][columns - 1]
 };
 
 struct Processor {
   Tiles<float> floats;
   Tiles<double> doubles;
+  Tiles<BFloat16> bfloats;
 };
 
 inline constexpr int kShifts[] = {0, 2, -kColumns};  // on the diagonal, half below it, above it
 
 // All pairs of the block's rows, tile by tile. Each tile fetches its share of the next block.
-template <class Real>
-void add_block(const Tiles<Real>& tiles, const Block<Real>& block, const Sums& sums) {
-  const int64_t m = block.count, groups = (m + kColumns - 1) / kColumns;
+template <class Element>
+void add_block(const Tiles<Element>& tiles, const Block<Element>& block, const Sums& sums) {
+  const int64_t m = block.count, groups = Sums::groups(m);
   int64_t count = 0;
   for (int64_t i = 0; i < m; i += tiles.rows) count += groups - i / kColumns;
   const int64_t share = std::min<int64_t>((m + count - 1) / count, 4);
   int64_t fetched = 0;
-  double sum[kColumns][kColumns];
   for (int64_t i = 0; i < m; i += tiles.rows) {
     const int64_t rows = std::min(tiles.rows, m - i);
     for (int64_t j = i / kColumns * kColumns; j < m; j += kColumns) {
-      const int64_t columns = std::min<int64_t>(kColumns, m - j);
-      Ahead ahead{{}, 0, block.next * static_cast<int64_t>(sizeof(Real))};
-      while (ahead.count < share && fetched < m && block.next > 0) {
-        ahead.rows[ahead.count++] =
-            reinterpret_cast<const char*>(block.rows[fetched++] + block.columns);
+      Ahead ahead{{block.next[0]}, 0, 0};
+      while (ahead.count < share && fetched < m) {
+        ahead.rows[ahead.count++] = block.next[fetched++];
+        ahead.bytes = block.next_bytes;
       }
       const int shift = i == j ? 0 : i > j ? 1 : 2;
-      tiles.shape[shift][rows - 1][columns - 1](block.rows + i, block.rows + j, block.columns,
-                                                ahead, sum);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; ++c) {
-          if (j + c >= i + r) {
-            sums.add(block.objective[i + r], block.objective[j + c], sum[r][c]);
-          }
-        }
-      }
+      tiles.shape[shift][rows - 1][std::min<int64_t>(kColumns, m - j) - 1](
+          block.rows + i, block.rows + j, block.columns, ahead, sums.at(i, j));
     }
   }
 }
