@@ -28,12 +28,12 @@ Call = Callable[[], object]
 SHARE = 0.6  # of the memory; what needs more is left out, and said so
 
 
-def memory() -> int:
+def memory(share: float = SHARE) -> int:
     """Bytes that inputs, outputs and scratch may fill."""
     if torch.cuda.is_available():
-        return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
+        return int(share * torch.cuda.get_device_properties(0).total_memory)
     pages = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in x)
-    return int(SHARE * 1024 * int(pages.split()[1]))
+    return int(share * 1024 * int(pages.split()[1]))
 
 
 class Bench:
