@@ -9,10 +9,9 @@ ends the run; `--results PATH` writes it as JSON with machine, versions and comm
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,8 +22,11 @@ import torch
 
 import pama_ops
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from provenance import commit, machine
+
 Call = Callable[[], object]
-ROOT = Path(__file__).parent.parent
 SHORT = 5e-3  # seconds
 BEYOND_CACHES = 256_000_000  # bytes
 
@@ -174,20 +176,6 @@ def copy_pass(*tensors: torch.Tensor) -> Call:
 # --- the table ----------------------------------------------------------------------------------
 
 
-def machine() -> dict[str, object]:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((n.split(":", 1)[1].strip() for n in names if n.startswith("model name")), "")
-    return {
-        "processor": model or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "simd": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-    }
-
-
 def versions() -> dict[str, str]:
     return {
         "pama_ops": pama_ops.__version__,
@@ -195,21 +183,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "compiler": getattr(pama_ops._library.extension, "compiler", "none"),
     }
-
-
-def commit() -> str | None:
-    """The commit the tree is at, with a plus where files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def times(ratio: float) -> str:

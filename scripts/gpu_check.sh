@@ -6,7 +6,8 @@
 # Builds with the python3 (torch >= 2.11, pybind11), nvcc, CMake and ninja on the PATH, for the card
 # at hand alone, into build/gpu, which later runs reuse. Every stage ends within nine minutes and
 # writes JSON as it goes under $OUT (default build/gpu/results); a table comes last.
-# PYTHON names another interpreter. The exit status is 1 if any stage failed.
+# PYTHON names another interpreter, PAMA_COMMIT the commit of a tree without git. The exit status is
+# 1 if any stage failed.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$(command -v "${PYTHON:-python3}") || { echo "gpu_check: python3 is missing" >&2; exit 1; }
@@ -19,7 +20,8 @@ export OUT PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # pama_ops would come first.
 export PYTHONPATH="$build/site${PYTHONPATH:+:$PYTHONPATH}"
 cd "$build" || exit 1
-limit="timeout -k 10 520"
+# An interrupt, on which pytest still writes its report.
+limit="timeout -s INT -k 15 520"
 failed=0
 
 report() { "$python" "$root/scripts/gpu_report.py" "$@"; }
@@ -50,8 +52,13 @@ stage_build() {
 
 stage_test() {
     status=0
-    $limit "$python" -m pytest -c "$root/pyproject.toml" --rootdir "$root" -m cuda -q -rsf \
-        --durations=8 -p no:cacheprovider "--junitxml=$OUT/tests.xml" "$root/tests/test_cuda.py" "$root/tests" || status=$?
+    # Without the plug-ins that this pytest has and .venv's has not, or lacks (hence addopts); and
+    # only files with tests of a GPU, as others want packages that need not be here.
+    # shellcheck disable=SC2046
+    PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $limit "$python" -m pytest -c "$root/pyproject.toml" \
+        --rootdir "$root" -o addopts=--strict-markers -m cuda -q -rsf --durations=8 \
+        --continue-on-collection-errors -p no:cacheprovider "--junitxml=$OUT/tests.xml" \
+        "$root/tests/test_cuda.py" $(grep -lw backend "$root"/tests/test_*.py) || status=$?
     report tests "$OUT/tests.xml"
     return "$status"
 }
@@ -64,6 +71,8 @@ stage_sanitize() {
         return 0
     fi
     status=0
+    # Without torch's cache of memory, within which memcheck and initcheck see no bounds.
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     for kind in memcheck racecheck initcheck synccheck; do
         say "compute-sanitizer --tool $kind"
         result=0
@@ -74,6 +83,7 @@ stage_sanitize() {
         report sanitizer "$kind" "$result"
         [ "$result" -eq 0 ] || status=1
     done
+    unset PYTORCH_NO_CUDA_MEMORY_CACHING
     return "$status"
 }
 

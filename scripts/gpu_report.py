@@ -3,43 +3,29 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import torch
+from provenance import ROOT, commit, machine, output_of
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(os.environ.get("OUT", ROOT / "build" / "gpu" / "results")) / "gpu_check.json"
-
-
-def output_of(*command: str) -> str | None:
-    """What a command prints, or None if it is not there or fails."""
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
+SHOWN = 20  # failures in the table
 
 
 def where() -> dict[str, object]:
-    """Card, driver, versions and commit."""
+    """Machine, cards, driver, versions and commit."""
     query = output_of("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv")
     nvcc = output_of("nvcc", "--version") or ""
-    git = ("git", "-C", str(ROOT))
-    head = output_of(*git, "rev-parse", "HEAD")
-    changes = output_of(*git, "status", "--porcelain", "-uno")
-    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
-        "cards": [f"{c.name}, sm_{c.major}{c.minor}, {c.total_memory >> 20} MiB" for c in cards],
+        **machine(),
         "nvidia-smi": query.splitlines()[1:] if query else None,
         "torch": torch.__version__,
         "torch CUDA": torch.version.cuda,
         "nvcc": next((line for line in nvcc.splitlines() if "release" in line), None),
         "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "commit": head and head + ("+" if changes else ""),
+        "commit": commit(),
     }
 
 
@@ -82,8 +68,11 @@ def table(record: dict) -> None:
     if "tests" in record:
         counts = {k: v for k, v in record["tests"].items() if not isinstance(v, (list, dict))}
         print(f"{'tests':<12}{counts}")
-        for name in record["tests"].get("failed", []):
+        failed = record["tests"].get("failed", [])
+        for name in failed[:SHOWN]:
             print(f"{'':<12}FAILED {name}")
+        if len(failed) > SHOWN:
+            print(f"{'':<12}FAILED {len(failed) - SHOWN} more")
         for reason, count in record["tests"].get("reasons of skips", {}).items():
             print(f"{'':<12}skipped {count}: {reason}")
     for kind, result in record.get("sanitizer", {}).items():
@@ -96,9 +85,11 @@ def main(command: str, *arguments: str) -> None:
     if command == "architecture":
         print(architecture())
         return
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"stages": {}}
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if command == "begin":
-        record["where"] = where()
+        here = where()
+        if record.get("where") != here:  # what was found elsewhere, or of another commit
+            record = {"where": here, "stages": {}}
     elif command == "stage":
         name, status, seconds = arguments
         record["stages"][name] = {"status": int(status), "seconds": int(seconds)}

@@ -116,7 +116,8 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     g, w = gram.double().cpu(), weights.double().cpu()
     lower = lower.double().cpu()
     u = 4 * unit_roundoff(weights.dtype) + (16 + 8 * len(w)) * 2.0**-53
-    assert bool((w >= lower * (1 - u)).all()), w - lower
+    least = torch.finfo(weights.dtype).smallest_normal * unit_roundoff(weights.dtype)  # subnormal
+    assert bool((w >= lower * (1 - u) - least).all()), w - lower
     norm = g.diagonal().clamp(min=0).sqrt()
     size = norm @ w.abs()
     slope = g @ w

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import cvxpy
 import numpy as np
 import pytest
 import torch
@@ -83,6 +82,7 @@ def test_nash_mtl_of_256_stationary_rows():
 
 @pytest.mark.parametrize("family", SOLVABLE)
 def test_nash_mtl_agrees_with_cvxpy(backend, family):
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for n in (2, 5, 8):
         j = draw(family, n, n + 1)
         j = j[(j != 0).any(1)]
@@ -159,6 +159,7 @@ def test_nash_mtl_of_stationary_gradients_is_the_largest_product(backend, rows, 
 @pytest.mark.parametrize("seed", range(4))
 def test_nash_mtl_of_stationary_gradients_has_the_largest_support(backend, seed):
     """S by a linear program for each gradient, whose dual says why the others are not in it."""
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     generator = torch.Generator().manual_seed(seed)
     j = torch.randint(-2, 3, (7, 3), generator=generator).double()
     j = torch.cat([j, -j[:1]])
@@ -260,6 +261,7 @@ def assert_fair(gram: torch.Tensor, alpha: float) -> None:
 )
 def test_fairgrad_agrees_with_cvxpy(backend, family, alpha):
     """The minimum of ½‖Jᵀw‖² − Σ φ(w), φ' = w^(−1/α), is convex for every α."""
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for n in (2, 5, 8):
         j = draw(family, n, n + 1)
         j = j[(j != 0).any(1)]

@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+pytest.importorskip("torchjd", reason="wants torchjd: pip install 'pama_ops[torchjd]'")
+
 from torchjd import aggregation as jd
 from torchjd import scalarization
 from torchjd.autogram import Engine

@@ -6,6 +6,7 @@
 (c) `gram` and `min_norm`, (d) `pama_advantages` on B x T tokens. For (a) to (c) the gradients lie
 there already: the n backwards that made them, which only (d) does without, are not in the figures.
 `weights ms` is the choice alone, `ms` the choice and the combination ((b) and (d) do both in one).
+Beside the JSON it leaves one page, with the table and, on paper, models that no machine here holds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 import pama_ops as po
 
 TOKENS = (256, 1024)  # B, T
+SHARE = 0.9  # of the memory: whether (a) and (b) fit at all is part of their cost
 # On paper: parameters and the GPUs that share them, bfloat16 gradients.
 PAPER = {"70B": (70e9, 64), "1T": (1e12, 1024)}
 
@@ -64,7 +66,7 @@ def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
         bench.add({**row, "method": method, "skipped": why})
 
     bench.add({**row, "method": "(d) token door", **cost(bench, token_door(bench, n))})
-    if (n + 1) * bytes_of_one > memory():
+    if (n + 1) * bytes_of_one > memory(SHARE):
         skip(
             "(a) (b) (c)", f"the gradients and their sum take {(n + 1) * bytes_of_one / 1e9:.0f} GB"
         )
@@ -76,7 +78,7 @@ def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
     result["read GB/s"] = n * bytes_of_one / result["weights ms"] / 1e6
     bench.add({**row, "method": "(c) gradient door", **result})
     del out
-    if (2 * n + 1) * bytes_of_one > memory():
+    if (2 * n + 1) * bytes_of_one > memory(SHARE):
         need = f"cat takes {(2 * n + 1) * bytes_of_one / 1e9:.0f} GB with the gradients"
         skip("(a) cat, J @ J.T, Frank-Wolfe on the host", need)
         skip("(b) TorchJD MGDA", need)
@@ -105,14 +107,55 @@ def on_paper(rows: list[dict[str, Any]], dtype: torch.dtype) -> list[dict[str, A
         if not gradient or not token:
             continue
         base = max(gradient, key=lambda r: r["d"])
-        for name, (d, gpus) in PAPER.items():
-            shard = n * d * dtype.itemsize / gpus
+        for name, (d, shards) in PAPER.items():
+            shard = n * d * dtype.itemsize / shards
             found.append({
-                "model": name, "n": n, "GPUs": gpus, "bytes a GPU reads for weights": shard,
-                "(c) weights ms": shard / base["read GB/s"] / 1e6,
-                "(d) ms": token[-1]["ms"], "rate of": base["model"],
+                "model": name, "n": n, "shards": shards, "bytes of a shard": shard,
+                "read GB/s": base["read GB/s"], "rate of": base["model"],
+                "(c) weights ms": shard / base["read GB/s"] / 1e6, "(d) ms": token[-1]["ms"],
             })  # fmt: skip
     return found
+
+
+def table(heads: str, rows: list[list[object]]) -> str:
+    cells = [[f"{x:.3g}" if isinstance(x, float) and abs(x) < 1000
+              else f"{x:.0f}" if isinstance(x, float) else "–" if x is None else str(x)
+              for x in row] for row in rows]  # fmt: skip
+    lines = [heads.split(), ["---"] * len(heads.split()), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("_", " ")
+
+
+def page(where: dict[str, Any], rows: list[dict[str, Any]], paper: list[dict[str, Any]]) -> str:
+    """What was measured, and apart from it what was not, in Markdown."""
+    measured = [
+        [r["model"], r["n"], r["method"], r["skipped"], *6 * [None]] if "skipped" in r else
+        [r["model"], r["n"], r["method"], r.get("weights ms"), r["ms"], r["low"], r["high"],
+         None if r["extra bytes"] is None else r["extra bytes"] / 1e6, r["host syncs"], r["rounds"]]
+        for r in rows
+    ]  # fmt: skip
+    arithmetic = [
+        [r["model"], r["n"], r["shards"], r["bytes of a shard"] / 1e9, r["read GB/s"],
+         r["rate of"], r["(c) weights ms"], r["(d) ms"]]
+        for r in paper
+    ]  # fmt: skip
+    on = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads; no GPU"
+    return f"""# The cost of choosing the weights, per step
+
+Measured on {on}; torch {where["torch"]}, commit {where["commit"]}; a copy moves
+{where["copy GB/s"]:.1f} GB/s, read and written. {rows[0]["dtype"]} gradients, which are there
+already; {TOKENS[0]} x {TOKENS[1]} tokens for (d), whatever the model. Medians and quartiles;
+`benchmarks/gpu/headline.py` says what each method does.
+
+{table("model n method weights_ms ms low high extra_MB host_syncs rounds", measured)}
+
+## On paper, not measured
+
+Models sharded over as many devices as the column says, each like the one above: bytes of a shard
+of the n gradients over the rate at which `gram` read those of the largest model above; (d) does not
+depend on the model. The all-reduce of n x n numbers is left out.
+
+{table("model n shards GB_a_shard GB/s rate_of (c)_weights_ms (d)_ms", arithmetic)}
+"""
 
 
 def plot(bench: Bench) -> None:
@@ -140,12 +183,12 @@ def main() -> None:
     for model in bench.arguments.models or MODELS:
         for n in bench.arguments.objectives or (2, 4):
             measure(bench, model, n, dtype)
-    if bench.on_gpu:  # a CPU's rate says nothing of GPUs
-        paper = on_paper(bench.rows, dtype)
-        for row in paper:
-            print("on paper:", row)
-        bench.write(on_paper=paper)
+    paper = on_paper(bench.rows, dtype)
+    text = page(bench.where, bench.rows, paper)
+    print(text)
     if bench.arguments.results:
+        bench.write(on_paper=paper)
+        bench.arguments.results.with_suffix(".md").write_text(text)
         plot(bench)
 
 

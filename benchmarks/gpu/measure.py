@@ -28,12 +28,12 @@ Call = Callable[[], object]
 SHARE = 0.6  # of the memory; what needs more is left out, and said so
 
 
-def memory() -> int:
+def memory(share: float = SHARE) -> int:
     """Bytes that inputs, outputs and scratch may fill."""
     if torch.cuda.is_available():
-        return int(SHARE * torch.cuda.get_device_properties(0).total_memory)
+        return int(share * torch.cuda.get_device_properties(0).total_memory)
     pages = next(x for x in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in x)
-    return int(SHARE * 1024 * int(pages.split()[1]))
+    return int(share * 1024 * int(pages.split()[1]))
 
 
 class Bench:
@@ -50,7 +50,7 @@ class Bench:
         self.device = torch.device(self.arguments.device)
         self.on_gpu = self.device.type == "cuda"
         self.rows: list[dict[str, Any]] = []
-        self.where = where() if self.on_gpu else {**where(), "threads": torch.get_num_threads()}
+        self.where = where()
         self.flushed = torch.empty(256 << 20 if self.on_gpu else 1, dtype=torch.uint8).to(
             self.device
         )
@@ -127,7 +127,7 @@ class Bench:
                 call()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(w.message) for w in caught)
+        return sum("called a synchronizing" in str(w.message) for w in caught)
 
     def launches(self, call: Call) -> int | None:
         """Kernels and copies that a call queues on the GPU."""

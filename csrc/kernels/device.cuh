@@ -20,6 +20,14 @@ __device__ __forceinline__ int64_t warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
 }
 
+// A block's static shared memory: `__shared__ SharedArray<double, 8> x;`.
+#if defined(PAMA_EMULATE)
+using emulator::SharedArray;
+#else
+template <class T, int N>
+using SharedArray = T[N];
+#endif
+
 // The block's dynamic shared memory.
 __device__ __forceinline__ double* dynamic_shared() {
 #if defined(PAMA_EMULATE)

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kGramBlock)
   sums.promote();
   constexpr int pairs = PairSums<Real, N>::kPairs;
   double* to = args.partial + static_cast<int64_t>(blockIdx.x) * pairs;
-  __shared__ double shared[kGramBlock / kWarp];
+  __shared__ SharedArray<double, kGramBlock / kWarp> shared;
   // One entry at a time: a struct of them would double the registers.
 #pragma unroll
   for (int e = 0; e < pairs; ++e) {

@@ -93,7 +93,8 @@ struct MmaSums {
   __device__ __forceinline__ void promote(double* to) {
 #pragma unroll
     for (int e = 0; e < 4 * mma_count(Bands); ++e) {
-      if (e % 8 == 0) __syncwarp();  // or the compiler loads all of them at once, and spills
+      // Else the compiler loads all of them at once, and spills.
+      if (e % 8 == 0) __syncwarp();  // not shown on the host
       to[e * kMmaBlock] += static_cast<double>(sum[e / 4][e % 4]);
       sum[e / 4][e % 4] = 0;
     }

@@ -213,8 +213,7 @@ __global__ void __launch_bounds__(128, 1)
       sum = block_reduce(sum, add);
       if (threadIdx.x == 0) means[i] = tokens > 0 ? sum / tokens : 0;
     }
-    __syncthreads();
-    if (threadIdx.x < kWarp) {
+    if (threadIdx.x < kWarp) {  // thread 0's own warp, which pama_preference synchronises
       const WarpTeam team;
       double optimum = 0;
       if (pama_preference(args, team, preference) && tokens > 0) {

@@ -33,23 +33,25 @@ __device__ __forceinline__ T warp_reduce(T value, const Join& join) {
 }
 
 // Every thread of the block gets the result; T{} is the identity of `join`. Blocks of whole warps.
+// The result lies apart from the warps' parts: so two calls in a row need no barrier between them,
+// as each has one between its last reads of either and the next call's writes.
 template <class T, class Join>
 __device__ __forceinline__ T block_reduce(T value, const Join& join) {
   constexpr int words = sizeof(T) / sizeof(double);
-  __shared__ double shared[kWarp * words];
+  __shared__ SharedArray<double, (1 + kWarp) * words> result;
+  double* parts = result + words;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   value = warp_reduce(value, join);
-  __syncthreads();  // the last call's result has been read
-  if (lane() == 0) memcpy(shared + warp * words, &value, sizeof(T));
+  if (lane() == 0) memcpy(parts + warp * words, &value, sizeof(T));
   __syncthreads();
   if (warp == 0) {
     T part{};
-    if (lane() < warps_per_block()) memcpy(&part, shared + lane() * words, sizeof(T));
+    if (lane() < warps_per_block()) memcpy(&part, parts + lane() * words, sizeof(T));
     part = warp_reduce(part, join);
-    if (lane() == 0) memcpy(shared, &part, sizeof(T));
+    if (lane() == 0) memcpy(result, &part, sizeof(T));
   }
   __syncthreads();
-  memcpy(&value, shared, sizeof(T));
+  memcpy(&value, result, sizeof(T));
   return value;
 }
 

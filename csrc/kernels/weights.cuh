@@ -64,11 +64,11 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
     problem.out = out;
     problem.workspace = {reals, integers};
     Solver<WarpTeam>(problem).solve();
-    __syncwarp();
+    // Before the next problem is loaded, too; its results come a barrier after these are stored.
+    __syncwarp();  // not shown on the host, whose shuffles order memory as well
     constexpr bool scalar = Solver<WarpTeam>::kScalar;
     const int outputs = scalar ? 1 : n;
     for (int i = lane(); i < outputs; i += kWarp) store(args.out, b * outputs + i, out[i]);
-    __syncwarp();
   }
 }
 
@@ -80,14 +80,13 @@ __global__ void __launch_bounds__(128, 1)
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     load_vector(args.input, b, n, values);
     load_vector(args.vector, b, n, preference);
-    __syncwarp();
+    __syncwarp();  // not shown on the host, as above
     PamaWeights<WarpTeam> solver({}, n, {reals, nullptr});
     solver.prefer(args.vector.data ? preference : nullptr);
     const double optimum = solver.solve(values, weights);
-    __syncwarp();
+    __syncwarp();  // not shown on the host, as above
     for (int i = lane(); i < n; i += kWarp) store(args.out, b * n + i, weights[i]);
     if (lane() == 0) store(args.optimum, b, optimum);
-    __syncwarp();
   }
 }
 

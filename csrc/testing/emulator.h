@@ -1,9 +1,10 @@
 // Runs CUDA kernel bodies on the host: a fiber for each thread, blocks one after another.
 //
 // A test tool, not an emulator of a GPU: it supplies the names that our kernels use, gives barriers
-// and warp exchanges their meaning, fills dynamic shared memory with NaN before each block, and
-// resumes threads in an order shuffled by PAMA_EMULATE_SEED, so that a missing barrier shows.
-// PAMA_EMULATE_WITHOUT="reduce.cuh:44" deletes the barrier of that line, to prove that it shows.
+// and warp exchanges their meaning, fills shared memory with NaN before each block, and resumes
+// threads in an order shuffled by PAMA_EMULATE_SEED, in which some warps get as far ahead of the
+// others as barriers allow, so that a missing barrier shows. PAMA_EMULATE_WITHOUT="reduce.cuh:44"
+// deletes the barrier of that line, to prove that it shows.
 #pragma once
 
 #include <ucontext.h>
@@ -16,6 +17,7 @@
 #include <memory>
 #include <random>
 #include <source_location>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -63,8 +65,9 @@ struct Machine {
   jmp_buf scheduler;
   ucontext_t home;
   std::function<void()> body;
-  std::vector<double> shared;
-  std::string deleted;  // where a barrier is deleted
+  std::vector<double> shared;                  // dynamic
+  std::vector<std::span<char>> shared_arrays;  // static
+  std::string deleted;                         // where a barrier is deleted
   Index block_index, block_size, grid_size;
 };
 
@@ -118,24 +121,38 @@ inline void resume(int thread) {
   setcontext(&fiber.entry);
 }
 
+// Resumes each thread of a warp once, in a random order; whether that let any go on from a barrier.
+inline bool take_turn(std::vector<int>& threads, std::mt19937& random) {
+  const uint64_t before = machine.progress;
+  std::shuffle(threads.begin(), threads.end(), random);
+  for (const int thread : threads) {
+    if (!machine.fibers[thread].done) resume(thread);
+  }
+  return machine.progress != before;
+}
+
 inline void run_block(std::mt19937& random) {
   const int threads = static_cast<int>(machine.block_size.x);
   machine.block = {};
   machine.alive = threads;
   machine.warps.assign((threads + 31) / 32, {});
-  std::vector<int> order(threads);
+  std::vector<std::vector<int>> warps(machine.warps.size());
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
     fiber.started = fiber.done = false;
     ++machine.warps[i / 32].alive;
-    order[i] = i;
+    warps[i / 32].push_back(i);
   }
   memset(machine.shared.data(), 0xff, machine.shared.size() * sizeof(double));
+  for (const std::span<char> array : machine.shared_arrays)
+    memset(array.data(), 0xff, array.size());
   while (machine.alive > 0) {
     const uint64_t before = machine.progress;
-    std::shuffle(order.begin(), order.end(), random);
-    for (const int thread : order) {
-      if (!machine.fibers[thread].done) resume(thread);
+    std::shuffle(warps.begin(), warps.end(), random);
+    for (std::vector<int>& warp : warps) {
+      const bool ahead = random() % 2 == 0;
+      while (take_turn(warp, random) && ahead) {
+      }
     }
     if (machine.progress == before) {
       throw std::logic_error("emulator: deadlock, a barrier is not reached by all threads");
@@ -161,6 +178,20 @@ void run(int64_t grid, int block, int64_t shared_bytes, const Body& body) {
     run_block(random);
   }
 }
+
+// A block's static shared memory; the first block to come by constructs it.
+template <class T, int N>
+class SharedArray {
+ public:
+  SharedArray() {
+    memset(at_, 0xff, sizeof(at_));
+    machine.shared_arrays.push_back({reinterpret_cast<char*>(at_), sizeof(at_)});
+  }
+  operator T*() { return at_; }
+
+ private:
+  T at_[N];
+};
 
 inline bool deleted(const std::source_location& here) {
   if (machine.deleted.empty()) return false;
