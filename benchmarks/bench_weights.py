@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import time
@@ -81,8 +82,15 @@ def cvxpy_fair(alpha: float) -> Callable[[torch.Tensor], Call]:
 def torchjd_nash_mtl(gram: torch.Tensor) -> Call:
     aggregation = pytest.importorskip("torchjd.aggregation", reason="needs torchjd")
     pytest.importorskip("ecos", reason="needs ecos, see the head of bench_weights.py")
-    jacobian, nash_mtl = torch.linalg.cholesky(gram), aggregation.NashMTL(n_tasks=len(gram))
-    return lambda: nash_mtl(jacobian)
+    nash_mtl = aggregation.NashMTL(n_tasks=len(gram))
+    # It starts from its last solution, so each call gets gradients of its own, as in training.
+    jacobians = [torch.linalg.cholesky(gram)]
+    for seed in range(7):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn((len(gram), 4 * len(gram)), generator=generator, dtype=gram.dtype)
+        jacobians.append(torch.linalg.cholesky(rows @ rows.mT))
+    step = itertools.cycle(jacobians)
+    return lambda: nash_mtl(next(step))
 
 
 def quadprog_dualproj(gram: torch.Tensor) -> Call:
