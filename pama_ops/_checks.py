@@ -344,7 +344,10 @@ def _gradient(name: str, x: object) -> Tensor:
 
 def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor, ...]:
     like = next((x for x in column if x is not None), None)
-    empty = torch.empty(0, device=device) if like is None else like.new_empty(0)
+    if like is None:
+        empty = torch.empty(0, device=device)
+    else:  # of an empty parameter's own shape, which the result takes
+        empty = like.new_empty(0 if like.numel() else like.shape)
     return tuple(empty if x is None else x for x in column)
 
 

@@ -22,6 +22,9 @@ hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=30,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )  # fmt: skip
+hypothesis.settings.register_profile(
+    "few", hypothesis.settings.get_profile("default"), max_examples=6
+)
 hypothesis.settings.load_profile("default")
 
 

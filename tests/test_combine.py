@@ -34,6 +34,14 @@ def test_combine_is_its_definition(backend, data):
     check(po.combine(grads, weights), grads, weights)
 
 
+def test_combine_keeps_the_shape_of_an_empty_parameter(backend):
+    x, empty = torch.ones(2, device=backend.device), torch.empty(3, 0, device=backend.device)
+    for row in [None, empty], [empty, None], [None, None]:
+        combined = po.combine([[x, row[0]], [x, row[1]]], torch.ones(2, device=backend.device))
+        assert combined[0].tolist() == [2.0, 2.0]
+        assert combined[1].shape == ((0,) if row == [None, None] else (3, 0))
+
+
 @given(data=st.data())
 def test_combine_writes_into_out(backend, data):
     grads = data.draw(gradient_lists(backend.device, missing=False))

@@ -240,7 +240,7 @@ def test_scratch_does_not_grow_with_the_gradients(n):
     peak(1 << 22)
     # The grid is full at both sizes: the scratch is the same to the byte.
     assert peak(1 << 22) == peak(1 << 24)
-    blocks = 8 * torch.cuda.get_device_properties(CUDA).multi_processor_count
+    blocks = 264  # at most, on any GPU: csrc/cuda/gradient_launch.h
     entries = 8 * 8 * (n // 8 + 1) ** 2
     assert peak(1 << 24) <= 8 * blocks * entries + 8 * n * n + (1 << 16)
 

@@ -96,8 +96,8 @@ def test_a_deleted_barrier_is_caught(ops, monkeypatch, file, number, line):
     assert caught == ("not shown on the host" not in line)
 
 
-def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers():
-    """Every op, in another process, on tensors whose surroundings the sanitizer watches."""
+def under_sanitizers(*arguments):
+    """Runs pytest in another process, on tensors whose surroundings the sanitizers watch."""
     compiler = os.environ.get("CXX", "c++")
     libasan = subprocess.run(
         [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
@@ -109,10 +109,21 @@ def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers(
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PAMA_EMULATED_LIBRARY": "_C_sanitized.so",
     }
-    test = f"{__file__}::{test_kernels_do_not_depend_on_the_order_of_threads.__name__}[1]"
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         capture_output=True, text=True, env=environment, cwd=ROOT, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 passed" in result.stdout
+    assert re.search(r"^[1-9]\d* passed", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers():
+    """Every op, on fixed inputs of several warps, blocks and tiles."""
+    under_sanitizers(
+        f"{__file__}::{test_kernels_do_not_depend_on_the_order_of_threads.__name__}[1]"
+    )
+
+
+def test_kernels_are_clean_under_the_sanitizers_on_drawn_inputs():
+    """Every property that hypothesis tests of an op, on the shapes, strides and dtypes it draws."""
+    under_sanitizers("-m", "hypothesis", "-k", "emulated", "--hypothesis-profile", "few")
