@@ -96,6 +96,22 @@ int64_t size_of(DType dtype) {
   return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
 }
 
+// What is read after column `column` of parameter p, of which columns up to `last` are read: the
+// block that follows in it, or else the start of the next parameter.
+void find_next(const GradientList& grads, int64_t p, int64_t column, int64_t last, Next& next) {
+  if (column == last) {
+    if (++p == grads.parameters) return void(next.rows.clear());
+    column = 0, last = grads.size[p];
+  }
+  const int64_t size = size_of(grads.dtype[p]);
+  next.rows.clear();
+  for (int64_t i = 0; i < grads.objectives; ++i) {
+    const char* from = static_cast<const char*>(grads.at(i, p));
+    if (from) next.rows.push_back(from + column * size);
+  }
+  next.bytes = std::min(last - column, kBlock) * size;
+}
+
 // Columns as `Real` that do not lie in memory as such, gathered until they are worth a block.
 template <class Real>
 class Stage {
@@ -109,45 +125,45 @@ class Stage {
     if (data_.empty()) {
       data_.resize(n_ * kPitch);
       for (int64_t i = 0; i < n_; ++i) rows_.push_back(data_.data() + i * kPitch);
-      next_.resize(n_);
     }
     const int64_t size = size_of(grads.dtype[p]);
     while (first < last) {
       const int64_t count = std::min(last - first, kBlock - columns_);
       for (int64_t i = 0; i < n_; ++i) {
         Real* to = data_.data() + i * kPitch + columns_;
-        const char* from = static_cast<const char*>(grads.at(i, p));
-        if (from) {
+        if (const char* from = static_cast<const char*>(grads.at(i, p))) {
           read(grads.dtype[p], from + first * size, count, to);
-          next_[i] = from + (first + count) * size;
         } else {
           std::fill_n(to, count, Real(0));
-          next_[i] = reinterpret_cast<const char*>(to);
         }
       }
       first += count;
       columns_ += count;
-      if (columns_ == kBlock) flush(use, std::min(last - first, kBlock) * size);
+      if (columns_ == kBlock) {
+        find_next(grads, p, first, last, next_);
+        flush(use);
+      }
     }
   }
 
   // Hands the staged columns on, rounded up to whole registers by columns of zeros.
   template <class Use>
-  void flush(const Use& use, int64_t next_bytes = 0) {
+  void flush(const Use& use) {
     if (columns_ == 0) return;
     const int64_t columns = (columns_ + kRegister<Real> - 1) / kRegister<Real> * kRegister<Real>;
     for (int64_t i = 0; i < n_; ++i) {
       std::fill(data_.data() + i * kPitch + columns_, data_.data() + i * kPitch + columns, Real(0));
     }
     columns_ = 0;
-    use(Block<Real>{rows_.data(), n_, columns, next_.data(), next_bytes});
+    use(Block<Real>{rows_.data(), n_, columns, next_});
+    next_.rows.clear();
   }
 
  private:
   int64_t n_, columns_ = 0;
   std::vector<Real> data_;
   std::vector<const Real*> rows_;
-  std::vector<const char*> next_;
+  Next next_;
 };
 
 // One thread's work: columns of the list, walked in order.
@@ -208,15 +224,12 @@ class Slot {
     const bool all = count == grads_.objectives;
     std::vector<double> memory(all ? 0 : Sums::size(count), 0.0);
     const Sums sums = all ? sums_ : Sums{count, memory.data()};
-    std::vector<const char*> next(count);
+    Next next;
     while (first < last) {
       const int64_t columns = std::min(last - first, kBlock);
       first += columns;
-      const int64_t next_bytes = std::min(last - first, kBlock) * sizeof(Element);
-      for (int64_t i = 0; i < count; ++i) {
-        next[i] = reinterpret_cast<const char*>(rows[i] + columns);
-      }
-      add_block(Block<Element>{rows.data(), count, columns, next.data(), next_bytes}, sums);
+      find_next(grads_, p, first, last, next);
+      add_block(Block<Element>{rows.data(), count, columns, next}, sums);
       for (const Element*& row : rows) row += columns;
     }
     for (int64_t i = 0; i < count && !all; ++i) {
