@@ -310,7 +310,7 @@ def _places_to_check(rows: Sequence[Sequence[Tensor | None]]) -> Iterable[int]:
         for row in rows[1:]:
             for p, (x, kind) in enumerate(zip(row, kinds, strict=True)):
                 if x is None or kind is None:
-                    if x is not kind:
+                    if x is not None or kind is not None:
                         places.add(p)
                     continue
                 of, dtype, device, layout, shape = kind
