@@ -35,10 +35,11 @@ def gram(
     same strides without holes (contiguous, transposed, channels-last); otherwise they are made
     contiguous first, which costs a copy of that parameter's gradients.
 
-    float32 and half gradients are multiplied and chained for at most L products in float32 and
-    then summed in float64: |ΔG_ij| <= (L + 2)·2⁻²⁴ Σ_k |g_ik g_jk|, with L = 16 on a CPU and 64 on
-    a GPU. Half gradients never accumulate in half precision; float32 products beyond 1e±38
-    (entries beyond 1e±19) leave float32's range. float64 gradients stay in float64.
+    float32 and half gradients are multiplied and summed in float32, where a product is rounded at
+    most L + 2 times, and these sums in float64: |ΔG_ij| <= (L + 2)·2⁻²⁴ Σ_k |g_ik g_jk|, with
+    L = 16 on a CPU and 64 on a GPU. Half gradients never accumulate in half precision; sums of up
+    to 1024 products beyond 1e38 (entries beyond 1e17) and products below 1e-38 (entries below
+    1e-19) leave float32's range. float64 gradients stay in float64.
 
     Args:
         grads: n >= 1 tensors, or n lists of P tensors or None, of float64, float32, float16 or

@@ -27,7 +27,7 @@ def matrix(grads: list[list[torch.Tensor | None]]) -> torch.Tensor:
 
 
 def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
-    """|ΔG_ij|: float32 chains of L terms and float64 after them, or float64 throughout.
+    """|ΔG_ij|: products rounded L + 2 times in float32 sums, then float64, or float64 throughout.
 
     float64 sums: at most 64 roundings in a block, which is compensated from there on; the bound of
     1e-14 holds for them, and for the float64 comparison itself. A GPU's tensor cores, which take
@@ -155,9 +155,9 @@ def test_older_processors_keep_the_bound(level):
     script = (
         "import torch, pama_ops as po; torch.manual_seed(0)\n"
         "for n in (1, 2, 3, 5, 6, 8, 11):\n"
-        "    j = torch.randn(n, 5003); d = j.double()\n"
-        "    for x, u in ((j, 18 * 2**-24), (d, 1e-14)):\n"
-        "        error = (po.gram(list(x)) - d @ d.mT).abs()\n"
+        "    j = torch.randn(n, 5003)\n"
+        "    for x, u in ((j, 18 * 2**-24), (j.bfloat16(), 18 * 2**-24), (j.double(), 1e-14)):\n"
+        "        d = x.double(); error = (po.gram(list(x)) - d @ d.mT).abs()\n"
         "        assert bool((error <= (u + 1e-14) * (d.abs() @ d.abs().mT)).all()), n\n"
     )
     environment = {**os.environ, "PAMA_CPU_LEVEL": level}

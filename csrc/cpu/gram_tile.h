@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "core/portable.h"
 
@@ -30,12 +31,18 @@ struct Registers {
   typedef Bits InMemory __attribute__((aligned(alignof(Element)), may_alias));
 };
 
-// The next block's rows, fetched into the cache while this block is worked on: with more rows than
-// the processor's own prefetcher follows, each would start cold at each block.
+// What is read after a block, fetched into the cache while the block is worked on: with more rows
+// than the processor's own prefetcher follows, each would start cold at each block.
+struct Next {
+  std::vector<const char*> rows;
+  int64_t bytes = 0;  // of each row
+};
+
+// A tile's share of it.
 struct Ahead {
   const char* rows[4];  // the first is set
   int count;
-  int64_t bytes;  // of each row
+  int64_t bytes;
 };
 
 // sum += x, and the rounding error to `error` (Neumaier): what a block adds is never lost, however
@@ -70,9 +77,8 @@ struct Sums {
 template <class Element>
 struct Block {
   const Element* const* rows;
-  int64_t count, columns;   // whole registers
-  const char* const* next;  // what is read after this block, for each row
-  int64_t next_bytes;
+  int64_t count, columns;  // whole registers
+  const Next& next;
 };
 
 // Tiles of every shape, compiled for one generation of processors.
@@ -100,15 +106,16 @@ void add_block(const Tiles<Element>& tiles, const Block<Element>& block, const S
   const int64_t m = block.count, groups = Sums::groups(m);
   int64_t count = 0;
   for (int64_t i = 0; i < m; i += tiles.rows) count += groups - i / kColumns;
-  const int64_t share = std::min<int64_t>((m + count - 1) / count, 4);
-  int64_t fetched = 0;
+  const std::vector<const char*>& next = block.next.rows;
+  const size_t share = std::min<size_t>((next.size() + count - 1) / count, 4);
+  size_t fetched = 0;
   for (int64_t i = 0; i < m; i += tiles.rows) {
     const int64_t rows = std::min(tiles.rows, m - i);
     for (int64_t j = i / kColumns * kColumns; j < m; j += kColumns) {
-      Ahead ahead{{block.next[0]}, 0, 0};
-      while (ahead.count < share && fetched < m) {
-        ahead.rows[ahead.count++] = block.next[fetched++];
-        ahead.bytes = block.next_bytes;
+      Ahead ahead{{reinterpret_cast<const char*>(block.rows[i])}, 0, 0};
+      for (size_t k = 0; k < share && fetched < next.size(); ++k) {
+        ahead.rows[ahead.count++] = next[fetched++];
+        ahead.bytes = block.next.bytes;
       }
       const int shift = i == j ? 0 : i > j ? 1 : 2;
       tiles.shape[shift][rows - 1][std::min<int64_t>(kColumns, m - j) - 1](
