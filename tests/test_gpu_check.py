@@ -17,6 +17,7 @@ SHAPES = [(33, 8), (8,), (4096,)]
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     """Runs main() of a script of benchmarks/gpu on little, and returns its rows."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks/gpu"))
     monkeypatch.setattr(sys, "path", sys.path)  # measure.py adds to it
     models = importlib.import_module("models")
