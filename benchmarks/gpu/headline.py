@@ -177,8 +177,8 @@ def page(where: dict[str, Any], rows: list[dict[str, Any]], paper: list[dict[str
     return f"""# The cost of choosing the weights, per step
 
 Measured on {on}; torch {where["torch"]}, commit {where["commit"]}; a copy moves
-{where["copy GB/s"]:.1f} GB/s, read and written. The gradients, {rows[0]["dtype"]}, are there already;
-(d) has {TOKENS[0]} x {TOKENS[1]} tokens, whatever the model. Medians and quartiles, in ms.
+{where["copy GB/s"]:.1f} GB/s, read and written. The gradients, {rows[0]["dtype"]}, are there
+already; (d) has {TOKENS[0]} x {TOKENS[1]} tokens, whatever the model. Medians and quartiles, in ms.
 `benchmarks/gpu/headline.py` says what each method does. Extra memory and host synchronisations
 count on a GPU only.
 
