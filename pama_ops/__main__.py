@@ -44,13 +44,13 @@ def info() -> int:
 
 
 def what_is_missing() -> str:
-    """Kernels that this machine could have and has not, why, and what to do; or nothing."""
+    """Kernels that are missing, why, and what to do; or nothing."""
     if library.extension is None:
         return (
             f"\nNo compiled kernels: {library.why_no_cpu}.\n"
             "To build them: install a C++ compiler, then reinstall pama_ops.\n"
         )
-    if not library.has_cuda and torch.cuda.is_available():
+    if not library.has_cuda:
         return (
             f"\nNo CUDA kernels: {library.why_no_cuda}.\n"
             "To build them: install the CUDA toolkit (nvcc) that this torch was built with and\n"
@@ -60,14 +60,13 @@ def what_is_missing() -> str:
 
 
 def check() -> int:
-    """Hold every op against its definition; 1 if one is off, or if kernels are missing."""
-    good, missing = _self_check.check(), what_is_missing()
-    if not library.has_cuda and not missing:
-        print(f"CUDA kernels not checked: {library.why_no_cuda}, and torch sees no GPU")
-    elif not torch.cuda.is_available():
+    """Hold every op against its definition; 1 if one is off, or kernels of use here are missing."""
+    good = _self_check.check()
+    if not torch.cuda.is_available():
         print("CUDA kernels not checked: torch sees no GPU")
-    print(missing, end="")
-    return 0 if good and not missing else 1
+    print(what_is_missing(), end="")
+    complete = library.extension and (library.has_cuda or not torch.cuda.is_available())
+    return 0 if good and complete else 1
 
 
 def bench() -> int:

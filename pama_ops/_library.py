@@ -33,7 +33,7 @@ def _load_cuda(built: ModuleType) -> tuple[bool, str]:
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        return False, f"pama_ops/_C_cuda.so does not load: {error}"
+        return False, f"pama_ops/_C_cuda.so does not load: {error.__cause__ or error}"
     return True, ""
 
 

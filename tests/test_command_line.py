@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 
 import pytest
 import torch
@@ -38,15 +39,24 @@ def test_a_nan_where_the_definition_has_a_number_is_beyond_every_bound():
     assert _self_check._error(want, got, torch.ones(2)) == float("inf")
 
 
-def test_check_says_why_there_are_no_cuda_kernels_and_what_to_do(monkeypatch, capsys):
+@pytest.mark.parametrize("gpu", [True, False])
+def test_check_says_why_there_are_no_cuda_kernels_and_what_to_do(monkeypatch, capsys, gpu):
     monkeypatch.setattr(_library, "has_cuda", False)
     monkeypatch.setattr(_library, "why_no_cuda", "the CUDA kernels were not built: no nvcc")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(_self_check, "check", lambda: True)
-    assert main(["check"]) == 1
+    assert main(["check"]) == gpu  # a failure only where they are of use
     out = capsys.readouterr().out
     assert "not built: no nvcc" in out
     assert "PAMA_CUDA=1" in out
+
+
+def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
+    (tmp_path / "_C_cuda.so").write_text("no library")
+    monkeypatch.setattr(_library, "PACKAGE", tmp_path)
+    loaded, why = _library._load_cuda(types.SimpleNamespace(cuda=""))
+    assert not loaded
+    assert "file too short" in why
 
 
 @pytest.mark.parametrize("command", ["check", "bench", "info"])

@@ -45,6 +45,16 @@ def on(backend, values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64, device=backend.device)
 
 
+# Dropping the large value ends the walk to the precision of the large value, not of the others.
+@pytest.mark.parametrize("tiny", [4.7160052808917744e-95, 1e-90, 3e-81])
+def test_pama_weights_of_many_scales_is_the_exact_projection(backend, tiny):
+    for values in [tiny, -1e-12, -1.960852561696717e-81], [tiny, -1.0, 1e-20, -2e-40, 3.0]:
+        want = exact_projection(values, [1.0] * len(values))
+        got = po.pama_weights(on(backend, values)).weights.tolist()
+        for w, c in zip(got, want, strict=True):
+            assert abs(float(Fraction(w) - c)) <= 8 * len(values) * U
+
+
 def straddles(values: list[float], preference: list[float]) -> bool:
     used = [a for a, p in zip(values, preference, strict=True) if p > 0]
     return min(used) < 0 < max(used)

@@ -67,6 +67,8 @@ class PamaWeights {
   }
 
  private:
+  static constexpr double kTie = 16 * DBL_EPSILON;  // what rounding may do to a ratio of weights
+
   PAMA_HD double choose(const double* values, double* weights) {
     Located least{INFINITY, n_};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
@@ -106,6 +108,8 @@ class PamaWeights {
   // μ. From μ = 0, where c = p, μ moves until Σ c_i a_i = 0. On the way a weight falls while its
   // value is above the mean over the support; those that reach 0 leave the support, which lowers
   // the mean, so none comes back, and n − 1 steps are enough. Signs are chosen such that μ > 0.
+  // Where a weight reaches 0 just as Σ c_i a_i does, to rounding, the values that remain decide, at
+  // their own scale, which came first.
   PAMA_HD void balance(const double* values, double* weights) {
     double start = 0, largest = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
@@ -121,7 +125,8 @@ class PamaWeights {
     team_.sync();
     for (int step = 0; step < n_; ++step) {
       survey(weights);
-      Located limit{excess(weights) / spread_, -1};
+      const double end = excess(weights) / spread_;
+      Located limit{end * (1 + kTie), -1};
       for (int i = team_.rank(); i < n_; i += team_.size()) {
         if (!(weights[i] > 0) || !(fall(i) > 0)) continue;
         const Located here{weights[i] / fall(i), i};
@@ -134,6 +139,12 @@ class PamaWeights {
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
       }
       team_.sync();
+      if (limit.value < end * (1 - kTie)) continue;
+      survey(weights);
+      if (excess(weights) >= 0) continue;
+      if (limit.index % team_.size() == team_.rank()) weights[limit.index] = 1;  // in the support
+      team_.sync();
+      break;
     }
     settle(weights);
   }
