@@ -191,7 +191,7 @@ def test_gram_reduction_is_its_definition(backend, data):
     gap = x @ scaled @ x - (scaled @ x).min()
     # In units of the largest entry that they touch, on top of what min_norm leaves in float64:
     # weights c rounded to their dtype by u move Σ_j S_ij x_j and f by 2 u each, since dividing by
-    # their sum moves all by another u; S and x are rounded three times each here, sums n times.
+    # their sum moves all by another u. S and x are rounded three times each here, sums n times.
     bound = gap_bound(scaled) + 4 * unit_roundoff(step.weights.dtype) + (12 + 3 * n) * 2.0**-53
     assert gap <= bound * scaled.diagonal().max()
 

@@ -115,9 +115,17 @@ PAMA_INLINE void place_advantages(const Batch& batch, int64_t b, int64_t t, int6
   const Sequences& s = batch.sequences;
   const View &a = batch.advantages, &mask = batch.mask;
   rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  const auto first = [&](int64_t k) { return s.first(a, tile.objectives[k], b) + t * a.token; };
+  // Asked once: what the loop of the copies needs is set up in front of it.
+  if (rows::in_place<Real>(a, first(0), tile.tokens)) {
+    for (int64_t k = 0; k < tile.size(); ++k) {
+      tile.advantage_at[k] = rows::in_place<Real>(a, first(k), tile.tokens);
+    }
+    return;
+  }
   for (int64_t k = 0; k < tile.size(); ++k) {
-    const int64_t first = s.first(a, tile.objectives[k], b) + t * a.token;
-    tile.advantage_at[k] = rows::place(a, first, tile.tokens, tile.advantage[k].at);
+    rows::gather(a, first(k), tile.tokens, tile.advantage[k].at);
+    tile.advantage_at[k] = tile.advantage[k].at;
   }
 }
 
@@ -127,7 +135,11 @@ PAMA_INLINE const Real* place_ratio(const Batch& batch, int64_t b, int64_t t, Ti
   const View& ratio = batch.log_ratio;
   if (!ratio.data) return nullptr;
   const int64_t first = batch.sequences.first(ratio, 0, b) + t * ratio.token;
-  const Real* log_ratio = rows::place(ratio, first, tile.tokens, tile.log_ratio.at);
+  const Real* log_ratio = rows::in_place<Real>(ratio, first, tile.tokens);
+  if (!log_ratio) {
+    rows::gather(ratio, first, tile.tokens, tile.log_ratio.at);
+    log_ratio = tile.log_ratio.at;
+  }
   judge(batch.rule, tile, log_ratio);
   return log_ratio;
 }

@@ -65,8 +65,9 @@ struct TokenTile : Tile<Real> {
   }
 
   std::vector<Row<Real>> weight;
-  std::vector<Real*> weight_at;  // there, or in the result
   Row<Real> combined, optimum;
+  std::vector<Real*> weight_at;  // where they are written: there, or in the results
+  Real *combined_at, *optimum_at;
   Row<Real> poison;                             // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
   PamaWeights<SerialTeam> solver;
@@ -90,7 +91,7 @@ PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, Toke
   const int64_t used = tile.size(), count = tile.tokens.count;
   Row<Real> least_row, ties_row, tied_row;
   Real *least = least_row.at, *ties = ties_row.at, *tied = tied_row.at;
-  Real *poison = tile.poison.at, *combined = tile.combined.at, *optimum = tile.optimum.at;
+  Real *poison = tile.poison.at, *combined = tile.combined_at, *optimum = tile.optimum_at;
   const Real floor = tile.floor;
   std::fill_n(least, count, Real(HUGE_VAL));
   for (Real* x : {poison, ties, tied, combined, optimum}) std::fill_n(x, count, Real(0));
@@ -153,6 +154,51 @@ PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, Toke
   if (!kRatio) std::copy_n(optimum, count, combined);  // I(A) is A
 }
 
+// The same with Noon, a uniform preference and at most kFew objectives: in one pass, in registers.
+// Rows that lack repeat the last one, but do not count.
+constexpr int64_t kFew = 4;
+
+template <bool kRatio, class Real>
+PAMA_INLINE void choose_among_few(TokenTile<Real>& tile) {
+  const int64_t count = tile.tokens.count, last = tile.size() - 1;
+  const auto row = [last](int64_t k) { return std::min(k, last); };
+  const auto counts = [last](int64_t k) { return static_cast<Real>(k <= last ? 1 : 0); };
+  const Real *a0 = tile.advantage_at[0], *a1 = tile.advantage_at[row(1)];
+  const Real *a2 = tile.advantage_at[row(2)], *a3 = tile.advantage_at[row(3)];
+  Real *w0 = tile.weight_at[0], *w1 = tile.weight_at[row(1)];
+  Real *w2 = tile.weight_at[row(2)], *w3 = tile.weight_at[row(3)];
+  const Real c1 = counts(1), c2 = counts(2), c3 = counts(3);
+  // Where they do not count, they add zeros: an advantage that the clip holds flat may be infinite.
+  static const Row<Real> zeros{};
+  const auto summand = [&](int64_t k) { return k <= last ? tile.advantage_at[k] : zeros.at; };
+  const Real *b1 = summand(1), *b2 = summand(2), *b3 = summand(3);
+  const Real* upper = tile.upper.at;
+  Real *poison = tile.poison.at, *combined = tile.combined_at, *optimum = tile.optimum_at;
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    const Real x0 = after_noon(a0[j], Real(0)), x1 = after_noon(a1[j], Real(0));
+    const Real x2 = after_noon(a2[j], Real(0)), x3 = after_noon(a3[j], Real(0));
+    const Real verdict = kRatio ? upper[j] : Real(kLive);
+    const auto part = [verdict](Real x) { return verdict == kLive ? x : verdict; };
+    const Real p0 = part(x0), p1 = part(x1), p2 = part(x2), p3 = part(x3);
+    const Real poisoned = p0 * 0 + p1 * 0 + (p2 * 0 + p3 * 0);
+    const Real low = p1 < p0 ? p1 : p0, other = p3 < p2 ? p3 : p2;
+    const Real least = other < low ? other : low;
+    const bool t0 = p0 == least, t1 = p1 == least, t2 = p2 == least, t3 = p3 == least;
+    const Real ties = ((t0 ? Real(1) : Real(0)) + (t1 ? c1 : Real(0))) +
+                      ((t2 ? c2 : Real(0)) + (t3 ? c3 : Real(0)));
+    const Real share = 1 / ties + poisoned;
+    const Real s0 = t0 ? share : poisoned, s1 = t1 ? share : poisoned;
+    const Real s2 = t2 ? share : poisoned, s3 = t3 ? share : poisoned;
+    w0[j] = s0, w1[j] = s1, w2[j] = s2, w3[j] = s3;
+    poison[j] = poisoned;
+    optimum[j] = least + poisoned;
+    const auto kept = [](Real x) { return after_noon(x, Real(0)); };
+    combined[j] = kRatio ? (s0 * x0 + s1 * kept(b1[j])) + (s2 * kept(b2[j]) + s3 * kept(b3[j]))
+                         : least + poisoned;
+  }
+}
+
 // The exact projection, for tokens with advantages on both sides of 0.
 template <class Real>
 PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
@@ -165,7 +211,7 @@ PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
       high = std::max(high, tile.values[k]);
     }
     if (!(low < 0 && high > 0) || tile.poison.at[j] != 0) continue;
-    tile.optimum.at[j] =
+    tile.optimum_at[j] =
         static_cast<Real>(tile.solver.solve(tile.values.data(), tile.solution.data()));
     double combined = 0;
     for (int64_t k = 0; k < used; ++k) {
@@ -173,7 +219,7 @@ PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
       tile.weight_at[k][j] = static_cast<Real>(w);
       if (w != 0) combined += w * (ratio ? tile.advantage[k].at[j] : tile.parts[k].at[j]);
     }
-    tile.combined.at[j] = static_cast<Real>(combined);
+    tile.combined_at[j] = static_cast<Real>(combined);
   }
 }
 
@@ -183,15 +229,24 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
   const Sequences& s = batch.sequences;
   const Preference& p = job.preference;
   const int64_t size = s.size(b), used = tile.size();
-  const auto weights = [&](int64_t n, int64_t t) { return s.first(job.weights, n, b) + t; };
   for (int64_t t = 0; t < size; t += kTile) {
+    const auto weights = [&](int64_t n) { return s.first(job.weights, n, b) + t; };
+    const int64_t out = s.first(job.advantages, 0, b) + t;
+    const auto at = [&](const View& view, int64_t first) {
+      return rows::in_place<Real>(view, first, tile.tokens);
+    };
     place_advantages(batch, b, t, std::min(kTile, size - t), tile);
     const Real* log_ratio = place_ratio(batch, b, t, tile);
+    // Either all results can be written where they belong, or none.
+    const bool placed = rows::in_place<Real>(job.advantages, out, tile.tokens);
     for (int64_t k = 0; k < used; ++k) {
-      Real* there = rows::in_place<Real>(job.weights, weights(p.used[k], t), tile.tokens);
-      tile.weight_at[k] = there ? there : tile.weight[k].at;
+      tile.weight_at[k] = placed ? at(job.weights, weights(p.used[k])) : tile.weight[k].at;
     }
-    if (std::is_same_v<Real, float> || p.uniform) {
+    tile.combined_at = placed ? at(job.advantages, out) : tile.combined.at;
+    tile.optimum_at = placed ? at(job.optimum, out) : tile.optimum.at;
+    if (p.uniform && batch.rule.noon && used <= kFew && !weighted<Real>(batch)) {
+      log_ratio ? choose_among_few<true>(tile) : choose_among_few<false>(tile);
+    } else if (std::is_same_v<Real, float> || p.uniform) {
       log_ratio ? choose_by_token<true, true>(job, log_ratio, tile)
                 : choose_by_token<true, false>(job, log_ratio, tile);
     } else {
@@ -199,13 +254,27 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
                 : choose_by_token<false, false>(job, log_ratio, tile);
     }
     if (!batch.rule.noon) choose_straddling(log_ratio != nullptr, tile);
-    for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
-      const bool counts = k < used && p.used[k] == n;
-      const Real* w = counts ? tile.weight_at[k++] : tile.poison.at;
-      rows::settle(job.weights, weights(n, t), tile.tokens, w);
+    if (placed) {
+      for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
+        Real* there = at(job.weights, weights(n));
+        if (k < used && p.used[k] == n) {
+          ++k;
+        } else {
+          std::copy_n(tile.poison.at, tile.tokens.count, there);
+        }
+        rows::clear_around(there, tile.tokens);
+      }
+      rows::clear_around(tile.combined_at, tile.tokens);
+      rows::clear_around(tile.optimum_at, tile.tokens);
+    } else {
+      for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
+        const bool counts = k < used && p.used[k] == n;
+        const Real* w = counts ? tile.weight[k++].at : tile.poison.at;
+        rows::scatter(job.weights, weights(n), tile.tokens, w);
+      }
+      rows::scatter(job.advantages, out, tile.tokens, tile.combined.at);
+      rows::scatter(job.optimum, out, tile.tokens, tile.optimum.at);
     }
-    rows::settle(job.advantages, s.first(job.advantages, 0, b) + t, tile.tokens, tile.combined.at);
-    rows::settle(job.optimum, s.first(job.optimum, 0, b) + t, tile.tokens, tile.optimum.at);
   }
 }
 
@@ -252,31 +321,46 @@ PAMA_CLONES void mean_parts(const Batch& batch, int64_t b, Tile<double>& tile, d
   find_means(batch, b, tile, means);
 }
 
+// out = before + Σ w a over four rows; `before` may be null.
+template <class Real, class Out>
+PAMA_INLINE void add_four(const Real* const* a, const double* w, Real floor, int64_t count,
+                          const double* before, Out* out) {
+  const Real *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+  const double w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+  const auto rest = [before](int64_t j) { return before ? before[j] : 0.0; };
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    const double sum = (w0 * after_noon(a0[j], floor) + w1 * after_noon(a1[j], floor)) +
+                       (w2 * after_noon(a2[j], floor) + w3 * after_noon(a3[j], floor));
+    out[j] = static_cast<Out>(rest(j) + sum);
+  }
+}
+
 // Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
 template <class Real>
 PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, Real* combined) {
   static const Row<Real> zeros{};
   const int64_t count = tile.tokens.count;
-  const Real floor = tile.floor;
-  Row<double> sum_row;
-  double* sum = sum_row.at;
-  std::fill_n(sum, count, 0.0);
+  Row<double> sum;
+  const double* before = nullptr;
   const Real* a[4];
   double w[4];
   int rows = 0;
   for (int64_t i = 0; i < tile.size(); ++i) {
-    if (weights[i] != 0) a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
-    if (rows == 0 || (rows < 4 && i + 1 < tile.size())) continue;
-    for (; rows < 4; ++rows) a[rows] = zeros.at, w[rows] = 0;
-    const Real *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
-    const double w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
-    for (int64_t j = 0; j < count; ++j) {
-      sum[j] += (w0 * after_noon(a0[j], floor) + w1 * after_noon(a1[j], floor)) +
-                (w2 * after_noon(a2[j], floor) + w3 * after_noon(a3[j], floor));
+    if (weights[i] == 0) continue;
+    if (rows == 4) {
+      add_four(a, w, tile.floor, count, before, sum.at);
+      before = sum.at;
+      rows = 0;
     }
-    rows = 0;
+    a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
   }
-  for (int64_t j = 0; j < count; ++j) combined[j] = static_cast<Real>(sum[j]);
+  for (; rows < 4; ++rows) a[rows] = zeros.at, w[rows] = 0;
+  if (before) {
+    add_four(a, w, tile.floor, count, before, combined);
+  } else {
+    add_four(a, w, tile.floor, count, nullptr, combined);
+  }
 }
 
 template <class Real>
@@ -289,9 +373,12 @@ PAMA_INLINE void combine_tiles(const Combine& job, int64_t b, const double* weig
     place_advantages(job.batch, b, t, std::min(kTile, size - t), tile);
     const int64_t first = s.first(job.advantages, 0, b) + t;
     Real* there = rows::in_place<Real>(job.advantages, first, tile.tokens);
-    Real* combined = there ? there : scratch.at;
-    combine_rows(tile, weights, combined);
-    rows::settle(job.advantages, first, tile.tokens, combined);
+    combine_rows(tile, weights, there ? there : scratch.at);
+    if (there) {
+      rows::clear_around(there, tile.tokens);
+    } else {
+      rows::scatter(job.advantages, first, tile.tokens, scratch.at);
+    }
   }
 }
 

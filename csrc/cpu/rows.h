@@ -152,19 +152,9 @@ PAMA_INLINE Real* in_place(const View& view, int64_t first, const Selection& til
   return dense ? static_cast<Real*>(view.data) + first + tile.begin : nullptr;
 }
 
-// As `gather`, but into `row` only if they do not lie dense as they are. Returns where they do.
+// What `scatter` leaves to do where the tokens were written `in_place`.
 template <class Real>
-PAMA_INLINE const Real* place(const View& view, int64_t first, const Selection& tile, Real* row) {
-  if (const Real* there = in_place<Real>(view, first, tile)) return there;
-  gather(view, first, tile, row);
-  return row;
-}
-
-// As `scatter` of x, which may be where `in_place` said.
-template <class Real>
-PAMA_INLINE void settle(const View& view, int64_t first, const Selection& tile, const Real* x) {
-  Real* there = in_place<Real>(view, first, tile);
-  if (there != x) return scatter(view, first, tile, x);
+PAMA_INLINE void clear_around(Real* there, const Selection& tile) {
   std::fill(there - tile.begin, there, Real(0));
   std::fill(there + tile.count, there - tile.begin + tile.length, Real(0));
 }
