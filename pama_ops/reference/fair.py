@@ -73,6 +73,48 @@ def _backtrack(
     return t
 
 
+def _newton(inner: Tensor, diagonal: Tensor, residual: Tensor) -> Tensor:
+    """(inner + diag(diagonal))⁻¹ residual for a positive semidefinite `inner`, by LDLᵀ. A pivot
+    below its diagonal's second part, which only rounding makes it, is raised to that."""
+    n = len(diagonal)
+    lower, pivots = torch.eye(n, dtype=inner.dtype, device=inner.device), diagonal.clone()
+    for r in range(n):
+        row = torch.linalg.solve_triangular(
+            lower[:r, :r], inner[r, :r, None], upper=False, unitriangular=True
+        )[:, 0]
+        lower[r, :r] = row / pivots[:r]
+        pivots[r] += (inner[r, r] - row @ lower[r, :r]).clamp(min=0)
+    x: Tensor = torch.linalg.solve_triangular(
+        lower, residual[:, None], upper=False, unitriangular=True
+    )
+    x = torch.linalg.solve_triangular(lower.T, x / pivots[:, None], upper=True, unitriangular=True)
+    return x[:, 0]
+
+
+def _step(inner: Tensor, share: Tensor, q: Tensor, beta: float, descent: float) -> float:
+    """Where the derivative along q falls to a quarter of −descent, or to rounding: by Newton's
+    method within a bracket, halved where the weights near 0."""
+    curvature = max(float(q @ inner @ q), 0.0)
+    enough = max(0.25 * descent, 2.0**-52 * float(share @ q.abs()))
+    steepest = max(-float(q.min()), 0.0)
+    low, high = 0.0, 1 / steepest if steepest > 0 else math.inf
+    t = 1.0 if high > 1 else 0.99 * high
+    for _ in range(100):
+        along = 1 + t * q
+        left = share * along**-beta
+        slope = float((q * (share - left)).sum()) + t * curvature - descent
+        if abs(slope) <= enough:
+            return t
+        if slope > 0:
+            high = t
+        else:
+            low = t
+        middle = 0.5 * (low + min(high, 2 * t))
+        nearer = t - slope / (beta * float((q * q * left / along).sum()) + curvature)
+        t = nearer if low < nearer < (middle if slope > 0 else high) else middle
+    return low
+
+
 def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Tensor, bool]:
     """Damped Newton, dense; v = w · length, and whether it proves stationarity instead."""
     v = torch.ones_like(length)
@@ -90,24 +132,11 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
             residual = share - inner.sum(1)
             if bool((residual.abs() <= 4 * 2.0**-52 * (v * v.sum() + share)).all()):
                 break
-            hessian = inner + (at * share).diag()
-            unit = hessian.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-            values, vectors = torch.linalg.eigh(hessian * unit[:, None] * unit)
-            inverse = 1 / values.clamp(min=2.0**-52)
-            q = unit * (vectors @ (inverse * (vectors.T @ (unit * residual))))
-            descent = float(residual @ q)
+            q = _newton(inner, at * share, residual)
             if float(q.abs().max()) <= 2.0**-27:
                 v = v * (1 + q)
                 break
-
-            def change(
-                t: float, q: Tensor = q, inner: Tensor = inner, share: Tensor = share,
-                at: float = at,
-            ) -> Tensor:  # fmt: skip
-                step = t * q
-                return step @ inner.sum(1) + step @ inner @ step / 2 - _gain(1 + step, share, at)
-
-            v = v * (1 + _backtrack(change, q, descent, share) * q)
+            v = v * (1 + _step(inner, share, q, at, float(residual @ q)) * q)
     return v, False
 
 
@@ -131,6 +160,11 @@ def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor
     if float(values[0]) > noise:
         return w
     free = vectors[:, values <= noise] / length[s, None]  # all w on S with Σ w g = 0
+
+    def leaves(x: Tensor) -> bool:
+        v = x * length[s]
+        return not float(v @ g[s][:, s] @ v) <= noise * float(v.sum()) ** 2
+
     x = w[s]
     for at in _exponents(beta):
         for _ in range(300):
@@ -142,14 +176,17 @@ def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor
             moves = torch.linalg.qr(basis / x[:, None] * share.sqrt()[:, None]).Q
             q = moves @ (moves.T @ share.sqrt()) / share.sqrt() / at
             descent = float(share @ q)
-            if descent <= 2.0**-54 * float(share.sum()):
-                x = x * (1 + q)
-                break
+            last = descent <= 2.0**-54 * float(share.sum())
 
             def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
                 return -_gain(1 + t * q, share, at)
 
-            x = x * (1 + _backtrack(change, q, descent, share) * q)
+            moved = x * (1 + (1 if last else _backtrack(change, q, descent, share)) * q)
+            if leaves(moved):  # by rounding, where norms spread over many decades
+                break
+            x = moved
+            if last:
+                break
     result = torch.zeros_like(w)
     result[s] = x / x.sum()
     return result
