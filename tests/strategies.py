@@ -247,6 +247,16 @@ def lay(x: Tensor, layout: str) -> Tensor:
     return x.clone()
 
 
+def tiny_gradients(backend) -> list[list[Tensor]]:
+    """Three objectives, hundreds or thousands of parameters, each too small for a register."""
+    count = 2000 if backend.name == "cpu" else 300
+    generator = torch.Generator().manual_seed(0)
+    return [
+        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
+        for _ in range(3)
+    ]
+
+
 @st.composite
 def gradient_lists(
     draw: st.DrawFn,

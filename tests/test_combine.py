@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import ROUNDOFF, assert_independent_of_thread_count
-from strategies import DTYPES, gradient_lists, lay
+from strategies import DTYPES, gradient_lists, lay, tiny_gradients
 
 import pama_ops as po
 from pama_ops import _schemas
@@ -75,12 +75,7 @@ def test_large_results_pass_the_caches_by(backend):
 
 
 def test_thousands_of_tiny_tensors(backend):
-    count = 2000 if backend.name == "cpu" else 300
-    generator = torch.Generator().manual_seed(0)
-    grads = [
-        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
-        for _ in range(3)
-    ]
+    grads = tiny_gradients(backend)
     weights = torch.tensor([0.2, -0.5, 1.3], device=backend.device)
     check(po.combine(grads, weights), grads, weights)
 

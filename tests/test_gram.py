@@ -10,7 +10,7 @@ from allocations import largest_allocations
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count
-from strategies import DTYPES, gradient_lists, lay
+from strategies import DTYPES, gradient_lists, lay, tiny_gradients
 
 import pama_ops as po
 from pama_ops import _schemas
@@ -130,12 +130,7 @@ def test_equal_layouts_are_walked_without_a_copy(backend, layout):
 
 
 def test_thousands_of_tiny_tensors(backend):
-    count = 2000 if backend.name == "cpu" else 300
-    generator = torch.Generator().manual_seed(0)
-    grads = [
-        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
-        for _ in range(3)
-    ]
+    grads = tiny_gradients(backend)
     j = matrix(grads)
     assert bool(((po.gram(grads).cpu() - j @ j.mT).abs() <= bound(grads, backend)).all())
 
