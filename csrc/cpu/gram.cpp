@@ -7,12 +7,12 @@
 // place; float16, and what a tensor leaves beyond whole registers, are staged as float32 or float64
 // columns, where columns of different tensors share a block.
 //
-// Measured in read passes (240 MB in 144 tensors an objective, two threads of an Emerald Rapids at
-// 3 GHz with 2 MB of second cache a core and AVX-512, quiet, medians of 9 beside torch's sum), at
-// n = 4, 8, 16 and 32: float32 0.9, 1.0, 1.1 and 1.5; bfloat16 1.1, 1.1, 1.5 and 2.6. Memory bounds
-// n <= 8. Beyond, there are n/8 multiply-adds a byte of float32 and n/4 of bfloat16, at 70 % of the
-// processor's peak with all rows in the second cache: 0.7 read passes at n = 32 in float32, of
-// which little is hidden behind memory.
+// Measured in read passes (benchmarks/results/cpu_gram.json: GPT-2's shapes, two threads of an
+// Emerald Rapids with 2 MB of second cache a core and AVX-512, quiet), at n = 4, 8, 16 and 32:
+// float32 1.0, 1.1, 1.35 and 1.9; bfloat16 1.0, 1.05, 1.5 and 2.7. Memory bounds n <= 8. Beyond,
+// there are n/8 multiply-adds a byte of float32 and n/4 of bfloat16, at 70 % of the processor's
+// peak with all rows in the second cache: 0.7 read passes at n = 32 in float32, of which little is
+// hidden behind memory.
 #include <cstdlib>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
