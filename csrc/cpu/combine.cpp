@@ -78,6 +78,10 @@ struct Halves : Lanes<uint16_t, float> {
   }
 };
 
+int64_t size_of(DType dtype) {
+  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
+}
+
 // Columns of one parameter that a thread combines.
 struct Run {
   const void* const* rows;
@@ -201,28 +205,30 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
   const View view = view_of(weights);
   std::vector<double> w(grads.objectives);
   for (int64_t i = 0; i < grads.objectives; ++i) w[i] = load(view, i * view.token);
-  std::vector<int64_t> chunks(grads.parameters + 1, 0);
+  // Columns of all parameters in a row, so that threads get as many of them each.
+  std::vector<int64_t> start(grads.parameters + 1, 0);
   int64_t bytes = 0;
   for (int64_t p = 0; p < grads.parameters; ++p) {
-    chunks[p + 1] = chunks[p] + (grads.size[p] + kChunk - 1) / kChunk;
-    bytes += grads.size[p] * 4;
+    start[p + 1] = start[p] + grads.size[p];
+    bytes += grads.size[p] * size_of(grads.dtype[p]);
   }
-  parallel_for(0, chunks.back(), 4, [&](int64_t first, int64_t last) {
+  const int64_t total = start.back();
+  parallel_for(0, (total + kChunk - 1) / kChunk, 4, [&](int64_t first, int64_t last) {
     std::vector<const void*> rows;
     std::vector<double> used;
-    int64_t p = std::upper_bound(chunks.begin(), chunks.end(), first) - chunks.begin() - 1;
-    while (first < last) {
-      while (chunks[p + 1] <= first) ++p;
+    int64_t at = first * kChunk;
+    const int64_t end = std::min(last * kChunk, total);
+    int64_t p = std::upper_bound(start.begin(), start.end(), at) - start.begin() - 1;
+    while (at < end) {
+      while (start[p + 1] <= at) ++p;
       rows.clear(), used.clear();
       for (int64_t i = 0; i < grads.objectives; ++i) {
         if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
       }
-      const int64_t end = std::min(last, chunks[p + 1]);
-      const int64_t begin_column = (first - chunks[p]) * kChunk;
-      const int64_t end_column = std::min((end - chunks[p]) * kChunk, grads.size[p]);
-      combine_run(Run{rows.data(), used.data(), static_cast<int64_t>(rows.size()), begin_column,
-                      end_column, grads.dtype[p], accumulate, bytes >= kStreamed, out[p]});
-      first = end;
+      const int64_t until = std::min(end, start[p + 1]);
+      combine_run(Run{rows.data(), used.data(), static_cast<int64_t>(rows.size()), at - start[p],
+                      until - start[p], grads.dtype[p], accumulate, bytes >= kStreamed, out[p]});
+      at = until;
     }
 #if defined(PAMA_STREAM)
     _mm_sfence();
