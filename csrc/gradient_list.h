@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "tensors.h"
+#include "arguments.h"
 
 namespace pama {
 
@@ -41,13 +41,22 @@ class GradientList {
  public:
   GradientList(const std::vector<Tensor>& grads, int64_t n)
       : objectives(n),
-        parameters(n > 0 ? static_cast<int64_t>(grads.size()) / n : 0),
+        parameters(parameters_in(grads, n)),
         data(grads.size(), nullptr),
         size(parameters, 0),
         dtype(parameters, DType::kFloat),
         model(parameters, -1),
         in_place_(parameters, true) {
     for (int64_t p = 0; p < parameters; ++p) place(grads, p);
+  }
+
+  // What combined gradients may be written to.
+  void check_out(const std::vector<Tensor>& grads, const std::vector<Tensor>& out) const {
+    if (static_cast<int64_t>(out.size()) != parameters) {
+      refuse("out must hold " + std::to_string(parameters) + " tensors, got " +
+             std::to_string(out.size()));
+    }
+    for (int64_t p = 0; p < parameters; ++p) check_alike(grads[model[p]], out[p]);
   }
 
   int64_t objectives, parameters;
@@ -77,17 +86,27 @@ class GradientList {
   }
 
  private:
+  static void check_alike(const Tensor& first, const Tensor& other) {
+    if (other.scalar_type() != first.scalar_type()) {
+      refuse("the gradients of a parameter must have one dtype, got two");
+    }
+    check_sizes("a gradient", other, first.sizes(), first);
+  }
+
   void place(const std::vector<Tensor>& grads, int64_t p) {
     bool in_place = true;
     for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
       if (model[p] < 0 || size[p] == 0) model[p] = k, size[p] = grads[k].numel();
     }
     const Tensor& first = grads[model[p]];
+    check_floating("grads", first);
+    check_device("grads", first, grads[0]);
     dtype[p] = dtype_of(first);
     if (size[p] == 0) return;
     const bool dense = is_dense(first), contiguous = first.is_contiguous();
     for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
       if (grads[k].numel() == 0) continue;
+      check_alike(first, grads[k]);
       in_place &= contiguous ? grads[k].is_contiguous() : dense && same_order(first, grads[k]);
     }
     for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
@@ -122,6 +141,7 @@ struct Combination {
   Combination(const GradientList& grads, const std::vector<Tensor>& like,
               const std::vector<Tensor>& out, bool accumulate)
       : tensors(out) {
+    grads.check_out(like, out);
     for (int64_t p = 0; p < grads.parameters; ++p) {
       if (!grads.walks(like, p, out[p])) {
         tensors[p] = grads.empty_like(like, p);

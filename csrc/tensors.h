@@ -87,13 +87,14 @@ inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_s
                               bool objectives = true) {
   const auto sizes = x.sizes();
   const int64_t n = objectives ? sizes[0] : 1, last = sizes[x.dim() - 1];
-  if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last};
+  if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last, 0};
   return {n,
           cu_seqlens->size(0) - 1,
           last,
           cu_seqlens->const_data_ptr(),
           cu_seqlens->scalar_type() == ScalarType::Long,
-          last};
+          last,
+          cu_seqlens->stride(0)};
 }
 
 // Shape of what PAMA solves one problem for: of the weights without their leading N.

@@ -14,7 +14,8 @@ template <class Team>
 class AlignedMtl {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = true;
+  static constexpr Takes kTakes = Takes::kPreference;
+  static constexpr int kOptions = 2;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }

@@ -23,8 +23,9 @@ template <class Team>
 class CaGrad {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = false;
-  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  static constexpr Takes kTakes = Takes::kNothing;
+  static constexpr int kOptions = 1;
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return ConeActiveSet<Team>::reals(n) + MinNorm<Team>::reals(n) + 3 * n;
   }

@@ -14,7 +14,8 @@ template <class Team>
 class ConeWeights {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = true;
+  static constexpr Takes kTakes = Takes::kPreference;
+  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return ConeActiveSet<Team>::reals(n) + 3 * n;

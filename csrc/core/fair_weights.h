@@ -28,8 +28,9 @@ template <class Team>
 class FairWeights {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = false;
-  PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  static constexpr Takes kTakes = Takes::kNothing;
+  static constexpr int kOptions = 0;
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return FairFace<Team>::reals(n) + 5 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return FairFace<Team>::integers(n); }
   // Of Newton steps for each β.
@@ -51,7 +52,8 @@ class FairWeights {
 
   PAMA_HD void solve() {
     int half = 0;
-    if (!normalize_gram(team_, n_, problem_.gram, length_, &half)) {
+    const bool meant = beta_ > 0 && beta_ <= DBL_MAX;
+    if (!meant || !normalize_gram(team_, n_, problem_.gram, length_, &half)) {
       return fill(team_, n_, NAN, problem_.out);
     }
     make_unit();

@@ -8,6 +8,7 @@ namespace pama {
 template <class Team>
 class FairGrad : public FairWeights<Team> {
  public:
+  static constexpr int kOptions = 1;
   // Options: α.
   PAMA_HD explicit FairGrad(const GramProblem<Team>& problem)
       : FairWeights<Team>(problem, 1 / problem.options[0]) {}

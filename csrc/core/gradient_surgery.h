@@ -49,7 +49,8 @@ template <class Team, template <class> class Rule>
 class GradientSurgery {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = false;
+  static constexpr Takes kTakes = Takes::kVector;
+  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return n * n; }
 

@@ -5,12 +5,15 @@
 
 namespace pama {
 
+// What an op takes beside the matrix.
+enum class Takes { kNothing, kPreference, kVector };
+
 template <class Team>
 struct GramProblem {
   Team team;
   int n;
   double* gram;           // n x n, symmetric to the bit; the solver may overwrite it
-  const double* vector;   // a preference (null: uniform), or what the solver takes in its place
+  const double* vector;   // null unless the solver takes one; a preference: null if uniform
   double roundoff;        // unit roundoff of the dtype that gram came in
   const double* options;  // the op's scalar arguments
   double* out;            // n, or 1 if the solver is kScalar

@@ -25,7 +25,8 @@ template <class Team>
 class MinNorm {
  public:
   static constexpr bool kScalar = false;
-  static constexpr bool kTakesPreference = true;
+  static constexpr Takes kTakes = Takes::kPreference;
+  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return SimplexActiveSet<Team>::reals(n) + 2 * n;

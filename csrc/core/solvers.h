@@ -2,11 +2,13 @@
 // CPU kernel and a CUDA kernel.
 //
 // A solver is a class template over the Team, in a header of its own, with
-//   static constexpr bool kScalar (one number comes out, not one a row) and kTakesPreference,
+//   static constexpr bool kScalar: whether one number comes out, not one a row,
+//   static constexpr Takes kTakes: nothing, a preference or none, or a vector it cannot do without,
+//   static constexpr int64_t vector(int64_t n): how many numbers that has (a bit pattern such as a
+//   64-bit seed travels as a double),
+//   static constexpr int kOptions: how many scalars the op takes,
 //   static constexpr int64_t reals(int64_t n) and integers(int64_t n) of workspace,
-//   static constexpr int64_t vector(int64_t n), how many numbers the op's vector holds (a bit
-//   pattern such as a 64-bit seed travels as a double), a constructor from GramProblem<Team>, and
-//   void solve().
+//   a constructor from GramProblem<Team>, and void solve().
 #pragma once
 
 #include "core/aligned_mtl.h"

@@ -91,11 +91,12 @@ struct Sequences {
   const void* offsets;  // null: padded
   bool wide_offsets;    // int64 rather than int32
   int64_t total;
+  int64_t stride;  // of the offsets
 
   // Clamped, so that offsets nobody could check without a synchronisation cannot leave the array.
   PAMA_INLINE int64_t offset(int64_t b) const {
-    const int64_t i = wide_offsets ? static_cast<const int64_t*>(offsets)[b]
-                                   : static_cast<const int32_t*>(offsets)[b];
+    const int64_t i = wide_offsets ? static_cast<const int64_t*>(offsets)[b * stride]
+                                   : static_cast<const int32_t*>(offsets)[b * stride];
     return i < 0 ? 0 : i > total ? total : i;
   }
   PAMA_INLINE int64_t begin(int64_t b) const { return offsets ? offset(b) : 0; }

@@ -67,9 +67,10 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const std::optional<Tensor>& last_values,
                                const std::optional<Tensor>& cu_seqlens, double gamma,
                                double lambda) {
+  check_gae(rewards, values, mask, last_values, cu_seqlens);
   const bool ragged = cu_seqlens.has_value();
   const Sequences sequences = sequences_of(rewards, cu_seqlens);
-  check_tokens(mask, cu_seqlens, sequences);
+  check_token_values(mask, cu_seqlens, sequences);
   const ScalarType dtype = result_dtype(&rewards, &values, last_values);
   Tensor advantages = allocate(rewards, rewards.sizes(), dtype);
   Tensor returns = allocate(rewards, rewards.sizes(), dtype);

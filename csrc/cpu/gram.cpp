@@ -293,14 +293,16 @@ void accumulate(const GradientList& grads, double* out) {
 }
 
 Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
-  Tensor out = allocate(grads.at(0), {n, n}, ScalarType::Double);
+  const GradientList list(grads, n);
+  Tensor out = allocate(grads[0], {n, n}, ScalarType::Double);
   double* entries = static_cast<double*>(out.mutable_data_ptr());
   std::fill_n(entries, n * n, 0.0);
-  accumulate(GradientList(grads, n), entries);
+  accumulate(list, entries);
   return out;
 }
 
 void gram_accumulate(Tensor& gram, const std::vector<Tensor>& grads) {
+  check_gram_out(gram, grads);
   accumulate(GradientList(grads, gram.size(0)), static_cast<double*>(gram.mutable_data_ptr()));
 }
 

@@ -27,6 +27,7 @@ Moments group_moments(const View& rewards, int64_t first, int64_t size) {
 }
 
 Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
+  check_group_normalize(rewards, group_size);
   Tensor result = allocate(rewards, rewards.sizes(), result_dtype(&rewards));
   const View in = view_of(rewards), out = view_of(result);
   const int64_t groups = rewards.size(rewards.dim() - 1) / group_size;

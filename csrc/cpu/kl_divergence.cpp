@@ -50,6 +50,7 @@ PAMA_CLONES void kl_tiles(const Kl& kl, Estimator kind, int64_t begin, int64_t e
 
 Tensor run(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& ref_logp,
            const std::optional<Tensor>& mask, int64_t estimator) {
+  check_kl(grad, logp, ref_logp, mask);
   check_mask(mask);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
   const int64_t length = logp.size(logp.dim() - 1), batch = logp.dim() > 1 ? logp.size(0) : 1;

@@ -455,12 +455,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
     const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction_code,
     double low, double high, bool noon, bool ratio_weighted) {
+  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
+  check_pama_combine(advantages, preference, statistics, reduction_code);
   const auto reduction = static_cast<Reduction>(reduction_code);
   const bool ragged = cu_seqlens.has_value();
   const Batch batch =
       batch_of(advantages, mask, log_ratio, cu_seqlens, low, high, noon, ratio_weighted);
   const Sequences& s = batch.sequences;
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   check_preference(preference);
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());

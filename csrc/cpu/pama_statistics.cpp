@@ -120,11 +120,12 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
                        const std::optional<Tensor>& log_ratio,
                        const std::optional<Tensor>& cu_seqlens, int64_t reduction_code, double low,
                        double high, bool noon, bool ratio_weighted) {
+  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
   const auto reduction = static_cast<Reduction>(reduction_code);
   const Batch batch =
       batch_of(advantages, mask, log_ratio, cu_seqlens, low, high, noon, ratio_weighted);
   const Sequences& s = batch.sequences;
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   const int64_t n = s.objectives, size = statistics_size(n, reduction);
   Tensor result = allocate(advantages, {size}, ScalarType::Double);
   double* total = static_cast<double*>(result.mutable_data_ptr());

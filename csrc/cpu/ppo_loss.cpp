@@ -126,9 +126,10 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
     const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
     const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens, double low,
     double high, int64_t aggregate, double divisor, double kl_coef, int64_t estimator) {
+  check_ppo(logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(logp, cu_seqlens, false);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   check_normalizer(normalizer);
   const Ppo ppo{s,
                 view_of(logp, ragged),
@@ -165,9 +166,11 @@ Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Te
                          const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
                          const std::optional<Tensor>& cu_seqlens, double low, double high,
                          double kl_coef, int64_t estimator) {
+  check_ppo(logp, old_logp, advantages, mask, ref_logp, std::nullopt, cu_seqlens);
+  check_ppo_backward(grad, row_weights, logp, cu_seqlens);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(logp, cu_seqlens, false);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
   // A term that counts nothing is not read, so that it cannot bring a NaN either.
   const std::optional<Tensor>& ref = kl_coef != 0 ? ref_logp : std::nullopt;

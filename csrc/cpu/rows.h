@@ -5,7 +5,7 @@
 #include <sstream>
 #include <vector>
 
-#include "tensors.h"
+#include "arguments.h"
 
 // Compiled for three generations of processors, chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
@@ -166,8 +166,9 @@ void check_mask(const std::optional<Tensor>& mask);
 void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total);
 void check_preference(const std::optional<Tensor>& preference);
 
-inline void check_tokens(const std::optional<Tensor>& mask, const std::optional<Tensor>& cu_seqlens,
-                         const Sequences& sequences) {
+inline void check_token_values(const std::optional<Tensor>& mask,
+                               const std::optional<Tensor>& cu_seqlens,
+                               const Sequences& sequences) {
   check_mask(mask);
   check_offsets(cu_seqlens, sequences.total);
 }

@@ -100,9 +100,10 @@ std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& return
                                       const std::optional<Tensor>& normalizer,
                                       const std::optional<Tensor>& cu_seqlens, double clip,
                                       double divisor) {
+  check_value_loss(values, returns, mask, old_values, normalizer, cu_seqlens);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(values, cu_seqlens);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   check_normalizer(normalizer);
   const Value loss{s,
                    view_of(values, ragged),
@@ -135,9 +136,11 @@ Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor
                            const Tensor& returns, const std::optional<Tensor>& mask,
                            const std::optional<Tensor>& old_values,
                            const std::optional<Tensor>& cu_seqlens, double clip) {
+  check_value_loss(values, returns, mask, old_values, std::nullopt, cu_seqlens);
+  check_value_backward(grad, scale, values);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(values, cu_seqlens);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   Tensor out = allocate(values, values.sizes(), result_dtype(&values));
   const Value loss{s,
                    view_of(values, ragged),

@@ -109,7 +109,8 @@ template <template <class> class Solver>
 Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
              const std::vector<double>& options) {
   using Method = Solver<SerialTeam>;
-  if (Method::kTakesPreference) check_preference(vector);
+  check_problem<Method>(gram, vector, options);
+  if (Method::kTakes == Takes::kPreference) check_preference(vector);
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
   if (!Method::kScalar) shape.push_back(n);
@@ -148,6 +149,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
 
 std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
                                         const std::optional<Tensor>& preference) {
+  check_values(values, preference);
   check_preference(preference);
   std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
   const int64_t n = shape.back();

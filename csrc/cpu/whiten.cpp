@@ -61,9 +61,10 @@ PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Affine* 
 
 Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
                       const std::optional<Tensor>& cu_seqlens) {
+  check_tokens("x", x, mask, cu_seqlens);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(x, cu_seqlens);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), {}};
   std::vector<Moments> partials(s.count * s.objectives);
   for_sequences(s, [&](int64_t first, int64_t end) {
@@ -87,9 +88,11 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
 
 Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
                     const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
+  check_tokens("x", x, mask, cu_seqlens);
+  check_moments(moments, x);
   const bool ragged = cu_seqlens.has_value();
   const Sequences s = sequences_of(x, cu_seqlens);
-  check_tokens(mask, cu_seqlens, s);
+  check_token_values(mask, cu_seqlens, s);
   const View of = view_of(moments);  // [rank, objective, 3]
   std::vector<Affine> affine(s.objectives);
   for (int64_t n = 0; n < s.objectives; ++n) {

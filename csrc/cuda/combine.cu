@@ -45,6 +45,7 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
 }
 
 std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& weights) {
+  check_combine(tensors, weights);
   const GradientList grads(tensors, weights.size(0));
   const Combination to(grads, tensors);
   combine_runs(grads, weights, to.data, false);
@@ -53,6 +54,7 @@ std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& we
 
 void combine_into(const std::vector<Tensor>& out, const std::vector<Tensor>& tensors,
                   const Tensor& weights, bool accumulate) {
+  check_combine(tensors, weights);
   const GradientList grads(tensors, weights.size(0));
   const Combination to(grads, tensors, out, accumulate);
   combine_runs(grads, weights, to.data, accumulate);

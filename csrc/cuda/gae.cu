@@ -9,6 +9,7 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                                const std::optional<Tensor>& last_values,
                                const std::optional<Tensor>& cu_seqlens, double gamma,
                                double lambda) {
+  check_gae(rewards, values, mask, last_values, cu_seqlens);
   const Launcher launch(rewards);
   const bool ragged = cu_seqlens.has_value();
   const Sequences sequences = sequences_of(rewards, cu_seqlens);

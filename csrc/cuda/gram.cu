@@ -137,13 +137,15 @@ void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
 }
 
 Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
-  Tensor out = allocate(grads.at(0), {n, n}, ScalarType::Double);
+  const GradientList list(grads, n);
+  Tensor out = allocate(grads[0], {n, n}, ScalarType::Double);
   torch::stable::zero_(out);
-  accumulate(grads[0], GradientList(grads, n), static_cast<double*>(out.mutable_data_ptr()));
+  accumulate(grads[0], list, static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 
 void gram_accumulate(Tensor gram, const std::vector<Tensor>& grads) {
+  check_gram_out(gram, grads);
   accumulate(gram, GradientList(grads, gram.size(0)),
              static_cast<double*>(gram.mutable_data_ptr()));
 }

@@ -5,6 +5,7 @@ namespace pama {
 namespace {
 
 Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
+  check_group_normalize(rewards, group_size);
   const Launcher launch(rewards);
   Tensor out = allocate(rewards, rewards.sizes(), result_dtype(&rewards));
   const int64_t groups = rewards.size(rewards.dim() - 1) / group_size;

@@ -6,10 +6,11 @@ namespace {
 
 Tensor run(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& ref_logp,
            const std::optional<Tensor>& mask, int64_t estimator) {
+  check_kl(grad, logp, ref_logp, mask);
   const Launcher launch(logp);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
   const int64_t length = logp.size(logp.dim() - 1), rows = logp.dim() > 1 ? logp.size(0) : 1;
-  const Sequences sequences{1, rows, length, nullptr, false, length};
+  const Sequences sequences{1, rows, length, nullptr, false, length, 0};
   const KlArgs args{
       sequences,     chunks_of(sequences), view_of(logp), view_of(ref_logp),
       view_of(mask), view_of(grad),        view_of(out),  static_cast<Estimator>(estimator)};

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "arguments.h"
 #include "kernels/device.cuh"
-#include "tensors.h"
 
 #if defined(PAMA_EMULATE)
 // The same launchers, run on the host: their ops live in a namespace of their own, on the CPU key.

@@ -28,6 +28,7 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
                        const std::optional<Tensor>& log_ratio,
                        const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
                        double high, bool noon, bool ratio_weighted) {
+  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction);
   const Launcher launch(advantages);
   const int64_t n = advantages.size(0);
   const int64_t entries = statistics_size(n, static_cast<Reduction>(reduction));
@@ -50,6 +51,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
     const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction_code,
     double low, double high, bool noon, bool ratio_weighted) {
+  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
+  check_pama_combine(advantages, preference, statistics, reduction_code);
   const Launcher launch(advantages);
   const bool ragged = cu_seqlens.has_value();
   const auto reduction = static_cast<Reduction>(reduction_code);

@@ -31,6 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
     const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
     const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens, double low,
     double high, int64_t aggregate, double divisor, double kl_coef, int64_t estimator) {
+  check_ppo(logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens);
   const Launcher launch(logp);
   PpoArgs args = arguments(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, low, high,
                            kl_coef, estimator);
@@ -62,6 +63,8 @@ Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Te
                          const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
                          const std::optional<Tensor>& cu_seqlens, double low, double high,
                          double kl_coef, int64_t estimator) {
+  check_ppo(logp, old_logp, advantages, mask, ref_logp, std::nullopt, cu_seqlens);
+  check_ppo_backward(grad, row_weights, logp, cu_seqlens);
   const Launcher launch(logp);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
   // A term that counts nothing is not read, so that it cannot bring a NaN either.

@@ -28,6 +28,7 @@ std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& return
                                       const std::optional<Tensor>& normalizer,
                                       const std::optional<Tensor>& cu_seqlens, double clip,
                                       double divisor) {
+  check_value_loss(values, returns, mask, old_values, normalizer, cu_seqlens);
   const Launcher launch(values);
   ValueArgs args = arguments(values, returns, mask, old_values, cu_seqlens, clip);
   const int64_t objectives = args.sequences.objectives;
@@ -47,6 +48,8 @@ Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor
                            const Tensor& returns, const std::optional<Tensor>& mask,
                            const std::optional<Tensor>& old_values,
                            const std::optional<Tensor>& cu_seqlens, double clip) {
+  check_value_loss(values, returns, mask, old_values, std::nullopt, cu_seqlens);
+  check_value_backward(grad, scale, values);
   const Launcher launch(values);
   Tensor out = allocate(values, values.sizes(), result_dtype(&values));
   ValueArgs args = arguments(values, returns, mask, old_values, cu_seqlens, clip);

@@ -31,6 +31,7 @@ void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args,
 template <template <class> class Solver>
 Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
              const std::vector<double>& options) {
+  check_problem<Solver<WarpTeam>>(gram, vector, options);
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1);
   if (!Solver<WarpTeam>::kScalar) shape.push_back(n);
@@ -42,13 +43,15 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   args.out.dtype = dtype_of(out);
   args.count = count_of(gram, 2);
   args.n = static_cast<int>(n);
-  std::copy_n(options.begin(), std::min<size_t>(options.size(), kMaxOptions), args.options);
+  static_assert(Solver<WarpTeam>::kOptions <= kMaxOptions);
+  std::copy(options.begin(), options.end(), args.options);
   launch_stack(gram, gram_kernel<Solver>, args, gram_workspace<Solver>(n));
   return out;
 }
 
 std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
                                         const std::optional<Tensor>& preference) {
+  check_values(values, preference);
   std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
   Tensor weights = allocate(values, shape, values.scalar_type());
   shape.pop_back();

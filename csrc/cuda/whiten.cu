@@ -21,6 +21,7 @@ WhitenArgs arguments(const Tensor& x, const std::optional<Tensor>& mask,
 
 Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
                       const std::optional<Tensor>& cu_seqlens) {
+  check_tokens("x", x, mask, cu_seqlens);
   const Launcher launch(x);
   WhitenArgs args = arguments(x, mask, cu_seqlens);
   const int64_t objectives = args.sequences.objectives;
@@ -36,6 +37,8 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
 
 Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
                     const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
+  check_tokens("x", x, mask, cu_seqlens);
+  check_moments(moments, x);
   const Launcher launch(x);
   Tensor out = allocate(x, x.sizes(), result_dtype(&x));
   WhitenArgs args = arguments(x, mask, cu_seqlens);

@@ -1,0 +1,110 @@
+"""The dispatcher ops, reached without the public functions that check their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from calls import Call, calls, run
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import pama_ops as po
+from pama_ops import _schemas
+
+# Of these a narrower one is a smaller problem.
+ALONE = {"whiten_moments", "pama_weights"}
+
+
+@pytest.fixture(params=["cpu", "emulated"])
+def ops(request):
+    if request.param == "emulated":
+        request.getfixturevalue("emulated_library")
+        return torch.ops.pama_ops_emulated
+    return torch.ops.pama_ops
+
+
+def spoilt(call: Call) -> Iterator[tuple[str, Call]]:
+    """The call with one of its tensors short of what the others say, or of integers."""
+    name, arguments = call
+    for k, x in enumerate(tree_leaves(arguments)):
+        if not isinstance(x, Tensor) or x.numel() == 0:
+            continue
+        if x.dtype == torch.int64 and x.dim() == 1:  # offsets: fewer of them are fewer sequences
+            continue
+        others = sum(isinstance(y, Tensor) for y in tree_leaves(arguments)) > 1
+        if x.dim() and (others or name not in ALONE):
+            yield f"{name}: short {k}", (name, replaced(arguments, x, x[..., : x.shape[-1] - 1]))
+        if x.dim() and x.dtype.is_floating_point:
+            yield f"{name}: integer {k}", (name, replaced(arguments, x, x.to(torch.int8)))
+
+
+def replaced(arguments: tuple, old: Tensor, new: Tensor) -> tuple:
+    return tree_map_only(Tensor, lambda x: new if x is old else x, arguments)
+
+
+def test_ops_refuse_what_would_make_them_read_past_an_end(ops):
+    missed = []
+    for call in calls():
+        if call[0] == "refuse_gradient":
+            continue
+        for what, (name, arguments) in spoilt(call):
+            try:
+                run(getattr(ops, name), arguments)
+            except ValueError:
+                continue
+            missed.append(what)
+    assert missed == []
+
+
+SOLVERS = sorted({*po.reference.WEIGHTINGS, "duality_gap"})
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_solvers_count_their_options_and_miss_no_vector(ops, name):
+    """Neither is read past its end."""
+    op = getattr(ops, name)
+    arguments = next(arguments for called, arguments in calls() if called == name)
+    gram, vector, options = arguments
+    op(*arguments)
+    for wrong in (options[:-1], [*options, 1.0]):
+        if wrong != options:
+            with pytest.raises(ValueError, match="options must hold"):
+                op(gram, vector, wrong)
+    if vector is not None:
+        with pytest.raises(ValueError, match="vector beside gram"):
+            op(gram, None, options)
+        with pytest.raises(ValueError, match="vector beside gram"):
+            op(gram, vector[:3], options)
+    for bad in (gram[0, 0], gram[..., :2], gram[..., :0, :0], gram.to(torch.cfloat)):
+        with pytest.raises(ValueError, match="gram must"):
+            op(bad, vector, options)
+    if vector is None:
+        with pytest.raises(ValueError, match=r"must have the shape|takes no vector"):
+            op(gram, torch.ones(2, dtype=torch.float64), options)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_fairgrad_of_no_alpha_is_nan_and_ends(ops, alpha):
+    assert bool(ops.fairgrad(torch.eye(3), None, [alpha]).isnan().all())
+
+
+def test_ops_refuse_numbers_that_their_loops_rely_on(ops):
+    x = torch.ones(2, 4)
+    for size in (0, -1, 3):
+        with pytest.raises(ValueError, match="group_size must be positive and divide 4"):
+            ops.group_normalize(x, size, 1e-8)
+    for n in (0, -1, 2):
+        with pytest.raises(ValueError, match="grads must hold"):
+            ops.gram([x, x, x], n)
+    with pytest.raises(ValueError, match="reduction must be"):
+        ops.pama_statistics(x[None], None, None, None, 4, 0.2, 0.2, True, False)
+
+
+def test_offsets_may_have_any_stride(backend):
+    x = torch.arange(6.0, device=backend.device).expand(2, 6)
+    cu = torch.tensor([0, 9, 4, 9, 6], device=backend.device)
+    got = _schemas.gae(x, x, None, None, cu[::2], 0.9, 0.9)
+    want = _schemas.gae(x, x, None, None, cu[::2].clone(), 0.9, 0.9)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
