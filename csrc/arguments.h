@@ -49,7 +49,7 @@ inline void check_floating(const char* name, const Tensor& x) {
 }
 
 inline void check_device(const char* name, const Tensor& x, const Tensor& like) {
-  if (x.is_cuda() != like.is_cuda() || x.get_device_index() != like.get_device_index()) {
+  if (x.get_device_index() != like.get_device_index()) {  // -1 of a CPU tensor
     refuse(std::string(name) + " must be on the device of the other arguments");
   }
 }

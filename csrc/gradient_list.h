@@ -45,7 +45,7 @@ class GradientList {
         data(grads.size(), nullptr),
         size(parameters, 0),
         dtype(parameters, DType::kFloat),
-        model(parameters, -1),
+        model(parameters, 0),
         in_place_(parameters, true) {
     for (int64_t p = 0; p < parameters; ++p) place(grads, p);
   }
@@ -94,31 +94,41 @@ class GradientList {
   }
 
   void place(const std::vector<Tensor>& grads, int64_t p) {
-    bool in_place = true;
-    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
-      if (model[p] < 0 || size[p] == 0) model[p] = k, size[p] = grads[k].numel();
+    const int64_t count = static_cast<int64_t>(grads.size());
+    model[p] = p;
+    for (int64_t k = p; k < count && size[p] == 0; k += parameters) {
+      size[p] = grads[k].numel();
+      if (size[p] > 0) model[p] = k;
     }
     const Tensor& first = grads[model[p]];
     check_floating("grads", first);
     check_device("grads", first, grads[0]);
     dtype[p] = dtype_of(first);
-    if (size[p] == 0) return;
-    const bool dense = is_dense(first), contiguous = first.is_contiguous();
-    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
-      if (grads[k].numel() == 0) continue;
-      check_alike(first, grads[k]);
-      in_place &= contiguous ? grads[k].is_contiguous() : dense && same_order(first, grads[k]);
+    if (size[p] == 0) {
+      for (int64_t k = p; k < count; k += parameters) check_alike(first, grads[k]);
+      return;
     }
-    for (int64_t k = p; k < static_cast<int64_t>(grads.size()); k += parameters) {
-      if (grads[k].numel() == 0) continue;
-      if (in_place) {
-        data[k] = grads[k].const_data_ptr();
-      } else {
-        copies.push_back(torch::stable::contiguous(grads[k]));
-        data[k] = copies.back().const_data_ptr();
-      }
+    const bool contiguous = first.is_contiguous(), dense = contiguous || is_dense(first);
+    // Asked once: with thousands of small tensors the questions are what a call takes.
+    const ScalarType kind = first.scalar_type();
+    const Sizes sizes = first.sizes();
+    const auto device = first.get_device_index();
+    bool in_place = true;
+    for (int64_t k = p; k < count; k += parameters) {
+      const Tensor& x = grads[k];
+      const bool alike =
+          x.scalar_type() == kind && x.get_device_index() == device && same_sizes(x.sizes(), sizes);
+      if (!alike && x.numel() == 0) continue;
+      if (!alike) check_alike(first, x);
+      in_place &= contiguous ? x.is_contiguous() : dense && same_order(first, x);
+      data[k] = x.const_data_ptr();
     }
     in_place_[p] = in_place;
+    for (int64_t k = p; k < count && !in_place; k += parameters) {
+      if (!data[k]) continue;
+      copies.push_back(torch::stable::contiguous(grads[k]));
+      data[k] = copies.back().const_data_ptr();
+    }
   }
 
   std::vector<bool> in_place_;  // not through copies

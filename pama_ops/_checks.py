@@ -232,10 +232,12 @@ def normalizer_value(x: Tensor | None) -> None:
         raise ValueError(f"normalizer must not be negative, got {x.item()}")
 
 
-def gradients(name: str, grads: object) -> tuple[list[Tensor], int, bool]:
+def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Tensor], int, bool]:
     """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
 
-    None becomes an empty tensor, which the ops read as zeros.
+    None becomes an empty tensor, which the ops read as zeros. `by_op`: what the op called next
+    refuses by itself is left to it where it can be, since with thousands of small tensors these
+    checks would take longer than it does; to call this again then finds the words.
     """
     if isinstance(grads, Tensor) or not isinstance(grads, Sequence):
         raise TypeError(
@@ -261,36 +263,24 @@ def gradients(name: str, grads: object) -> tuple[list[Tensor], int, bool]:
                 f"got {len(row)}"
             )
     rows: Iterable[Sequence[Tensor | None]] = lists
-    if not _alike(lists):
+    if not (by_op and _left_to_op(lists)):
         rows = zip(*_checked_columns(name, lists, where), strict=True)
-    flat = [x for row in rows for x in row]
-    return cast("list[Tensor]", flat), len(lists), single
+    return cast("list[Tensor]", [x for row in rows for x in row]), len(lists), single
 
 
 GRADIENT_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
-def _all_tensors(x: Sequence[object]) -> bool:
-    return all(issubclass(kind, Tensor) for kind in set(map(type, x)))
-
-
-def _alike(lists: Sequence[Sequence[Tensor | None]]) -> bool:
-    """Whether all is as `_checked_columns` wants it, and nothing is None: the usual case, in half
-    the time, which is most of what a call with thousands of small tensors takes.
-
-    Keeps no object a tensor: tens of thousands of them would set off Python's garbage collector.
+def _left_to_op(rows: Sequence[Sequence[object]]) -> bool:
+    """Whether an op would refuse all that `_checked_columns` does: it takes empty tensors for None,
+    and cannot be asked while a call is being compiled.
     """
-    if not lists[0] or not all(map(_all_tensors, lists)):
+    if torch.compiler.is_compiling() or not rows[0]:
         return False
-    device = cast("Tensor", lists[0][0]).device
-    for first, *others in zip(*cast("Sequence[Sequence[Tensor]]", lists), strict=True):
-        shape, dtype, layout = first.shape, first.dtype, first.layout
-        if dtype not in GRADIENT_DTYPES or layout != torch.strided or first.device != device:
-            return False
-        for x in others:
-            if x.shape != shape or x.dtype != dtype or x.layout != layout or x.device != device:
-                return False
-    return True
+    if not set().union(*(map(type, row) for row in rows)) <= {Tensor, torch.nn.Parameter}:
+        return False
+    sizes = list(map(Tensor.numel, cast("Sequence[Tensor]", rows[0])))
+    return all(list(map(Tensor.numel, cast("Sequence[Tensor]", row))) == sizes for row in rows[1:])
 
 
 def _checked_columns(
@@ -351,14 +341,15 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
     return tuple(empty if x is None else x for x in column)
 
 
-def outputs(name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int) -> None:
-    """`out` holds one tensor like each of the P gradients."""
+def outputs(
+    name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int, *, by_op: bool = False
+) -> None:
+    """`out` holds one tensor like each of the P gradients. `by_op`: as for `gradients`."""
+    if by_op and _left_to_op([out]):
+        return
     count = len(flat) // n
     if len(out) != count:
         raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
-    # The usual case, as in `gradients`; what has the shape [0] may stand for None.
-    if _alike([flat[:count], out]) and all(x.shape != (0,) for x in out):
-        return
     for p, x in enumerate(out):
         like = max(flat[p::count], key=Tensor.numel)
         match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)

@@ -29,12 +29,25 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
-def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define an op whose default rounds the float64 reference to the dtypes the fake declares."""
+def _define(
+    name: str,
+    schema: str,
+    default: Callable[..., Any],
+    fake: Callable[..., Any],
+    check: Callable[..., None] = lambda *_: None,
+) -> Any:
+    """Define an op whose default rounds the float64 reference to the dtypes the fake declares.
+
+    `check` raises for arguments that the compiled kernels refuse.
+    """
+
+    def declare(*args: Any) -> Any:
+        check(*args)
+        return fake(*args)
 
     def rounded(*args: Any) -> Any:
         with torch.no_grad():
-            results, declared = default(*args), fake(*args)
+            declared, results = declare(*args), default(*args)
         if results is None:  # the op writes into its arguments
             return None
         if isinstance(results, Tensor):
@@ -46,7 +59,7 @@ def _define(name: str, schema: str, default: Callable[..., Any], fake: Callable[
     SCHEMAS[name], DEFAULTS[name] = schema, rounded
     _library.define(name + schema)
     _library.impl(name, rounded, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", declare)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
@@ -155,6 +168,25 @@ pama_combine = _define(
 # that are not stands for a gradient of zeros.
 
 
+def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = None) -> None:
+    """What the compiled kernels refuse, for the definitions to refuse as well."""
+    count = len(grads) // n
+    if out is not None and len(out) != count:
+        raise ValueError(f"out must hold {count} tensors, got {len(out)}")
+    for p in range(count):
+        column = grads[p::count]
+        like = max(column, key=Tensor.numel)
+        present = [x for x in column if x.numel() > 0 or like.numel() == 0]
+        for x in present if out is None else [*present, out[p]]:
+            same = x.shape == like.shape and x.dtype == like.dtype and x.device == grads[0].device
+            if not (same and x.dtype.is_floating_point and x.layout == torch.strided):
+                raise ValueError(
+                    "the gradients of a parameter must be dense, of one floating dtype, one shape "
+                    f"and one device, got {x.layout} {x.dtype} {list(x.shape)} on {x.device} "
+                    f"beside {like.dtype} {list(like.shape)} on {grads[0].device}"
+                )
+
+
 def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
     """Space for the p-th combined gradient, in the layout that the kernels walk."""
     mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
@@ -177,6 +209,7 @@ gram = _define(
     "(Tensor[] grads, int n) -> Tensor",
     reference.gram,
     lambda grads, n: grads[0].new_empty((n, n), dtype=torch.float64),
+    _check_gradients,
 )
 
 gram_accumulate = _define(
@@ -184,6 +217,7 @@ gram_accumulate = _define(
     "(Tensor(a!) gram, Tensor[] grads) -> ()",
     reference.gram_accumulate,
     lambda gram, grads: None,
+    lambda gram, grads: _check_gradients(grads, gram.shape[0]),
 )
 
 combine = _define(
@@ -191,6 +225,7 @@ combine = _define(
     "(Tensor[] grads, Tensor weights) -> Tensor[]",
     reference.combine,
     _fake_combine,
+    lambda grads, weights: _check_gradients(grads, weights.shape[0]),
 )
 
 combine_into = _define(
@@ -198,6 +233,7 @@ combine_into = _define(
     "(Tensor(a!)[] out, Tensor[] grads, Tensor weights, bool accumulate) -> ()",
     reference.combine_into,
     lambda out, grads, weights, accumulate: None,
+    lambda out, grads, weights, accumulate: _check_gradients(grads, weights.shape[0], out),
 )
 
 # --- weights ------------------------------------------------------------------------------------

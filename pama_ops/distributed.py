@@ -45,9 +45,9 @@ def is_dtensor(x: object) -> bool:
 def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
     """Whether the n x P gradients are DTensors; raises unless all are, or none (None is both)."""
     count = len(flat) // n
-    kinds = [is_dtensor(x) for x in flat]
-    if not any(kinds):
+    if not any(map(is_dtensor, {type(x): x for x in flat}.values())):
         return False
+    kinds = [is_dtensor(x) for x in flat]
     of: dict[int, DTensor] = {}
     for k, x in enumerate(flat):
         i, p = divmod(k, count)

@@ -72,7 +72,7 @@ def gram(
     [[4.0, 4.0], [4.0, 7.0]]
     """
     try:
-        flat, n, _ = check.gradients("grads", grads)
+        flat, n, _ = check.gradients("grads", grads, by_op=group is None)
         sharded = distributed.check_shards("grads", flat, n)
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
@@ -81,7 +81,11 @@ def gram(
     except (TypeError, ValueError) as error:
         distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:
-        result: Tensor = ops.gram(flat, n)
+        try:
+            result: Tensor = ops.gram(flat, n)
+        except (TypeError, ValueError):
+            check.gradients("grads", grads)  # finds the words for what the op refuses
+            raise
     else:
         if distributed.may_talk(flat[0].device, check_finite):
             _agree(flat, n, group)
@@ -135,13 +139,19 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     >>> G.tolist()
     [[4.0, 3.0], [3.0, 4.0]]
     """
-    flat, n, _ = check.gradients("grads", grads)
+    flat, n, _ = check.gradients("grads", grads, by_op=True)
     if distributed.check_shards("grads", flat, n):
         raise TypeError("grads must be plain tensors to accumulate, got DTensors: pass to_local()")
-    check.match("gram", gram, (n, n), "grads", flat[0].device)
-    if gram.dtype != torch.float64 or not gram.is_contiguous():
-        raise ValueError(f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}")
-    ops.gram_accumulate(gram, flat)
+    try:
+        check.match("gram", gram, (n, n), "grads", flat[0].device)
+        if gram.dtype != torch.float64 or not gram.is_contiguous():
+            raise ValueError(
+                f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
+            )
+        ops.gram_accumulate(gram, flat)
+    except (TypeError, ValueError):
+        check.gradients("grads", grads)  # finds the words for what the op refuses
+        raise
     return gram
 
 
@@ -174,8 +184,24 @@ def combine(
     >>> combine([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], torch.tensor([0.5, 0.25]))
     tensor([0.5000, 0.5000])
     """
-    flat, n, single = check.gradients("grads", grads)
+    flat, n, single = check.gradients("grads", grads, by_op=True)
     sharded = distributed.check_shards("grads", flat, n)
+    targets = None if out is None else [out] if isinstance(out, Tensor) else list(out)
+    try:
+        results = _combine(flat, n, weights, targets, sharded=sharded)
+    except (TypeError, ValueError):  # what an op refuses is said again, in the words of the checks
+        flat, n, _ = check.gradients("grads", grads)
+        if targets is not None and not sharded:
+            check.outputs("out", targets, flat, n)
+        raise
+    if out is not None:
+        return cast("Tensor | list[Tensor]", out)
+    return results[0] if single else results
+
+
+def _combine(
+    flat: list[Tensor], n: int, weights: Tensor, out: list[Tensor] | None, *, sharded: bool
+) -> list[Tensor]:
     check.match("weights", weights, (n,), "grads", flat[0].device)
     layouts = distributed.layouts(flat, n) if sharded else []
     if sharded:
@@ -187,15 +213,11 @@ def combine(
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]
-        return results[0] if single else results
-    targets = [out] if isinstance(out, Tensor) else list(out)
-    check.outputs("out", targets, layouts or flat, 1 if sharded else n)
+        return results
+    check.outputs("out", out, layouts or flat, 1 if sharded else n, by_op=not sharded)
     if sharded:
-        distributed.check_shards("out and grads", [*layouts, *targets], 2)
-        targets = [distributed.local(x) for x in targets]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*targets, *flat, weights)):
-        with torch.no_grad():
-            ops.combine_into(targets, flat, weights, False)
-    else:
-        ops.combine_into(targets, flat, weights, False)
-    return cast("Tensor | list[Tensor]", out)
+        distributed.check_shards("out and grads", [*layouts, *out], 2)
+        out = [distributed.local(x) for x in out]
+    with torch.no_grad():
+        ops.combine_into(out, flat, weights, False)
+    return out

@@ -8,6 +8,7 @@ import pytest
 import torch
 from calls import Call, calls, run
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pama_ops as po
@@ -108,3 +109,43 @@ def test_offsets_may_have_any_stride(backend):
     got = _schemas.gae(x, x, None, None, cu[::2], 0.9, 0.9)
     want = _schemas.gae(x, x, None, None, cu[::2].clone(), 0.9, 0.9)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+X = torch.ones(2, 3)
+NOT_ALIKE = {
+    "shape": [X, X.mT],
+    "shape of nothing": [torch.ones(0), torch.ones(0, 3)],
+    "dtype": [X, X.double()],
+    "integers": [X.int(), X.int()],
+    "layout": [X, X.to_sparse()],
+    "device": [X, X.to("meta")],
+}
+
+
+@pytest.mark.parametrize("what", NOT_ALIKE)
+def test_lists_not_alike_are_refused_by_every_implementation(backend, what):
+    """The public functions leave this to the ops, and only find the words."""
+    if backend.name == "emulated" and what in ("layout", "device"):
+        pytest.skip("goes to another implementation")
+    grads = NOT_ALIKE[what]
+    w, matrix = torch.ones(2), torch.zeros(2, 2, dtype=torch.float64)
+    for refusing in (
+        lambda: _schemas.gram(grads, 2),
+        lambda: _schemas.gram_accumulate(matrix, grads),
+        lambda: _schemas.combine(grads, w),
+        lambda: _schemas.combine_into([torch.empty(3, 2)], grads, w, False),
+        lambda: _schemas.combine_into(grads[1:], [grads[0], grads[0]], w, False),
+        lambda: _schemas.combine_into([], [grads[0], grads[0]], w, False),
+    ):
+        with pytest.raises(ValueError, match="must"):
+            refusing()
+
+
+def test_lists_not_alike_are_refused_while_a_program_is_traced():
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(torch.ones(2, 3))
+        for other in (x.mT, x.double()):
+            with pytest.raises(ValueError, match="one shape"):
+                _schemas.gram([x, other], 2)
+            with pytest.raises(ValueError, match="one shape"):
+                _schemas.combine_into([other], [x, x], torch.ones(2), False)
