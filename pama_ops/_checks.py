@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import cast
 
 import torch
@@ -265,7 +266,7 @@ def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Te
     rows: Iterable[Sequence[Tensor | None]] = lists
     if not (by_op and _left_to_op(lists)):
         rows = zip(*_checked_columns(name, lists, where), strict=True)
-    return cast("list[Tensor]", [x for row in rows for x in row]), len(lists), single
+    return cast("list[Tensor]", list(chain.from_iterable(rows))), len(lists), single
 
 
 GRADIENT_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
@@ -277,9 +278,11 @@ def _left_to_op(rows: Sequence[Sequence[object]]) -> bool:
     """
     if torch.compiler.is_compiling() or not rows[0]:
         return False
-    if not set().union(*(map(type, row) for row in rows)) <= {Tensor, torch.nn.Parameter}:
+    if not {*map(type, chain.from_iterable(rows))} <= {Tensor, torch.nn.Parameter}:
         return False
     sizes = list(map(Tensor.numel, cast("Sequence[Tensor]", rows[0])))
+    if 0 in sizes:
+        return False
     return all(list(map(Tensor.numel, cast("Sequence[Tensor]", row))) == sizes for row in rows[1:])
 
 

@@ -176,8 +176,10 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
     for p in range(count):
         column = grads[p::count]
         like = max(column, key=Tensor.numel)
-        present = [x for x in column if x.numel() > 0 or like.numel() == 0]
-        for x in present if out is None else [*present, out[p]]:
+        present = [x for x in column if x.numel() > 0]
+        if out is not None and (present or out[p].numel() > 0):
+            present.append(out[p])
+        for x in present:
             same = x.shape == like.shape and x.dtype == like.dtype and x.device == grads[0].device
             if not (same and x.dtype.is_floating_point and x.layout == torch.strided):
                 raise ValueError(

@@ -35,17 +35,21 @@ BUCKET_BYTES = 25 * 2**20
 
 def is_dtensor(x: object) -> bool:
     """Whether `x` is a DTensor."""
-    if type(x) is Tensor or type(x) is torch.nn.Parameter or not isinstance(x, Tensor):
+    return _is_dtensor_class(type(x))
+
+
+def _is_dtensor_class(kind: type) -> bool:
+    if kind is Tensor or kind is torch.nn.Parameter or not issubclass(kind, Tensor):
         return False
     from torch.distributed.tensor import DTensor  # a second of imports that plain tensors save
 
-    return isinstance(x, DTensor)
+    return issubclass(kind, DTensor)
 
 
 def check_shards(name: str, flat: Sequence[Tensor], n: int) -> bool:
     """Whether the n x P gradients are DTensors; raises unless all are, or none (None is both)."""
     count = len(flat) // n
-    if not any(map(is_dtensor, {type(x): x for x in flat}.values())):
+    if not any(map(_is_dtensor_class, {*map(type, flat)})):
         return False
     kinds = [is_dtensor(x) for x in flat]
     of: dict[int, DTensor] = {}

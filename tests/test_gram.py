@@ -264,6 +264,8 @@ BAD = [
     ([], ValueError, "grads must hold at least one objective"),
     ([None, None], ValueError, "grads must hold at least one tensor"),
     ([torch.ones(2), torch.ones(3)], ValueError, r"grads\[1\] .* \[2\] of grads\[0\], got \[3\]"),
+    ([torch.ones(2), torch.ones(0)], ValueError, r"grads\[1\] .* \[2\] of grads\[0\], got \[0\]"),
+    ([torch.ones(0), torch.ones(0, 3)], ValueError, r"grads\[1\] .* \[0\] of .* got \[0, 3\]"),
     (one(torch.ones(4)), ValueError, r"grads\[1\]\[0\] .* \[4\] of grads\[0\]\[0\], got \[2, 2\]"),
     (one(torch.ones(2, 2).half()), TypeError, r"grads\[1\]\[0\] .*float16 of .*float32"),
     (one(torch.ones(2, 2).long()), TypeError, r"grads\[0\]\[0\] .* floating-point .*int64"),

@@ -114,7 +114,6 @@ def test_offsets_may_have_any_stride(backend):
 X = torch.ones(2, 3)
 NOT_ALIKE = {
     "shape": [X, X.mT],
-    "shape of nothing": [torch.ones(0), torch.ones(0, 3)],
     "dtype": [X, X.double()],
     "integers": [X.int(), X.int()],
     "layout": [X, X.to_sparse()],

@@ -3,6 +3,11 @@
 // Bound by memory: n reads and a write, for which 256 bytes of sums at a time stay in registers
 // while the rows pass. An ordinary store would first read what it overwrites, so results beyond the
 // caches are written past them. float64 gradients are summed in float64, all others in float32.
+//
+// Measured against as many bytes read and written by torch (benchmarks/results/cpu_gram.json:
+// GPT-2's shapes, two threads of an Emerald Rapids, quiet): MEASURED. What exceeds the bound at
+// n = 32 is not in here: with 4,700 tensors of 50 KB on average a call takes 3 ms to box and check
+// them, 0.6 us each, before the first is read; one tensor of as many bytes takes 0.9.
 #include "cpu/rows.h"
 #include "gradient_list.h"
 
