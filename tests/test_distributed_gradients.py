@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 import pama_ops as po
 from pama_ops import distributed
 
+DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 N = 3
 SHAPES = [(5, 4), (3,), (1, 6), (7, 2)]
 
@@ -417,7 +420,7 @@ def unsharded(world: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def with_ddp(rank: int) -> Any:
     net = DistributedDataParallel(model())
-    for x in batches(2):
+    for x in batches(dist.get_world_size()):
         w = po.pareto_backward(rank_losses(net, x[rank]), net.parameters())
     return w, flattened(x.grad for x in net.parameters())
 
@@ -451,6 +454,49 @@ def check_backward(results: list[Any]) -> None:
 
 def test_ddp_gives_the_gradient_of_the_whole_batch(ranks):
     check_backward(ranks(with_ddp))
+
+
+def test_ddp_on_four_ranks_gives_the_gradient_of_the_whole_batch(four_ranks):
+    check_backward(four_ranks(with_ddp))
+
+
+class Losses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        z = self.layers(x) - y
+        return [z[:, i].square().mean() for i in range(N)]
+
+
+def documented(rank: int, how: str) -> torch.Tensor:
+    """The parameters after docs/distributed.md's snippet."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    first, loop = code.split("\n", 1)
+    by_ddp, by_fsdp = re.fullmatch(r"model = (.*)  # or (.*), FSDP2 or HSDP", first).groups()
+    x = batches(4)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "DistributedDataParallel": DistributedDataParallel,
+        "fully_shard": fully_shard,
+        "pareto_backward": po.pareto_backward,
+        "model": Losses(),
+        "loader": [(y, torch.ones(N)) for y in (x.flatten(1, 2) if how == "one" else x[:, rank])],
+    }
+    if how.endswith("sdp"):
+        shape, axes = {"fsdp": ((4,), ["s"]), "hsdp": ((2, 2), ["r", "s"])}[how]
+        names["mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=axes)
+    if how != "one":
+        names["model"] = eval(by_ddp if how == "ddp" else by_fsdp, names)
+    exec(loop, names)
+    return flattened(full(y.detach()) for y in names["model"].parameters())
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "hsdp"])
+def test_the_documented_snippet_takes_the_steps_of_one_process(four_ranks, how):
+    for got in four_ranks(documented, how):
+        close(got, documented(0, "one"))
 
 
 @pytest.mark.parametrize("saved", [False, True])
@@ -770,3 +816,15 @@ def autograd_through_fsdp(rank: int) -> str:
 def test_autograd_grad_raises_under_fsdp2(ranks):
     for said in ranks(autograd_through_fsdp):
         assert "appears to not have been used in the graph" in said
+
+
+def without_synchronisation(rank: int) -> str:
+    net = sharded_net(init_device_mesh("cpu", (2,)))
+    net.set_requires_gradient_sync(False)
+    losses = rank_losses(net, batches(2)[0, rank])
+    return message(po.pareto_backward, losses, net.parameters())
+
+
+def test_fsdp2_without_gradient_synchronisation_is_an_error(ranks):
+    for said in ranks(without_synchronisation):
+        assert said.startswith("ValueError: losses must depend on parameters")
