@@ -169,12 +169,14 @@ def _agree(
 
 
 def _described(x: object) -> str:
-    """A weighting's name and what functools.partial sets; not what closures and objects hold."""
+    """A weighting's name and what functools.partial sets, of tensors, which may be state whose last
+    bits differ, the shape alone; not what closures and objects hold.
+    """
     if isinstance(x, functools.partial):
         options = (f"{name}={_described(value)}" for name, value in sorted(x.keywords.items()))
         return f"partial({', '.join([*map(_described, (x.func, *x.args)), *options])})"
     if isinstance(x, Tensor):
-        return str(x.tolist())
+        return f"{x.dtype} {list(x.shape)}"
     if isinstance(x, (list, tuple)):
         return f"[{', '.join(map(_described, x))}]"
     if x is None or isinstance(x, (bool, int, float, str)):
