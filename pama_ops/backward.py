@@ -95,7 +95,7 @@ def pareto_backward(
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
-        distributed.refuse(error, [tensors, features], ranks, group, wait=True)
+        distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
     _agree(name, terms, shared, heads, weighting, group, ranks)
     rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks)
     if ranks is not None:
