@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Weighting = Callable[[Tensor], Tensor]
+
+# Nodes of a graph that stand for collectives in its backward: SyncBatchNorm's and FSDP2's.
+COMMUNICATING = ("SyncBatchNormBackward", "RegisterPostBackwardFunctionBackward")
 
 
 def pareto_backward(
@@ -49,7 +53,8 @@ def pareto_backward(
     averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss
     into these parameters only, in which FSDP2 averages; what is left Partial is summed. With
     `features`, G is summed over `data_group`, and the one backward's hooks average. All ranks raise
-    where one refuses its arguments or where they disagree in what must be alike.
+    where one refuses its arguments, where they disagree in what must be alike (`weighting` by name
+    and by what functools.partial sets) or where one's gradients fail, unless backward communicates.
 
     Args:
         losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n].
@@ -66,7 +71,7 @@ def pareto_backward(
             what gradients are taken of is plain and no `group` is given; None averages nothing.
 
     Returns:
-        w, [n] in float64 (or what `weighting` returns), detached; the same bits on every rank.
+        w, [n] in float64 (or what `weighting` returns), detached; the first rank's on every rank.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted;
@@ -90,16 +95,17 @@ def pareto_backward(
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
-        distributed.refuse(error, [tensors, features], ranks, group, wait=True)
-    _agree(name, terms, shared, heads, group, ranks)
-    rows, tasks = _gradients(terms, shared, heads, through=through)
-    _dense(name, rows)
+        distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
+    _agree(name, terms, shared, heads, weighting, group, ranks)
+    rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks)
     if ranks is not None:
         if not (through and _sharded(heads)):  # FSDP2 has averaged those
             distributed.average(tasks, heads, ranks)
         if not through:
             distributed.average(rows, [shared] * len(rows), ranks)
     weights = _weights(weighting, rows, name, group, ranks, summed=through)
+    for over in distributed.meeting(shared, ranks, group):  # one rank's chance and processor
+        distributed.same(weights, over)
     if through:
         rows.clear()
         _backward(terms, heads, weights)
@@ -137,6 +143,7 @@ def _agree(
     losses: list[Tensor],
     shared: list[Tensor],
     heads: list[list[Tensor]],
+    weighting: object,
     group: ProcessGroup | None,
     ranks: ProcessGroup | None,
 ) -> None:
@@ -149,6 +156,7 @@ def _agree(
     counts: dict[str, object] = {
         "the function": "pareto_backward",
         "the number of losses": len(losses),
+        "weighting": _described(weighting),
         "what gradients are taken of": name,
         f"the number of shared {name}": len(shared),
         "the number of task_parameters": [len(head) for head in heads],
@@ -162,8 +170,59 @@ def _agree(
     distributed.agree(meetings, shared[0].device)
 
 
+def _described(x: object) -> str:
+    """A weighting's name and what functools.partial sets, of tensors, which may be state whose last
+    bits differ, the shape alone; not what closures and objects hold.
+    """
+    if isinstance(x, functools.partial):
+        options = (f"{name}={_described(value)}" for name, value in sorted(x.keywords.items()))
+        return f"partial({', '.join([*map(_described, (x.func, *x.args)), *options])})"
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)}"
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(map(_described, x))}]"
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return repr(x)
+    named = x if hasattr(x, "__qualname__") else type(x)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def _sharded(rows: list[list[Tensor]]) -> bool:
     return any(distributed.is_dtensor(x) for row in rows for x in row)
+
+
+def _gradients_of_all(
+    name: str,
+    losses: list[Tensor],
+    shared: list[Tensor],
+    heads: list[list[Tensor]],
+    group: ProcessGroup | None,
+    ranks: ProcessGroup | None,
+) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
+    """`_gradients` where they can be taken on every rank; otherwise all ranks raise.
+
+    Not so where backward itself communicates: a rank that fails has left the others in the middle.
+    """
+    through = name == "features"
+    sharded = _sharded([shared, *heads])
+    try:
+        rows, tasks = _gradients(losses, shared, heads, through=through)
+        _dense(name, rows)
+        if through or ranks is None:
+            _reached(name, rows)
+    except Exception as error:
+        if sharded or any(node.name() in COMMUNICATING for node in _graph(losses, shared)):
+            raise
+        distributed.refuse(error, shared, ranks, group, wait=True)
+    if not sharded:
+        groups = distributed.meeting(shared, ranks, group)
+        distributed.agree([(over, {}) for over in groups], shared[0].device)
+    return rows, tasks
+
+
+def _reached(name: str, rows: list[list[Tensor | None]]) -> None:
+    if all(x is None for row in rows for x in row):
+        raise ValueError(f"losses must depend on {name}, but none of them reaches any")
 
 
 def _gradients(
@@ -198,6 +257,16 @@ def _autograd(
 
 def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> None:
     """Autograd would not raise: it would pass over what such a checkpoint hides, as unreached."""
+    if any(node.name() == "CheckpointFunctionBackward" for node in _graph(losses, shared)):
+        raise ValueError(
+            "losses must not pass through reentrant activation checkpointing, which hides "
+            "parameters from torch.autograd.grad: call torch.utils.checkpoint.checkpoint "
+            "with use_reentrant=False"
+        )
+
+
+def _graph(losses: list[Tensor], shared: list[Tensor]) -> Iterator[torch.autograd.graph.Node]:
+    """Between the losses and the shared tensors, if those are no leaves."""
     seen = {x.grad_fn for x in shared}
     nodes = [loss.grad_fn for loss in losses]
     while nodes:
@@ -205,12 +274,7 @@ def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) ->
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "CheckpointFunctionBackward":
-            raise ValueError(
-                "losses must not pass through reentrant activation checkpointing, which hides "
-                "parameters from torch.autograd.grad: call torch.utils.checkpoint.checkpoint "
-                "with use_reentrant=False"
-            )
+        yield node
         nodes.extend(following for following, _ in node.next_functions)
 
 
@@ -234,8 +298,7 @@ def _weights(
 ) -> Tensor:
     """The weighting's answer; `summed`: data ranks hold rows of G's sum, not means of gradients."""
     n = len(rows)
-    if all(x is None for row in rows for x in row):
-        raise ValueError(f"losses must depend on {name}, but none of them reaches any")
+    _reached(name, rows)
     matrix = gram(rows, group=group)
     if ranks is not None:
         distributed.settle(matrix, ranks, summed=summed)
@@ -247,7 +310,7 @@ def _weights(
             f"weighting must return {n} floating-point weights for the {n} losses, "
             f"got {weights.dtype} {list(weights.shape)}"
         )
-    return weights.detach()
+    return weights.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:

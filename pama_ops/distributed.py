@@ -178,10 +178,25 @@ def same(x: Tensor, group: ProcessGroup) -> None:
 
 
 def meeting(flat: Sequence[object], *others: ProcessGroup | None) -> list[ProcessGroup]:
-    """Groups which one after the other let every rank hear of every other: meshes', then others."""
+    """Groups which one after the other let every rank hear of every other: meshes', then others.
+
+    A mesh of all ranks meets in the default group, the only one that a rank knows whose tensors are
+    not on the mesh.
+    """
     meshes = dict.fromkeys(cast("DTensor", x).device_mesh for x in flat if is_dtensor(x))
-    groups = [over for mesh in meshes for over in _groups(mesh, range(mesh.ndim))]
-    return [*groups, *(group for group in others if group is not None)]
+    groups: list[ProcessGroup | None] = []
+    for mesh in meshes:
+        groups += [dist.group.WORLD] if _of_all(mesh) else _groups(mesh, range(mesh.ndim))
+    return [group for group in dict.fromkeys([*groups, *others]) if group is not None]
+
+
+def _of_all(mesh: DeviceMesh) -> bool:
+    return mesh.size() == dist.get_world_size() > 1 and serves(dist.group.WORLD, mesh.device_type)
+
+
+def serves(group: ProcessGroup | None, device_type: str) -> bool:
+    """Whether the group has a back end for tensors of such devices."""
+    return f"{device_type}:" in dist.get_backend_config(group)
 
 
 def settle(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
@@ -227,7 +242,7 @@ def agree(
     device: torch.device,
     refusal: Exception | None = None,
 ) -> None:
-    """Raise on every rank where one refuses its arguments or a fact differs between ranks.
+    """Raise on every rank where one raises `refusal` or a fact differs between ranks.
 
     One all-gather of two integers for each group, whatever is called with whatever arguments. Where
     they differ, and all ranks of the group see that they do, the facts themselves travel. What a
@@ -240,7 +255,7 @@ def agree(
         if bool((table[:, 0] == 0).all() and (table[:, 1] == table[0, 1]).all()):
             continue
         notes: list[Any] = [None] * len(table)
-        dist.all_gather_object(notes, (dict(facts), error and str(error)), group=group)
+        dist.all_gather_object(notes, (dict(facts), error and _said(error)), group=group)
         error = error or _disagreement(notes)
     if error is not None:
         raise error
@@ -251,12 +266,16 @@ def _digest(facts: Facts) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def _disagreement(notes: list[tuple[Facts, str | None]]) -> ValueError:
     refusing = {rank: text for rank, (_, text) in enumerate(notes) if text is not None}
     if refusing:
         return ValueError(
-            "group must have ranks that accept their arguments, but ranks "
-            f"{list(refusing)} refuse theirs: {next(iter(refusing.values()))}"
+            "group must have ranks that all succeed, but ranks "
+            f"{list(refusing)} raise {next(iter(refusing.values()))}"
         )
     for name in dict.fromkeys(name for facts, _ in notes for name in facts):
         ranks: dict[str, list[int]] = {}
@@ -273,8 +292,7 @@ def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait
     found = list(_tensors(tensors))
     groups = meeting(found, *others)
     device = found[0].device if found else torch.device("cpu")
-    heard = all(f"{device.type}:" in dist.get_backend_config(group) for group in groups)
-    if heard and may_talk(device, wait):
+    if may_talk(device, wait) and all(serves(group, device.type) for group in groups):
         agree([(group, {}) for group in groups], device, error)
     raise error
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -27,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 import pama_ops as po
 from pama_ops import distributed
 
+DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 N = 3
 SHAPES = [(5, 4), (3,), (1, 6), (7, 2)]
 
@@ -54,7 +58,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
 def message(function: Any, *arguments: Any, **options: Any) -> str:
     try:
         function(*arguments, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 
@@ -124,6 +128,48 @@ def test_gram_adds_the_parts_that_ranks_of_a_group_hold(ranks):
     close(ours, po.gram(gradients()))
 
 
+def collectives(rank: int) -> list[list[tuple[str, int, torch.dtype]]]:
+    """What `gram` of a group sends, then `pareto_backward` of plain parameters."""
+    sent: list[tuple[str, int, torch.dtype]] = []
+
+    def counted(name: str) -> Any:
+        inner = getattr(dist, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            x = arguments[name == "all_gather"]
+            sent.append((name, x.numel(), x.dtype))
+            return inner(*arguments, **options)
+
+        return call
+
+    net = model()
+    losses = rank_losses(net, batches(2)[0, rank])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            patch.setattr(dist, name, counted(name))
+        po.gram(gradients(), group=dist.group.WORLD)
+        first, sent = sent, []
+        po.pareto_backward(losses, net.parameters())
+    return [first, sent]
+
+
+def test_what_travels_is_a_header_and_the_matrix_and_for_data_ranks_the_means(ranks):
+    header = ("all_gather", 2, torch.int64)
+    matrix = (N * N, torch.float64)
+    counts = [x.numel() for x in model().parameters()]
+    want = [
+        [header, ("all_reduce", *matrix), ("broadcast", *matrix)],
+        [
+            *(header, header),
+            ("all_reduce", N * len(counts), torch.int32),
+            ("all_reduce", N * sum(counts), torch.float32),
+            ("broadcast", *matrix),
+            ("broadcast", N, torch.float64),
+        ],
+    ]
+    assert ranks(collectives) == 2 * [want]
+
+
 # --- disagreement -------------------------------------------------------------------------------
 
 
@@ -144,6 +190,7 @@ def disagreements(rank: int) -> dict[str, str]:
     spread = distribute_tensor(torch.ones(3), mesh, [Shard(0)]).requires_grad_()
     z = w * 1
     saved = checkpoint(torch.square, w, use_reentrant=bool(rank)).sum()
+    strict, lax = (functools.partial(po.cagrad, c=c) for c in (0.4, 0.5))
 
     def backward(x: torch.Tensor, **options: Any) -> str:
         return message(po.pareto_backward, [x.sum(), x.square().sum()], [x], **options)
@@ -168,6 +215,12 @@ def disagreements(rank: int) -> dict[str, str]:
             else message(po.pareto_backward, losses, [w])
         ),
         "reentrant": message(po.pareto_backward, [saved, w.sum()], [w]),
+        "fails in backward": message(po.pareto_backward, [Fragile.apply(w, rank), w.sum()], [w]),
+        "reaches nothing": message(
+            po.pareto_backward, [(w if rank else z).sum()] * 2, features=z, data_group=world
+        ),
+        "weighting": backward(w, weighting=lax if rank else po.upgrad),
+        "its arguments": backward(w, weighting=lax if rank else strict),
         "function": message(po.gram if rank else po.whiten, [w.detach()] * 2, group=world)
         if rank
         else message(po.whiten, torch.ones(2, 3, 4), group=world),
@@ -175,6 +228,21 @@ def disagreements(rank: int) -> dict[str, str]:
     assert all(x.grad is None for x in (w, other, half, spread))
     assert bool(po.gram(grads, group=world).isfinite().all())
     return said
+
+
+class Fragile(torch.autograd.Function):
+    """A sum whose backward fails on one rank."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, fails: int) -> torch.Tensor:
+        ctx.fails = fails
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if ctx.fails:
+            raise ArithmeticError("too much")
+        return slope.expand(3), None
 
 
 def mixed_rows(shards: list[list[Any]], grads: list[list[Any]]) -> list[list[Any]]:
@@ -203,6 +271,10 @@ def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
         "torch.float32 [3] (Shard(dim=0),) on ranks [1]",
         "features on one": "what gradients are taken of, got parameters on ranks [0], "
         "features on ranks [1]",
+        "weighting": "weighting, got pama_ops.weights.upgrad on ranks [0], "
+        "partial(pama_ops.weights.cagrad, c=0.5) on ranks [1]",
+        "its arguments": "weighting, got partial(pama_ops.weights.cagrad, c=0.4) on ranks [0], "
+        "partial(pama_ops.weights.cagrad, c=0.5) on ranks [1]",
         "function": "the function, got whiten on ranks [0], gram on ranks [1]",
     }
     for said in (ours, theirs):
@@ -210,34 +282,77 @@ def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
             assert text in said[case]
         for case, text in apart.items():
             assert said[case] == f"ValueError: group must have ranks that agree in {text}"
-    for case, text in {
+    one = {
         "one refuses": "grads must hold at least one objective",
         "mixed on one": "grads must be DTensors all or none",
         "parameters": "parameters must hold",
         "reentrant": "losses must not pass through reentrant",
-    }.items():
-        error = theirs[case].split(": ", 1)[1]
-        assert error.startswith(text)
-        assert ours[case].endswith(f"ranks [1] refuse theirs: {error}")
-    assert ours.keys() == {*both, *apart, "one refuses", "mixed on one", "parameters", "reentrant"}
+        "fails in backward": "ArithmeticError: too much",
+        "reaches nothing": "losses must depend on features",
+    }
+    assert ours.keys() == {*both, *apart, *one}
+    for case, text in one.items():
+        assert text in theirs[case]
+        assert ours[case].endswith(f"but ranks [1] raise {theirs[case]}")
 
 
 def one_of_four(rank: int) -> list[str]:
-    """On a mesh of two dimensions one rank has an objective less, then refuses."""
+    """On a mesh of two dimensions one rank has an objective less, then refuses, then is no part."""
     mesh = init_device_mesh("cpu", (2, 2))
     rows = [[distribute_tensor(x, mesh, [Replicate(), Shard(0)]) for x in y] for y in gradients()]
     odd = rank == 2
     short = [rows[0][1:], *rows[1:]]
-    said = [message(po.gram, rows[odd:]), message(po.gram, short if odd else rows)]
+    spread = distribute_tensor(torch.ones(4), mesh, [Replicate(), Shard(0)])
+    x = (torch.ones(4) if odd else spread).requires_grad_()
+    losses = [x.sum(), x.square().sum()]
+    said = [
+        message(po.gram, rows[odd:]),
+        message(po.gram, short if odd else rows),
+        message(po.pareto_backward, losses, [x]),
+        message(po.pareto_backward, losses, [] if odd else [x]),
+    ]
     close(po.gram(rows), po.gram(gradients()))
     return said
 
 
 def test_all_ranks_of_a_mesh_of_two_dimensions_hear_of_one(four_ranks):
-    for count, refused in four_ranks(one_of_four):
+    for count, refused, plain, none in four_ranks(one_of_four):
         assert "number of objectives, got" in count
         assert "2 on ranks" in count
         assert "grads[1] must have as many tensors as grads[0], 3, got 4" in refused
+        assert plain.endswith(
+            "shared parameters 0, got torch.float32 [4] (Replicate(), Shard(dim=0)) on ranks "
+            "[0, 1, 3], torch.float32 [4] on ranks [2]"
+        )
+        assert "parameters must hold a shared one that requires a gradient, got none" in none
+
+
+def no_part(rank: int, rows: list[list[torch.Tensor]]) -> str:
+    """`gram` of DTensors on rank 0 of two alone, on a mesh that gives up after two seconds."""
+    group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=2))
+    if rank > 1:
+        return ""
+    mesh = DeviceMesh.from_group(group, "cpu")
+    if rank == 1:
+        return message(po.gram, rows)
+    shards = [
+        [DTensor.from_local(x, mesh, [Shard(0)], run_check=False) for x in gradients()[0]]
+    ] * 2
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+        po.gram(shards)
+    assert time.monotonic() - start < 30
+    return "timed out"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(gradients(), "no error"), ([], "ValueError: grads must")]
+)
+def test_gram_of_plain_gradients_or_none_is_a_call_of_that_rank_alone(four_ranks, rows, said):
+    """No rank hears of it: those that hold DTensors end at their group's timeout."""
+    ours, theirs, *_ = four_ranks(no_part, rows)
+    assert ours == "timed out"
+    assert theirs.startswith(said)
 
 
 def call(name: str) -> None:
@@ -305,7 +420,7 @@ def unsharded(world: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def with_ddp(rank: int) -> Any:
     net = DistributedDataParallel(model())
-    for x in batches(2):
+    for x in batches(dist.get_world_size()):
         w = po.pareto_backward(rank_losses(net, x[rank]), net.parameters())
     return w, flattened(x.grad for x in net.parameters())
 
@@ -341,6 +456,49 @@ def test_ddp_gives_the_gradient_of_the_whole_batch(ranks):
     check_backward(ranks(with_ddp))
 
 
+def test_ddp_on_four_ranks_gives_the_gradient_of_the_whole_batch(four_ranks):
+    check_backward(four_ranks(with_ddp))
+
+
+class Losses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = model()
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+        z = self.layers(x) - y
+        return [z[:, i].square().mean() for i in range(N)]
+
+
+def documented(rank: int, how: str) -> torch.Tensor:
+    """The parameters after docs/distributed.md's snippet."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    first, loop = code.split("\n", 1)
+    by_ddp, by_fsdp = re.fullmatch(r"model = (.*)  # or (.*), FSDP2 or HSDP", first).groups()
+    x = batches(4)
+    names: dict[str, Any] = {
+        "torch": torch,
+        "DistributedDataParallel": DistributedDataParallel,
+        "fully_shard": fully_shard,
+        "pareto_backward": po.pareto_backward,
+        "model": Losses(),
+        "loader": [(y, torch.ones(N)) for y in (x.flatten(1, 2) if how == "one" else x[:, rank])],
+    }
+    if how.endswith("sdp"):
+        shape, axes = {"fsdp": ((4,), ["s"]), "hsdp": ((2, 2), ["r", "s"])}[how]
+        names["mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=axes)
+    if how != "one":
+        names["model"] = eval(by_ddp if how == "ddp" else by_fsdp, names)
+    exec(loop, names)
+    return flattened(full(y.detach()) for y in names["model"].parameters())
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "hsdp"])
+def test_the_documented_snippet_takes_the_steps_of_one_process(four_ranks, how):
+    for got in four_ranks(documented, how):
+        close(got, documented(0, "one"))
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_fsdp2_gives_the_gradient_of_the_whole_batch(ranks, saved):
     """With activation checkpointing or without."""
@@ -354,6 +512,30 @@ def test_fsdp2_with_empty_shards_gives_the_gradient_of_the_whole_batch(four_rank
 
 def test_hsdp_gives_the_gradient_of_the_whole_batch(four_ranks):
     check_backward(four_ranks(with_fsdp, (2, 2)))
+
+
+def fails_under_fsdp(rank: int) -> str:
+    """On a mesh of two of four ranks that gives up after two seconds, rank 1 fails in backward."""
+    group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=2))
+    if rank > 1:
+        return ""
+    net = sharded_net(DeviceMesh.from_group(group, "cpu"))
+    y = net(batches(2)[0, rank])
+    start = time.monotonic()
+    try:
+        po.pareto_backward([Fragile.apply(y[0], rank), y.square().sum()], net.parameters())
+    except (ArithmeticError, RuntimeError) as error:
+        assert time.monotonic() - start < 30
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def test_a_rank_that_fails_in_fsdp2s_backward_leaves_the_other_with_an_error(four_ranks):
+    """FSDP2 communicates in backward: the other rank is in the middle of it."""
+    ours, theirs, *_ = four_ranks(fails_under_fsdp)
+    assert theirs == "ArithmeticError: too much"
+    assert ours.startswith("RuntimeError")
+    assert "timed out" in ours.lower()
 
 
 def left_out(rank: int) -> tuple[Any, bool]:
@@ -443,6 +625,28 @@ def check_tensor_parallel(results: list[Any]) -> None:
 def test_tensor_parallel_gives_the_unsharded_gradient(ranks):
     """Gradients that come as open sums (Partial) are summed."""
     check_tensor_parallel(ranks(with_tensor_parallel, False))
+
+
+def open_sums(rank: int) -> tuple[str, str, torch.Tensor]:
+    """Of a norm's scale, each rank's gradient is a sum over its tokens."""
+    net = parallel(norm(), init_device_mesh("cpu", (2,)))
+    losses = norm_losses(net, tokens(1)[0])
+    scale = net.norm.weight
+    grads = [torch.autograd.grad(loss, scale, retain_graph=True)[0] for loss in losses]
+    said = message(po.gram, grads)
+    whole = [x.redistribute(placements=[Replicate()]) for x in grads]
+    return str(grads[0].placements), said, po.gram(whole)
+
+
+def test_open_sums_arise_are_refused_by_name_and_count_once_when_summed(ranks):
+    net = norm()
+    losses = norm_losses(net, tokens(1)[0])
+    want = po.gram([torch.autograd.grad(x, net.norm.weight, retain_graph=True)[0] for x in losses])
+    for placements, said, got in ranks(open_sums):
+        assert placements == "(Partial(sum),)"
+        assert "must be Shard or Replicate, got Partial, P(sum), over dimension 0" in said
+        assert "for objective 0, parameter 0" in said
+        close(got, want)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -547,6 +751,24 @@ def test_what_a_loss_reaches_on_one_rank_only_counts_as_zeros_on_the_other(ranks
         close(grad, flattened([a.grad, b.grad]))
 
 
+def by_chance(rank: int) -> torch.Tensor:
+    net = model()
+    losses = rank_losses(net, batches(2)[0, rank])
+    torch.manual_seed(rank)
+    return po.pareto_backward(losses, net.parameters(), weighting=random_weights)
+
+
+def random_weights(gram: torch.Tensor) -> torch.Tensor:
+    return torch.rand(len(gram))
+
+
+def test_a_weighting_that_draws_has_the_first_rank_draw_for_all(ranks):
+    ours, theirs = ranks(by_chance)
+    torch.manual_seed(0)
+    assert torch.equal(ours, torch.rand(N))
+    assert torch.equal(ours, theirs)
+
+
 def alone(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     net = model()
     w = po.pareto_backward(rank_losses(net, batches(2)[0, rank]), net.parameters(), data_group=None)
@@ -594,3 +816,15 @@ def autograd_through_fsdp(rank: int) -> str:
 def test_autograd_grad_raises_under_fsdp2(ranks):
     for said in ranks(autograd_through_fsdp):
         assert "appears to not have been used in the graph" in said
+
+
+def without_synchronisation(rank: int) -> str:
+    net = sharded_net(init_device_mesh("cpu", (2,)))
+    net.set_requires_gradient_sync(False)
+    losses = rank_losses(net, batches(2)[0, rank])
+    return message(po.pareto_backward, losses, net.parameters())
+
+
+def test_fsdp2_without_gradient_synchronisation_is_an_error(ranks):
+    for said in ranks(without_synchronisation):
+        assert said.startswith("ValueError: losses must depend on parameters")

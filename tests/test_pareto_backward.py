@@ -393,3 +393,16 @@ def test_a_gradient_that_cannot_be_added_to_is_refused():
     x.grad = torch.ones(2).to_sparse()
     with pytest.raises(TypeError, match=r"parameters\[0\]\.grad must be dense"):
         po.pareto_backward([x.sum()], [x])
+
+
+def test_weightings_are_told_apart_by_name_and_by_what_partial_sets():
+    """That is what ranks compare: nothing that differs between processes, such as an address."""
+    describe = po.backward._described
+    averaged = functools.partial(po.gradvac, target=torch.zeros(2, 2), seed=None)
+    assert describe(averaged) == (
+        "partial(pama_ops.weights.gradvac, seed=None, target=torch.float32 [2, 2])"
+    )
+    nested = functools.partial(functools.partial(po.cagrad, c=0.3), rtol=[1, "a"])
+    assert describe(nested) == "partial(pama_ops.weights.cagrad, c=0.3, rtol=[1, 'a'])"
+    assert describe(torch.nn.Softmax(0)) == "torch.nn.modules.activation.Softmax"
+    assert describe(lambda gram: gram).endswith("partial_sets.<locals>.<lambda>")
