@@ -63,10 +63,10 @@ class ConeActiveSet {
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
-    if (descend()) return;
-    widen();
-    start();
-    descend();
+    while (!descend()) {
+      widen();
+      start();
+    }
   }
 
   PAMA_HD const double* y() const { return y_; }
@@ -111,7 +111,7 @@ class ConeActiveSet {
 
   PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
 
-  // False if G is to be widened first.
+  // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
     readmit();
     differentiate();
@@ -128,11 +128,11 @@ class ConeActiveSet {
   // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
   // and with it the rounding of its slopes.
   PAMA_HD void minimise(bool entered) {
-    settle(entered);
-    differentiate();
-    if (settled()) return;
-    settle(false);
-    differentiate();
+    for (int round = 0; round < 2; ++round) {
+      settle(entered && round == 0);
+      differentiate();
+      if (settled()) return;
+    }
   }
 
   PAMA_HD bool settled() const {
