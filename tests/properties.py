@@ -110,20 +110,21 @@ def assert_optimal(gram: Tensor, weights: Tensor, roundoff: float | None = None)
 def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     """min vᵀGv over v >= lower: v >= lower, Gv >= 0, and (v − lower)ᵀ Gv = 0, to rounding.
 
-    In units of norms: slopes stop below 8 u64 per (‖g_i‖ · Σ v ‖g‖), and those of the support are 0
-    but for the rounding of G v and of the weights themselves.
+    In units of ‖g_i‖ · Σ v ‖g‖: no slope stops below −8 u64, nor by more from 0 on the support; a
+    widened G takes another 8 u64 + 2 u; slopes there and here carry n + 4 roundings of u64 each,
+    and the weights' rounding moves them by u.
     """
     g, w = gram.double().cpu(), weights.double().cpu()
     lower = lower.double().cpu()
-    u = 4 * unit_roundoff(weights.dtype) + (16 + 8 * len(w)) * 2.0**-53
+    u = 3 * unit_roundoff(weights.dtype) + (16 + 2 * (len(w) + 4)) * 2.0**-53
     least = torch.finfo(weights.dtype).smallest_normal * unit_roundoff(weights.dtype)  # subnormal
     assert bool((w >= lower * (1 - u) - least).all()), w - lower
     norm = g.diagonal().clamp(min=0).sqrt()
     size = norm @ w.abs()
     slope = g @ w
-    assert bool((slope >= -8 * u * norm * size).all()), float((slope / norm / size).min())
+    assert bool((slope >= -u * norm * size).all()), float((slope / norm / size).min())
     y = (w - lower).clamp(min=0)
-    assert float(y @ slope) <= 8 * u * float(size) ** 2, float(y @ slope) / float(size) ** 2
+    assert float(y @ slope) <= u * float(size) ** 2, float(y @ slope) / float(size) ** 2
 
 
 def is_null_combination(gram: Tensor, weights: Tensor) -> bool:

@@ -219,7 +219,10 @@ def gram_matrices(
 
 @st.composite
 def preferences(draw: st.DrawFn, n: int) -> list[float]:
-    """Nonnegative numbers, n of them, some 0 but not all."""
+    """Nonnegative numbers, n of them, some or all but one of them 0."""
+    if draw(st.integers(0, 3)) == 0:
+        lone = draw(st.integers(0, n - 1))
+        return [float(i == lone) for i in range(n)]
     numbers = st.one_of(st.just(0.0), st.floats(1e-3, 1e3))
     p = draw(st.lists(numbers, min_size=n, max_size=n))
     return p if any(p) else [1.0] * n

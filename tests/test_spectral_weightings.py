@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mpmath as mp
+import numpy as np
 import pytest
 import torch
+from properties import unit_roundoff
+from strategies import DTYPES, GRADIENT_FAMILIES, gram_of
 from strategies import draw_gradients as draw
-from strategies import gram_of
 from strategies import matrix_on as on
 
 import pama_ops as po
@@ -102,6 +109,141 @@ def test_imtl_g_and_config_of_dependent_gradients_are_their_pseudoinverses(backe
         torch.testing.assert_close(got, (j @ x).sum() * x, rtol=1e-7, atol=1e-7)
     else:
         assert float(got.norm()) <= 1e-7
+
+
+class Spectrum(NamedTuple):
+    """The eigenpairs that a cut may keep, to 50 digits, and how far rounding may turn them."""
+
+    values: np.ndarray
+    vectors: np.ndarray
+    turn: float
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        return self.vectors @ ((self.vectors.T @ x) / self.values)
+
+
+def spectra(g: np.ndarray, cut: float) -> Iterator[Spectrum]:
+    """Of each rank that the cut may give.
+
+    float64 moves eigenvalues by 64 n u of the largest. Cholesky with pivoting stops short of a rest
+    of the size of what G lacks to be positive semidefinite, which rounding to float32 took from it.
+    """
+    n = len(g)
+    with mp.workdps(50):
+        values, vectors = mp.eigsy(mp.matrix(g.tolist()))
+        values = np.array(list(values))[::-1]
+        vectors = np.array(vectors.tolist())[:, ::-1]
+        noise = 64 * n * 2.0**-53 + 4 * n * max(-float(values[-1] / values[0]), 0.0)
+        for rank in range(1, n + 1):
+            dropped = max(values[rank], 0) if rank < n else 0
+            if values[rank - 1] <= max(cut - noise, 0) * values[0] or values[rank - 1] <= dropped:
+                continue
+            if dropped <= (cut + noise) * values[0]:
+                turn = noise * float(values[0] / (values[rank - 1] - dropped))
+                yield Spectrum(values[:rank], vectors[:, :rank], turn)
+
+
+Expected = list[tuple[np.ndarray, np.ndarray]]  # weights and their bounds
+
+
+def exact_aligned_mtl(g: np.ndarray, cut: float) -> Expected:
+    """√σ V Λ^(−½) Vᵀ p: as p turns with V, by the largest factor."""
+    n = len(g)
+    found = []
+    for s in spectra(g, cut):
+        factors = (s.values[-1] / s.values) ** 0.5
+        want = s.vectors @ (factors * (s.vectors.T @ np.full(n, mp.mpf(1) / n)))
+        found.append((want, np.full(n, s.turn / n**0.5)))
+    return found
+
+
+def exact_config(g: np.ndarray, cut: float) -> Expected:
+    """w_i = L v_i / (‖g_i‖ ‖x‖²), v = Ĝ⁺ 1, ‖x‖² = 1ᵀ Ĝ Ĝ⁺ 1, L = Σ ‖g_i‖ (Ĝ Ĝ⁺ 1)_i."""
+    unit, norm = unit_gram(g)
+    n = len(g)
+    found = []
+    for s in spectra(unit, cut):
+        v = s.inverse(np.ones(n))
+        cosine = s.vectors @ s.vectors.sum(0)
+        square, length, size = (v * cosine).sum(), (norm * cosine).sum(), (v**2).sum() ** 0.5
+        if max(abs(cosine)) <= cut + s.turn:  # x = 0, to rounding
+            found.append((np.zeros(n), np.full(n, s.turn)))
+            continue
+        off = abs(length) + norm.sum() * n**0.5 + abs(length) * size * n**0.5 / square
+        found.append((length * v / norm / square, s.turn * off * size / square / norm))
+    return found
+
+
+def exact_imtl_g(g: np.ndarray, cut: float) -> Expected:
+    """w ∝ D^(−½) Ĝ⁻¹ 1; where Ĝ is singular, G⁺ √diag G, of gradients made unit by Ĝ's range."""
+    unit, norm = unit_gram(g)
+    n = len(g)
+    found = []
+    for s in spectra(unit, cut):
+        spread = mp.mpf(1)
+        if len(s.values) == n:
+            z = s.inverse(np.ones(n)) / norm
+        else:
+            basis = mp.qr(mp.matrix((norm[:, None] * s.vectors).tolist()), mode="skinny")[0]
+            basis = np.array(basis.tolist())
+            d = basis @ (basis.T @ norm)
+            z = basis @ (basis.T @ (s.inverse(d / norm) / norm))
+            spread = (norm.max() / norm.min()) ** 2
+            if max(abs(d)) <= (cut + s.turn * spread) * max(norm):
+                found.append((np.zeros(n), np.full(n, np.inf)))
+                continue
+        off = s.turn * spread * ((z * norm) ** 2).sum() ** 0.5 / norm
+        total, rounding = z.sum(), off.sum()
+        if abs(total) <= cut * abs(z).sum() + 2 * rounding:  # 0 to rounding
+            found.append((np.zeros(n), np.full(n, np.inf)))
+            continue
+        found.append((z / total, 2 * (off + abs(z / total) * rounding) / abs(total)))
+    return found
+
+
+def unit_gram(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    norm = np.array([mp.sqrt(x) for x in np.diag(g)])
+    return g / norm[:, None] / norm, norm
+
+
+@functools.cache
+def exact(
+    name: str, family: str, n: int, dtype: torch.dtype, rtol: float
+) -> tuple[torch.Tensor, Expected]:
+    gram = (gram_of(draw(family, n, 2)) / 64).to(dtype)
+    used = np.flatnonzero(gram.diagonal().numpy() > 0)
+    cut = n * rtol
+    with mp.workdps(50):
+        g = np.array(mp.matrix(gram.double().tolist()).tolist())
+        if name == "aligned_mtl":
+            return gram, exact_aligned_mtl(g, cut)
+        rows = {"config": exact_config, "imtl_g": exact_imtl_g}[name](g[np.ix_(used, used)], cut)
+    wide = []
+    for want, bound in rows:
+        both = np.zeros((2, n), dtype=object)
+        both[:, used] = want, bound
+        wide.append((both[0], both[1]))
+    return gram, wide
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("family", GRADIENT_FAMILIES)
+def test_spectral_weightings_are_exact_to_rounding_on_every_family(backend, function, family):
+    """As what defines them, computed to 50 digits from the Gram matrix as rounded.
+
+    At the eps of float64 rounding may decide a rank; at 1e-10 it decides none, as no family has an
+    eigenvalue that near to the cut.
+    """
+    for n in (2, 5):
+        for dtype in DTYPES[:2]:
+            for rtol in (1e-10, 2.0**-52) if dtype == torch.float64 else (2.0**-23,):
+                gram, expected = exact(function.__name__, family, n, dtype, rtol)
+                got = function(gram.to(backend.device), rtol=rtol).cpu().double().numpy()
+                assert np.isfinite(got).all()
+                u = 2 * unit_roundoff(dtype)
+                assert any(
+                    (abs(got - want) <= bound + u * abs(want)).all() for want, bound in expected
+                ), (n, dtype, rtol, got, expected)
 
 
 def test_spectral_weightings_of_what_is_degenerate(backend):

@@ -43,7 +43,8 @@ class CaGrad {
         mean_(norm_ + n_),
         shortest_(mean_ + n_),
         rest_{shortest_ + n_, problem.workspace.integers},
-        method_(team_, n_, problem.gram, norm_, mean_, rest_) {}
+        method_(team_, n_, problem.gram, norm_, mean_,
+                ConeActiveSet<Team>::widening(problem.roundoff), rest_) {}
 
   PAMA_HD void solve() {
     int half = 0;
@@ -55,10 +56,10 @@ class CaGrad {
     if (!(radius > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
     method_.start();
     method_.solve(0);
-    double length = sqrt(fmax(method_.square(), 0.0));
+    double length = sqrt(fmax(square_of_move(), 0.0));
     if (length > radius || rise(radius)) {
       approach(radius);
-      length = sqrt(fmax(method_.square(), 0.0));
+      length = sqrt(fmax(square_of_move(), 0.0));
       const double scale = length > 0 ? radius / length : 0;
       for (int i = team_.rank(); i < n_; i += team_.size()) {
         problem_.out[i] = 1.0 / n_ + scale * method_.y()[i];
@@ -81,6 +82,12 @@ class CaGrad {
       total += x[i] * here;
     }
     return team_.sum(total);
+  }
+
+  // yᵀGy, from (Gy)_i = μ − ⟨g_i, g_0⟩ on the support. Where y is large, yᵀGy itself would be what
+  // rounding leaves of it, and would not agree with the slopes.
+  PAMA_HD double square_of_move() const {
+    return level_ * method_.sum() - product(method_.y(), mean_);
   }
 
   // By weak duality every w on the simplex bounds μ: μ <= <g_w, g_0> + φ ‖g_w‖. Sets the level to
@@ -108,13 +115,21 @@ class CaGrad {
     double low = -INFINITY, high = INFINITY;
     for (int step = 0; step < limit(n_); ++step) {
       const double norms = method_.sum_of_norms(), total = method_.sum();
-      const double excess = method_.square() - radius * radius;
-      // What rounding leaves of the difference.
-      if (fabs(excess) <= DBL_EPSILON * (2 * radius * radius + n_ * norms * norms)) return;
+      const double excess = square_of_move() - radius * radius;
       (excess > 0 ? high : low) = level_;
       const double curvature = method_.support() > 0 ? method_.response() : 0;
       const double inside = total * total - curvature * excess;
-      double level = level_ - excess / (total + sqrt(fmax(inside, 0.0)));
+      const double change = -excess / (total + sqrt(fmax(inside, 0.0)));
+      // What the slopes' rounding leaves of the difference. To solve anew would draw other errors;
+      // a move along dy/dμ keeps these.
+      if (fabs(excess) <= DBL_EPSILON * (2 * radius * radius + n_ * norms * norms)) {
+        if (method_.support() > 0) {
+          method_.shift(change);
+          level_ += change;
+        }
+        return;
+      }
+      double level = level_ + change;
       if (!(level > low && level < high)) level = 0.5 * (low + high);
       if (!(fabs(level) <= DBL_MAX) || level == level_) return;
       level_ = level;

@@ -3,8 +3,10 @@
 // that is nearest to 0, which conflicts with none of them.
 //
 // The support S = {y > 0} is factorised, G_S = L D Lᵀ. A row that depends on S has slope 0 where S
-// has, so only rows that keep G_S regular enter. Rounding can let another one enter, or leave G
-// indefinite: then its pivot is made as positive as it was negative, at least rounding, and G_jj
+// has, so only rows that keep G_S regular enter. Where rounding would let another one enter, G is
+// widened and the method starts anew: each gradient gets one more coordinate, of the same small
+// part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
+// not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
 // with it. So what is solved exactly is a problem of a matrix within rounding of G.
 #pragma once
 
@@ -25,11 +27,17 @@ class ConeActiveSet {
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
-  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0.
+  // The square of the added coordinate for unit gradients, of a G rounded to `roundoff`: Σ v_i v_j
+  // ‖g_i‖ ‖g_j‖ times that is what rounding may have taken from vᵀGv.
+  PAMA_HD static constexpr double widening(double roundoff) { return kNoise + 2 * roundoff; }
+
+  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
+  // as above, or 0 where G must stay as it is.
   PAMA_HD ConeActiveSet(Team team, int n, double* gram, const double* norm, const double* lower,
-                        Workspace workspace)
+                        double widening, Workspace workspace)
       : team_(team),
         n_(n),
+        widening_(widening),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -55,24 +63,16 @@ class ConeActiveSet {
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
-    differentiate();
-    if (factor_.size() > 0) {
-      settle(false);
-      differentiate();
-    }
-    for (int step = 0; step < limit(n_); ++step) {
-      const Located entering = most_violating();
-      if (entering.index < 0) return;
-      admit(entering.index);
-      settle(true);
-      differentiate();
+    while (!descend()) {
+      widen();
+      start();
     }
   }
 
   PAMA_HD const double* y() const { return y_; }
   PAMA_HD int support() const { return factor_.size(); }
 
-  // Σ y_i ‖g_i‖, Σ y, and yᵀGy, which by the slopes on the support needs only them.
+  // Σ y_i ‖g_i‖ and Σ y.
   PAMA_HD double sum_of_norms() const {
     double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i] * norm_[i];
@@ -83,18 +83,6 @@ class ConeActiveSet {
     for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
     return team_.sum(total);
   }
-  PAMA_HD double square() const {
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      double here = 0;
-      if (y_[i] != 0) {
-        for (int j = 0; j < n_; ++j) here += gram(j, i) * y_[j];
-      }
-      total += y_[i] * here;
-    }
-    return team_.sum(total);
-  }
-
   // Σ dy/dμ on the support as it is.
   PAMA_HD double response() {
     const int k = factor_.size();
@@ -109,12 +97,62 @@ class ConeActiveSet {
     return total;
   }
 
+  // Changes the level on the support as it is, by dy/dμ.
+  PAMA_HD void shift(double change) {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) direction_[c] = change;
+    divide_by_gram();
+    move({1, -1});
+  }
+
  private:
   static constexpr int kRejected = 2;
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
   PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
+
+  // False if G is to be widened first, as it is once at most.
+  PAMA_HD bool descend() {
+    readmit();
+    differentiate();
+    if (factor_.size() > 0) minimise(false);
+    for (int step = 0; step < limit(n_); ++step) {
+      const Located entering = most_violating();
+      if (entering.index < 0) break;
+      if (!admit(entering.index)) return false;
+      minimise(true);
+    }
+    return true;
+  }
+
+  // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
+  // and with it the rounding of its slopes.
+  PAMA_HD void minimise(bool entered) {
+    for (int round = 0; round < 2; ++round) {
+      settle(entered && round == 0);
+      differentiate();
+      if (settled()) return;
+    }
+  }
+
+  PAMA_HD bool settled() const {
+    bool off = false;
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const int i = member_[c];
+      off = off || fabs(slope_[i]) > kNoise * (norm_[i] * norms_ + fabs(level_));
+    }
+    return !team_.any(off);
+  }
+
+  PAMA_HD void widen() {
+    for (int i = 0; i < n_; ++i) {
+      for (int j = team_.rank(); j < n_; j += team_.size()) {
+        gram(i, j) += widening_ * (norm_[i] * norm_[j]);
+      }
+    }
+    widening_ = 0;
+    team_.sync();
+  }
 
   // slope = G v − μ.
   PAMA_HD void differentiate() {
@@ -144,7 +182,8 @@ class ConeActiveSet {
     return team_.smallest(found);
   }
 
-  PAMA_HD void admit(int j) {
+  // Adds row j to the support; false if it depends on it and G can yet be widened.
+  PAMA_HD bool admit(int j) {
     const int k = factor_.size();
     for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
@@ -155,6 +194,7 @@ class ConeActiveSet {
     double pivot = gram(j, j) - team_.sum(explained);
     const double least = kNoise * gram(j, j);
     if (pivot < least) {
+      if (widening_ > 0) return false;
       const double raised = fmax(-pivot, least);
       team_.sync();
       if (team_.rank() == 0) gram(j, j) += raised - pivot;
@@ -165,6 +205,7 @@ class ConeActiveSet {
       inside_[j] = 1;
     }
     factor_.append(cross_, pivot);
+    return true;
   }
 
   // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If a row
@@ -192,21 +233,32 @@ class ConeActiveSet {
       team_.sync();
       drop(limit.index);
     }
-    if (entered && rejections_) {
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
-        if (inside_[i] == kRejected) inside_[i] = 0;
-      }
-      rejections_ = false;
-      team_.sync();
+    if (entered) readmit();
+  }
+
+  PAMA_HD void readmit() {
+    if (!rejections_) return;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      if (inside_[i] == kRejected) inside_[i] = 0;
     }
+    rejections_ = false;
+    team_.sync();
   }
 
   // −G_S⁻¹ slope.
   PAMA_HD void direct() {
-    const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] = -slope_[member_[c]];
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      direction_[c] = -slope_[member_[c]];
+    }
+    divide_by_gram();
+  }
+
+  // direction <- G_S⁻¹ direction.
+  PAMA_HD void divide_by_gram() {
     factor_.forward(direction_);
-    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] *= factor_.inverses()[c];
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      direction_[c] *= factor_.inverses()[c];
+    }
     factor_.backward(direction_);
   }
 
@@ -243,6 +295,7 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
+  double widening_;  // 0 once it is done
   double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;

@@ -82,9 +82,13 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
     if radius == 0:
         return p
 
+    def length(y: Tensor, level: float) -> float:
+        """√yᵀGy by (Gy)_i = level − ⟨g_i, g_0⟩ on the support, as rounding of yᵀGy is of y²."""
+        return math.sqrt(max(level * float(y.sum()) - float(y @ g @ p), 0.0))
+
     def excess(level: float) -> tuple[Tensor, float]:
         y = _cone(g, p, level)
-        return y, math.sqrt(max(float(y @ g @ y), 0.0)) - radius
+        return y, length(y, level) - radius
 
     norm = g.diagonal().clamp(min=0).sqrt()
     high, low = 0.0, float((g @ p).amin()) - radius * float(norm.amax())
@@ -97,11 +101,12 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
             return p + y
         low, high = high, float(w @ g @ p) + radius * math.sqrt(square)
         y, above = excess(high)
-    below = excess(low)[1]
+    below, level = excess(low)[1], high
     for _ in range(200):
-        level = high - above * (high - low) / (above - below) if above > below else high
-        if not low < level < high:
+        between = high - above * (high - low) / (above - below) if above > below else high
+        if not low < between < high:
             break
+        level = between
         y, value = excess(level)
         if abs(value) <= 4e-15 * radius:
             break
@@ -109,5 +114,5 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
             high, above, below = level, value, below / 2
         else:
             low, below, above = level, value, above / 2
-    length = math.sqrt(max(float(y @ g @ y), 0.0))
-    return p + y * (radius / length) if length > 0 else p
+    move = length(y, level)
+    return p + y * (radius / move) if move > 0 else p
