@@ -35,6 +35,11 @@ inline bool same_order(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Bytes of an element of a gradient.
+inline int64_t size_of(DType dtype) {
+  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
+}
+
 // The n x P gradients of a flat list (objective by objective). An empty tensor among others that
 // are not stands for a gradient of zeros.
 class GradientList {

@@ -84,10 +84,6 @@ struct Halves : Lanes<uint16_t, float> {
   }
 };
 
-int64_t size_of(DType dtype) {
-  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
-}
-
 // Columns of one parameter that a thread combines.
 struct Run {
   const void* const* rows;

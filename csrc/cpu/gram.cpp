@@ -95,10 +95,6 @@ void read(DType, const void* from, int64_t count, double* to) {
   std::copy_n(static_cast<const double*>(from), count, to);
 }
 
-int64_t size_of(DType dtype) {
-  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
-}
-
 // What is read after column `column` of parameter p, of which columns up to `last` are read: the
 // block that follows in it, or else the start of the next parameter.
 void find_next(const GradientList& grads, int64_t p, int64_t column, int64_t last, Next& next) {
