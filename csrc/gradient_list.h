@@ -113,7 +113,7 @@ class GradientList {
     dtype[p] = dtype_of(first);
     if (size[p] == 0) return;
     const bool contiguous = first.is_contiguous(), dense = contiguous || is_dense(first);
-    // Asked once: with thousands of small tensors the questions are what a call takes.
+    // Asked once: lists hold thousands of small tensors, and every question crosses torch's C ABI.
     const ScalarType kind = first.scalar_type();
     const Sizes sizes = first.sizes();
     const auto device = first.get_device_index();

@@ -83,6 +83,7 @@ class ConeActiveSet {
     for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
     return team_.sum(total);
   }
+
   // Σ dy/dμ on the support as it is.
   PAMA_HD double response() {
     const int k = factor_.size();
