@@ -7,13 +7,15 @@
 // widened and the method starts anew: each gradient gets one more coordinate, of the same small
 // part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
 // not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G.
+// with it. So what is solved exactly is a problem of a matrix within rounding of G. What is added
+// to G is kept beside it, and forgotten at start(): a problem never sees what another one needed.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/ldl.h"
 #include "core/team.h"
 
@@ -22,7 +24,7 @@ namespace pama {
 template <class Team>
 class ConeActiveSet {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 8 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
@@ -33,7 +35,7 @@ class ConeActiveSet {
 
   // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
   // as above, or 0 where G must stay as it is.
-  PAMA_HD ConeActiveSet(Team team, int n, double* gram, const double* norm, const double* lower,
+  PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm, const double* lower,
                         double widening, Workspace workspace)
       : team_(team),
         n_(n),
@@ -45,32 +47,35 @@ class ConeActiveSet {
         slope_(y_ + n),
         direction_(y_ + 2 * n),
         cross_(y_ + 3 * n),
+        raised_(y_ + 4 * n),
         member_(workspace.integers),
         inside_(workspace.integers + n),
-        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
+        factor_(team, n, y_ + 8 * n, y_ + 5 * n, y_ + 6 * n, y_ + 7 * n) {}
 
-  // y = 0.
+  // y = 0, and G as it came.
   PAMA_HD void start() {
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      y_[i] = 0;
-      inside_[i] = 0;
-    }
-    factor_.clear();
-    rejections_ = false;
-    team_.sync();
+    widened_ = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) raised_[i] = 0;
+    restart();
   }
+
+  // Where gradients nearly cancel, v is large along what is left of them: slopes that are 0 to the
+  // rounding of their terms leave the combined gradient unknown. Its square is then found by exact
+  // sums, as it is where rounding could exceed `square`.
+  PAMA_HD void resolve(double square) { matter_ = square; }
 
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
     while (!descend()) {
-      widen();
-      start();
+      widened_ = widening_;
+      restart();
     }
   }
 
   PAMA_HD const double* y() const { return y_; }
   PAMA_HD int support() const { return factor_.size(); }
+  PAMA_HD bool large() const { return large_; }
 
   // Σ y_i ‖g_i‖ and Σ y.
   PAMA_HD double sum_of_norms() const {
@@ -82,6 +87,25 @@ class ConeActiveSet {
     double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
     return team_.sum(total);
+  }
+
+  // yᵀGy, from (Gy)_i = μ − (G lower)_i on the support. Where y is large, yᵀGy itself would be what
+  // rounding leaves of it.
+  PAMA_HD double square_of_move() const {
+    double total = 0;
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const int i = member_[c];
+      double along = 0;
+      for (int j = 0; j < n_; ++j) along += gram(i, j) * lower_[j];
+      total += y_[i] * (level_ - along);
+    }
+    return team_.sum(total);
+  }
+
+  // The error of square_of_move().
+  PAMA_HD double doubt() const {
+    if (!large_) return n_ * DBL_EPSILON * norms_ * norms_;
+    return change_ + 2 * sqrt(change_ * fmax(square_of_move(), 0.0));
   }
 
   // Σ dy/dμ on the support as it is.
@@ -110,7 +134,26 @@ class ConeActiveSet {
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
-  PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
+  // Σ v_i ‖g_i‖ relative to lower's own, beyond which v is large.
+  static constexpr double kLarge = 1024;
+  // Of corrections to a large v. The factor's own error leaves some of each.
+  static constexpr int kCorrections = 5;
+
+  // G with what was added to it.
+  PAMA_HD double gram(int i, int j) const {
+    const double entry = gram_[i * n_ + j] + widened_ * (norm_[i] * norm_[j]);
+    return i == j ? entry + raised_[i] : entry;
+  }
+
+  PAMA_HD void restart() {
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      y_[i] = 0;
+      inside_[i] = 0;
+    }
+    factor_.clear();
+    rejections_ = false;
+    team_.sync();
+  }
 
   // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
@@ -127,12 +170,37 @@ class ConeActiveSet {
   }
 
   // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
-  // and with it the rounding of its slopes.
+  // and with it the rounding of its slopes. A large v is corrected by slopes that are exact: what a
+  // threshold would excuse moves the combined gradient where G is nearly singular.
   PAMA_HD void minimise(bool entered) {
     for (int round = 0; round < 2; ++round) {
       settle(entered && round == 0);
       differentiate();
-      if (settled()) return;
+      if (settled()) break;
+    }
+    if (large_) correct();
+  }
+
+  // Newton's steps by slopes that are exact, while each moves the combined gradient by less than half
+  // of what the last one did. Otherwise the factor says too little of G to correct by.
+  PAMA_HD void correct() {
+    change_ = INFINITY;
+    for (int round = 0; round < kCorrections && change_ > 0; ++round) {
+      direct();
+      double change = 0;
+      for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+        change -= slope_[member_[c]] * direction_[c];
+      }
+      change = team_.sum(change);
+      if (!(change < change_ / 4)) return;
+      change_ = fmax(change, 0.0);
+      const Located limit = longest_step();
+      if (limit.index >= 0) {
+        settle(false);
+      } else {
+        move(limit);
+      }
+      differentiate();
     }
   }
 
@@ -145,29 +213,34 @@ class ConeActiveSet {
     return !team_.any(off);
   }
 
-  PAMA_HD void widen() {
-    for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
-        gram(i, j) += widening_ * (norm_[i] * norm_[j]);
-      }
-    }
-    widening_ = 0;
-    team_.sync();
-  }
-
   // slope = G v − μ.
   PAMA_HD void differentiate() {
-    double norms = 0;
+    double norms = 0, least = 0;
+    for (int i = 0; i < n_; ++i) {
+      norms += norm_[i] * (lower_[i] + y_[i]);
+      least += norm_[i] * lower_[i];
+    }
+    norms_ = norms;
+    large_ = norms > kLarge * least || kNoise * norms * norms > matter_;
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = -level_;
+    double* __restrict__ rest = direction_;  // of a large v: what rounding took from the slope
+    for (int r = team_.rank(); r < n_; r += team_.size()) {
+      slope[r] = -level_;
+      rest[r] = widened_ * norm_[r] * norms + raised_[r] * (lower_[r] + y_[r]);
+    }
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
       const double* __restrict__ row = gram_ + i * n_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
-      norms += norm_[i] * vi;
+      if (large_) {
+        for (int r = team_.rank(); r < n_; r += team_.size()) {
+          add_product(row[r], vi, &slope[r], &rest[r]);
+        }
+      } else {
+        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      }
     }
-    norms_ = norms;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
     team_.sync();
   }
 
@@ -195,10 +268,10 @@ class ConeActiveSet {
     double pivot = gram(j, j) - team_.sum(explained);
     const double least = kNoise * gram(j, j);
     if (pivot < least) {
-      if (widening_ > 0) return false;
+      if (widening_ > widened_) return false;
       const double raised = fmax(-pivot, least);
       team_.sync();
-      if (team_.rank() == 0) gram(j, j) += raised - pivot;
+      if (team_.rank() == 0) raised_[j] += raised - pivot;
       pivot = raised;
     }
     if (team_.rank() == 0) {
@@ -296,20 +369,25 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
-  double widening_;  // 0 once it is done
-  double* gram_;
+  double widening_;
+  const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
   double* y_;
   double* slope_;
   double* direction_;  // over the support
   double* cross_;
+  double* raised_;  // what was added to the diagonal
   int* member_;  // the support in the order of the factor
   int* inside_;  // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
   double level_ = 0;
-  double norms_ = 0;  // Σ v_i ‖g_i‖
+  double widened_ = 0;  // the square of the coordinate that was added
+  double norms_ = 0;    // Σ v_i ‖g_i‖
+  bool large_ = false;
+  double matter_ = INFINITY;
+  double change_ = 0;  // the square of the last correction's combined gradient
 };
 
 }  // namespace pama
