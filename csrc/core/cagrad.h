@@ -115,7 +115,8 @@ class CaGrad {
       const bool sure = doubt <= 0x1p-20 * wanted;
       const double curvature = sure && method_.support() > 0 ? method_.response() : 0;
       const double change = step_of(excess, total, curvature);
-      if (sure && fabs(excess) <= 2 * DBL_EPSILON * wanted + doubt) {
+      const double near = method_.large() ? 0x1p-30 : 2 * DBL_EPSILON;
+      if (sure && fabs(excess) <= near * wanted + doubt) {
         // To solve anew would draw other errors; a move along dy/dμ keeps these.
         if (method_.support() > 0 && !method_.large()) {
           method_.shift(change);
@@ -134,7 +135,8 @@ class CaGrad {
       level_ = low;
       method_.solve(level_);
     }
-    return 1;
+    const double square = method_.square_of_move();
+    return square > wanted && method_.doubt() <= square - wanted ? sqrt(wanted / square) : 1;
   }
 
   // By how much to change the level so that the excess, a quadratic on this support, becomes 0.

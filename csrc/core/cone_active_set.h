@@ -7,8 +7,10 @@
 // widened and the method starts anew: each gradient gets one more coordinate, of the same small
 // part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
 // not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G. What is added
-// to G is kept beside it, and forgotten at start(): a problem never sees what another one needed.
+// with it. So what is solved exactly is a problem of a matrix within rounding of G. Should v then be
+// so large that the factor cannot resolve its slopes, G is widened once more, n times as much. What
+// is added to G is kept beside it, and forgotten at start(): a problem never sees what another one
+// needed.
 #pragma once
 
 #include <cfloat>
@@ -55,6 +57,7 @@ class ConeActiveSet {
   // y = 0, and G as it came.
   PAMA_HD void start() {
     widened_ = 0;
+    pivot_ = kNoise;
     for (int i = team_.rank(); i < n_; i += team_.size()) raised_[i] = 0;
     restart();
   }
@@ -62,13 +65,14 @@ class ConeActiveSet {
   // Where gradients nearly cancel, v is large along what is left of them: slopes that are 0 to the
   // rounding of their terms leave the combined gradient unknown. Its square is then found by exact
   // sums, as it is where rounding could exceed `square`.
-  PAMA_HD void resolve(double square) { matter_ = square; }
+  PAMA_HD void resolve(double square) { square_ = square; }
 
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
     while (!descend()) {
-      widened_ = widening_;
+      pivot_ = widened_ > 0 ? kPivot * n_ : kNoise;
+      widened_ = widened_ > 0 ? widening_ + pivot_ : widening_;
       restart();
     }
   }
@@ -134,10 +138,11 @@ class ConeActiveSet {
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
-  // Σ v_i ‖g_i‖ relative to lower's own, beyond which v is large.
-  static constexpr double kLarge = 1024;
   // Of corrections to a large v. The factor's own error leaves some of each.
   static constexpr int kCorrections = 5;
+  // For each row, the least pivot of the factor that resolves a large v: rounding of pivots is n
+  // roundoffs at most.
+  static constexpr double kPivot = 32 * (DBL_EPSILON / 2);
 
   // G with what was added to it.
   PAMA_HD double gram(int i, int j) const {
@@ -155,35 +160,34 @@ class ConeActiveSet {
     team_.sync();
   }
 
-  // False if G is to be widened first, as it is once at most.
+  // False if G is to be widened first.
   PAMA_HD bool descend() {
     readmit();
     differentiate();
-    if (factor_.size() > 0) minimise(false);
+    if (factor_.size() > 0 && !minimise(false)) return false;
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
-      if (!admit(entering.index)) return false;
-      minimise(true);
+      if (!admit(entering.index) || !minimise(true)) return false;
     }
     return true;
   }
 
   // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
-  // and with it the rounding of its slopes. A large v is corrected by slopes that are exact: what a
-  // threshold would excuse moves the combined gradient where G is nearly singular.
-  PAMA_HD void minimise(bool entered) {
+  // and with it the rounding of its slopes. False if G is to be widened first.
+  PAMA_HD bool minimise(bool entered) {
     for (int round = 0; round < 2; ++round) {
       settle(entered && round == 0);
       differentiate();
       if (settled()) break;
     }
-    if (large_) correct();
+    return !large_ || correct();
   }
 
-  // Newton's steps by slopes that are exact, while each moves the combined gradient by less than half
-  // of what the last one did. Otherwise the factor says too little of G to correct by.
-  PAMA_HD void correct() {
+  // Of a large v, slopes that are 0 to the rounding of their terms leave the combined gradient
+  // unknown. So it is corrected by slopes that are exact, as long as each correction moves it by less
+  // than half of what the last one did. False if they do not, and G can be widened once more.
+  PAMA_HD bool correct() {
     change_ = INFINITY;
     for (int round = 0; round < kCorrections && change_ > 0; ++round) {
       direct();
@@ -192,16 +196,25 @@ class ConeActiveSet {
         change -= slope_[member_[c]] * direction_[c];
       }
       change = team_.sum(change);
-      if (!(change < change_ / 4)) return;
+      if (!(change < change_ / 4)) break;
       change_ = fmax(change, 0.0);
-      const Located limit = longest_step();
-      if (limit.index >= 0) {
+      if (longest_step().index >= 0) {  // rows leave, and what is left is corrected from the start
         settle(false);
-      } else {
-        move(limit);
+        differentiate();
+        change_ = INFINITY;
+        round = -1;
+        continue;
       }
+      double* before = cross_;
+      for (int i = team_.rank(); i < n_; i += team_.size()) before[i] = y_[i];
+      move({1, -1});
       differentiate();
+      if (settled()) continue;
+      for (int i = team_.rank(); i < n_; i += team_.size()) y_[i] = before[i];
+      differentiate();
+      break;
     }
+    return change_ <= matter_ || !(widening_ > 0) || pivot_ > kNoise;
   }
 
   PAMA_HD bool settled() const {
@@ -221,7 +234,8 @@ class ConeActiveSet {
       least += norm_[i] * lower_[i];
     }
     norms_ = norms;
-    large_ = norms > kLarge * least || kNoise * norms * norms > matter_;
+    matter_ = fmin(square_, 0x1p-30 * least * least);
+    large_ = kNoise * norms * norms > matter_;
     double* __restrict__ slope = slope_;
     double* __restrict__ rest = direction_;  // of a large v: what rounding took from the slope
     for (int r = team_.rank(); r < n_; r += team_.size()) {
@@ -249,7 +263,9 @@ class ConeActiveSet {
     Located found{0, -1};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (inside_[i] || !(norm_[i] > 0)) continue;
-      if (!(-slope_[i] > kNoise * (norm_[i] * norms_ + fabs(level_)))) continue;
+      // Slopes of a large v are exact, but for the rounding of v.
+      const double noise = large_ ? kNoise / 8 : kNoise;
+      if (!(-slope_[i] > noise * (norm_[i] * norms_ + fabs(level_)))) continue;
       const Located here{slope_[i] / norm_[i], i};
       if (before(here, found)) found = here;
     }
@@ -261,14 +277,19 @@ class ConeActiveSet {
     const int k = factor_.size();
     for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
-    double explained = 0;
+    double explained = 0, rounding = 0;
     for (int c = team_.rank(); c < k; c += team_.size()) {
-      explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
+      const double inverse = factor_.inverses()[c], part = cross_[c] * (cross_[c] * inverse);
+      explained += part;
+      // A small pivot's own rounding, relative to it.
+      rounding += part * (gram(member_[c], member_[c]) * inverse);
     }
     double pivot = gram(j, j) - team_.sum(explained);
-    const double least = kNoise * gram(j, j);
+    rounding = team_.sum(rounding) * n_ * (DBL_EPSILON / 2);
+    const bool may_widen = widening_ > 0 && pivot_ == kNoise;
+    const double least = fmax(pivot_ * gram(j, j), widening_ > 0 ? rounding : 0);
     if (pivot < least) {
-      if (widening_ > widened_) return false;
+      if (may_widen && (widened_ == 0 || rounding > pivot)) return false;
       const double raised = fmax(-pivot, least);
       team_.sync();
       if (team_.rank() == 0) raised_[j] += raised - pivot;
@@ -384,9 +405,11 @@ class ConeActiveSet {
   bool rejections_ = false;
   double level_ = 0;
   double widened_ = 0;  // the square of the coordinate that was added
+  double pivot_ = kNoise;
   double norms_ = 0;    // Σ v_i ‖g_i‖
   bool large_ = false;
-  double matter_ = INFINITY;
+  double square_ = INFINITY;
+  double matter_ = 0;   // what of the combined gradient's square is to be resolved
   double change_ = 0;  // the square of the last correction's combined gradient
 };
 
