@@ -43,8 +43,7 @@ class CaGrad {
         mean_(norm_ + n_),
         shortest_(mean_ + n_),
         rest_{shortest_ + n_, problem.workspace.integers},
-        method_(team_, n_, problem.gram, norm_, mean_,
-                ConeActiveSet<Team>::widening(problem.roundoff), rest_) {}
+        method_(team_, n_, problem.gram, norm_, mean_, problem.rtol, true, rest_) {}
 
   PAMA_HD void solve() {
     int half = 0;
@@ -89,6 +88,7 @@ class CaGrad {
   PAMA_HD bool rise(double radius) {
     GramProblem<Team> inner = problem_;
     inner.vector = nullptr;
+    inner.rtol = DBL_EPSILON;
     inner.out = shortest_;
     inner.workspace = {rest_.reals + ConeActiveSet<Team>::reals(n_),
                        rest_.integers + ConeActiveSet<Team>::integers(n_)};
@@ -98,15 +98,15 @@ class CaGrad {
     for (int i = team_.rank(); i < n_; i += team_.size()) norms += shortest_[i] * norm_[i];
     norms = team_.sum(norms);
     const double least = square(shortest_);
-    if (!(least > (4 * n_ * DBL_EPSILON + 2 * problem_.roundoff) * norms * norms)) return false;
+    if (!(least > (4 * n_ * DBL_EPSILON + problem_.rtol) * norms * norms)) return false;
     level_ = product(shortest_, mean_) + radius * sqrt(least);
     method_.solve(level_);
     return true;
   }
 
-  // Moves the level, up from `low`, until yᵀGy = φ², and returns what to multiply y by to make it so.
-  // A level at which rounding hides whether it is more counts as too high: that costs no more of
-  // min <g_i, d> than rounding of G may.
+  // Moves the level, up from `low`, until yᵀGy = φ², and returns what to multiply y by to make it
+  // so. A level at which rounding hides whether it is more counts as too high: that costs no more
+  // of min <g_i, d> than rounding of G may.
   PAMA_HD double approach(double low, double wanted) {
     double high = INFINITY;
     for (int step = 0; step < limit(n_); ++step) {

@@ -1,4 +1,5 @@
-// Sums of products as if in twice the precision (Ogita, Rump & Oishi, SIAM J. Sci. Comput. 26, 2005).
+// Sums of products as if in twice the precision (Ogita, Rump & Oishi, SIAM J. Sci. Comput. 26,
+// 2005).
 #pragma once
 
 #include <cmath>

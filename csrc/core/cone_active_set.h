@@ -7,10 +7,10 @@
 // widened and the method starts anew: each gradient gets one more coordinate, of the same small
 // part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
 // not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G. Should v then be
-// so large that the factor cannot resolve its slopes, G is widened once more, n times as much. What
-// is added to G is kept beside it, and forgotten at start(): a problem never sees what another one
-// needed.
+// with it. So what is solved exactly is a problem of a matrix within rounding of G. Should v then
+// be so large that the factor cannot resolve its slopes, G is widened once more, n times as much.
+// What is added to G is kept beside it, and forgotten at start(): a problem never sees what another
+// one needed.
 #pragma once
 
 #include <cfloat>
@@ -31,17 +31,15 @@ class ConeActiveSet {
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
-  // The square of the added coordinate for unit gradients, of a G rounded to `roundoff`: Σ v_i v_j
-  // ‖g_i‖ ‖g_j‖ times that is what rounding may have taken from vᵀGv.
-  PAMA_HD static constexpr double widening(double roundoff) { return kNoise + 2 * roundoff; }
-
-  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
-  // as above, or 0 where G must stay as it is.
-  PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm, const double* lower,
-                        double widening, Workspace workspace)
+  // `gram`: entries of magnitude up to 4, in error by `rtol` of the norms' products; `norm`: roots
+  // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is, but for its
+  // diagonal.
+  PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
+                        const double* lower, double rtol, bool widens, Workspace workspace)
       : team_(team),
         n_(n),
-        widening_(widening),
+        rtol_(rtol),
+        widens_(widens),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -56,8 +54,7 @@ class ConeActiveSet {
 
   // y = 0, and G as it came.
   PAMA_HD void start() {
-    widened_ = 0;
-    pivot_ = kNoise;
+    widen(0);
     for (int i = team_.rank(); i < n_; i += team_.size()) raised_[i] = 0;
     restart();
   }
@@ -71,8 +68,7 @@ class ConeActiveSet {
   PAMA_HD void solve(double level) {
     level_ = level;
     while (!descend()) {
-      pivot_ = widened_ > 0 ? kPivot * n_ : kNoise;
-      widened_ = widened_ > 0 ? widening_ + pivot_ : widening_;
+      widen(stage_ + 1);
       restart();
     }
   }
@@ -150,6 +146,15 @@ class ConeActiveSet {
     return i == j ? entry + raised_[i] : entry;
   }
 
+  // Σ v_i v_j ‖g_i‖ ‖g_j‖ times the square of the added coordinate is what errors of G may have
+  // taken from vᵀGv: of its entries, and in the second stage of the factor's pivots, too.
+  PAMA_HD void widen(int stage) {
+    const double rounding = stage == 2 ? kPivot * n_ : kNoise;
+    stage_ = stage;
+    widened_ = stage == 0 ? 0 : rounding + rtol_;
+    pivot_ = fmax(rounding, rtol_);
+  }
+
   PAMA_HD void restart() {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       y_[i] = 0;
@@ -185,8 +190,8 @@ class ConeActiveSet {
   }
 
   // Of a large v, slopes that are 0 to the rounding of their terms leave the combined gradient
-  // unknown. So it is corrected by slopes that are exact, as long as each correction moves it by less
-  // than half of what the last one did. False if they do not, and G can be widened once more.
+  // unknown. So it is corrected by slopes that are exact, as long as each correction moves it by
+  // less than half of what the last one did. False if they do not, and G can be widened once more.
   PAMA_HD bool correct() {
     change_ = INFINITY;
     for (int round = 0; round < kCorrections && change_ > 0; ++round) {
@@ -214,7 +219,7 @@ class ConeActiveSet {
       differentiate();
       break;
     }
-    return change_ <= matter_ || !(widening_ > 0) || pivot_ > kNoise;
+    return change_ <= matter_ || !widens_ || stage_ == 2;
   }
 
   PAMA_HD bool settled() const {
@@ -286,10 +291,9 @@ class ConeActiveSet {
     }
     double pivot = gram(j, j) - team_.sum(explained);
     rounding = team_.sum(rounding) * n_ * (DBL_EPSILON / 2);
-    const bool may_widen = widening_ > 0 && pivot_ == kNoise;
-    const double least = fmax(pivot_ * gram(j, j), widening_ > 0 ? rounding : 0);
+    const double least = fmax(pivot_ * gram(j, j), widens_ ? rounding : 0);
     if (pivot < least) {
-      if (may_widen && (widened_ == 0 || rounding > pivot)) return false;
+      if (widens_ && (stage_ == 0 || (stage_ == 1 && pivot < rounding))) return false;
       const double raised = fmax(-pivot, least);
       team_.sync();
       if (team_.rank() == 0) raised_[j] += raised - pivot;
@@ -390,7 +394,8 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
-  double widening_;
+  double rtol_;
+  bool widens_;
   const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
@@ -399,17 +404,18 @@ class ConeActiveSet {
   double* direction_;  // over the support
   double* cross_;
   double* raised_;  // what was added to the diagonal
-  int* member_;  // the support in the order of the factor
-  int* inside_;  // whether row i is in the support (1), or rejected for now
+  int* member_;     // the support in the order of the factor
+  int* inside_;     // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
   double level_ = 0;
   double widened_ = 0;  // the square of the coordinate that was added
-  double pivot_ = kNoise;
-  double norms_ = 0;    // Σ v_i ‖g_i‖
+  double pivot_ = 0;    // the least that counts, relative to the diagonal
+  int stage_ = 0;
+  double norms_ = 0;  // Σ v_i ‖g_i‖
   bool large_ = false;
   double square_ = INFINITY;
-  double matter_ = 0;   // what of the combined gradient's square is to be resolved
+  double matter_ = 0;  // what of the combined gradient's square is to be resolved
   double change_ = 0;  // the square of the last correction's combined gradient
 };
 

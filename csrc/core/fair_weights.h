@@ -35,6 +35,8 @@ class FairWeights {
   PAMA_HD static constexpr int64_t integers(int64_t n) { return FairFace<Team>::integers(n); }
   // Of Newton steps for each β.
   static constexpr int kLimit = 100;
+  // Of a weight in one step.
+  static constexpr double kGrowth = 0x1p20;
 
   PAMA_HD FairWeights(const GramProblem<Team>& problem, double beta)
       : problem_(problem),
@@ -57,16 +59,16 @@ class FairWeights {
       return fill(team_, n_, NAN, problem_.out);
     }
     make_unit();
-    const double noise = 4 * n_ * DBL_EPSILON + 2 * problem_.roundoff;
-    Outcome outcome = descend(1, noise);
+    noise_ = 4 * n_ * DBL_EPSILON + problem_.rtol;
+    Outcome outcome = descend(1);
     for (double beta = 1; outcome == kInterior && beta != beta_;) {
       beta = beta_ > beta ? fmin(2 * beta, beta_) : fmax(beta / 2, beta_);
-      outcome = descend(beta, noise);
+      outcome = descend(beta);
     }
     if (outcome == kLost) return fill(team_, n_, NAN, problem_.out);
     if (outcome == kStationary) {
       FairFace<Team> face(team_, n_, problem_.gram, length_, v_, share_, q_, slope_, rest_);
-      return face.solve(beta_, noise, problem_.out);
+      return face.solve(beta_, noise_, problem_.out);
     }
     // G was divided by 4^half.
     const double scale = exp2(-2 * half / (1 + beta_));
@@ -94,7 +96,7 @@ class FairWeights {
     team_.sync();
   }
 
-  PAMA_HD Outcome descend(double beta, double noise) {
+  PAMA_HD Outcome descend(double beta) {
     const bool last = beta == beta_;
     for (int step = 0; step < kLimit; ++step) {
       const double total = differentiate(beta);
@@ -107,7 +109,11 @@ class FairWeights {
       sum = team_.sum(sum);
       if (sum == 0) return kInterior;  // zero gradients only
       if (!(fabs(value) <= DBL_MAX && total <= DBL_MAX)) return kLost;
-      if (!(value > noise * sum * sum)) return kStationary;
+      if (!(value > noise_ * sum * sum)) {
+        // No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+        noise_ = fmax(noise_, 4 * fabs(value) / sum / sum);
+        return kStationary;
+      }
       rescale(beta, power_of_ratio(total / value, beta));
       if (solved(sum * power_of_ratio(total / value, beta))) return kInterior;
       factorise(beta);
@@ -121,7 +127,9 @@ class FairWeights {
       const double curvature = fmax(descent - beta * team_.sum(bent), 0.0);
       // Convergence is quadratic: the step after a short one would be about its square.
       const bool close = longest <= 0x1p-27;
-      const double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
+      double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
+      // Where errors of G make it indefinite, the objective may fall without end.
+      if (t * longest > kGrowth) t = kGrowth / longest;
       for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] *= 1 + t * q_[i];
       team_.sync();
       if (close || (!last && longest <= 0.1)) return kInterior;
@@ -216,6 +224,7 @@ class FairWeights {
   Workspace rest_;
   double* row_;
   Ldl<Team> factor_;
+  double noise_ = 0;  // the square of a unit gradient's part that may be rounding
 };
 
 }  // namespace pama
