@@ -235,9 +235,7 @@ def cagrad(
     return _solve("cagrad", gram, None, check_values, radius, rtol=_error(gram, rtol))
 
 
-def nash_mtl(
-    gram: Tensor, *, rtol: float | None = None, check_values: bool = False
-) -> Tensor:
+def nash_mtl(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
     """Weights of the Nash bargaining solution between the objectives (Nash-MTL).
 
     G w = 1 / w with w > 0, the minimiser of ½ wᵀ G w − Σ log w: of all directions x of that length,

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/fair_face.h"
 #include "core/fair_line.h"
 #include "core/gram_problem.h"
@@ -114,8 +115,11 @@ class FairWeights {
         noise_ = fmax(noise_, 4 * fabs(value) / sum / sum);
         return kStationary;
       }
+      // Where gradients nearly cancel, their combination is less than rounding of its terms: sums
+      // are exact from here on.
+      precise_ = precise_ || value < 0x1p-24 * sum * sum;
       rescale(beta, power_of_ratio(total / value, beta));
-      if (solved(sum * power_of_ratio(total / value, beta))) return kInterior;
+      if (!precise_ && solved(sum * power_of_ratio(total / value, beta))) return kInterior;
       factorise(beta);
       const double descent = aim();
       double bent = 0, longest = 0;
@@ -144,12 +148,20 @@ class FairWeights {
   // slope = Ĝv and share = w^(1−β), whose sum is returned.
   PAMA_HD double differentiate(double beta) {
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = 0;
+    double* __restrict__ rest = row_;  // what rounding took from it
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = rest[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = v_[i];
       const double* __restrict__ row = problem_.gram + i * n_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      if (precise_) {
+        for (int r = team_.rank(); r < n_; r += team_.size()) {
+          add_product(row[r], vi, &slope[r], &rest[r]);
+        }
+      } else {
+        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      }
     }
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
     double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       share_[i] = length_[i] > 0 ? power(v_[i] / length_[i], 1 - beta) : 0;
@@ -224,6 +236,7 @@ class FairWeights {
   Workspace rest_;
   double* row_;
   Ldl<Team> factor_;
+  bool precise_ = false;
   double noise_ = 0;  // the square of a unit gradient's part that may be rounding
 };
 

@@ -27,7 +27,9 @@ def min_norm(
     w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
-        w[b, kept] = _min_norm(m, q, tolerance(gram, rtol) / 2) if bool(m.isfinite().all()) else math.nan
+        w[b, kept] = (
+            _min_norm(m, q, tolerance(gram, rtol) / 2) if bool(m.isfinite().all()) else math.nan
+        )
         if bool(w[b].isnan().any()):
             w[b] = math.nan
     return w.reshape(g.shape[:-1])
