@@ -15,6 +15,7 @@ from strategies import (
     gradients,
     gram_matrices,
     gram_of,
+    normal,
     preferences,
 )
 from strategies import matrix_on as on
@@ -24,9 +25,9 @@ import pama_ops as po
 TIGHT = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11}
 
 
-def normal(n: int, d: int, seed: int) -> torch.Tensor:
+def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((n, d), generator=generator, dtype=torch.float64)
+    return normal((n, d), generator=generator, dtype=torch.float64)
 
 
 def test_cone_weightings_of_published_values(backend):
@@ -105,7 +106,7 @@ def assert_sum_of_projections(gram: torch.Tensor, weights: torch.Tensor, p: torc
 def test_cone_weightings_agree_with_cvxpy(backend, seed):
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n, d = [(2, 3), (3, 2), (5, 8), (6, 4), (8, 3), (10, 20)][seed]
-    j = normal(n, d, seed)
+    j = gaussian(n, d, seed)
     gram = gram_of(j).to(backend.device)
     scale = float(gram.diagonal().max()) ** 0.5
 
@@ -131,7 +132,7 @@ def test_cone_weightings_agree_with_cvxpy(backend, seed):
 def test_cagrad_agrees_with_cvxpy(backend, c, n, d):
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for seed in range(2):
-        j = normal(n, d, 10 * n + seed)
+        j = gaussian(n, d, 10 * n + seed)
         gram = gram_of(j).to(backend.device)
         x = j.numpy().T @ po.cagrad(gram, c=c).cpu().numpy()
         mean = j.numpy().mean(0)
@@ -236,7 +237,7 @@ def test_cone_weightings_end_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(10):
-            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = normal((n, n), generator=generator, dtype=torch.float64)
             g = (g + g.mT).to(backend.device)
             for function in (po.dualproj, po.upgrad, po.cagrad):
                 assert function(g).shape == (n,)
@@ -244,7 +245,7 @@ def test_cone_weightings_end_on_matrices_that_are_no_gram_matrices(backend):
 
 @pytest.mark.parametrize("function", [po.dualproj, po.upgrad, po.cagrad])
 def test_cone_weightings_are_permutation_equivariant(backend, function):
-    gram = gram_of(normal(6, 24, 1)).to(backend.device)
+    gram = gram_of(gaussian(6, 24, 1)).to(backend.device)
     order = torch.tensor([3, 1, 5, 0, 2, 4], device=backend.device)
     got = function(gram[order][:, order])
     condition = float(torch.linalg.cond(gram))
@@ -253,7 +254,7 @@ def test_cone_weightings_are_permutation_equivariant(backend, function):
 
 def test_cone_weightings_of_more_rows_than_lanes(backend, many_rows):
     n = many_rows
-    gram = gram_of(normal(n, n // 2, n)).to(backend.device)
+    gram = gram_of(gaussian(n, n // 2, n)).to(backend.device)
     uniform = torch.full((n,), 1 / n, dtype=torch.float64)
     weights = po.dualproj(torch.stack([gram, 4 * gram]))
     assert torch.equal(weights[0], weights[1])

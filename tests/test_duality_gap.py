@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_rounds
-from strategies import draw_gradients, gram_matrices, gram_of
+from strategies import draw_gradients, gram_matrices, gram_of, normal
 
 import pama_ops as po
 
@@ -50,7 +50,7 @@ def test_duality_gap_bounds_the_distance_to_the_optimum(backend, data):
 
 def test_duality_gap_goes_over_a_batch_of_any_strides(backend):
     generator = torch.Generator().manual_seed(0)
-    j = torch.randn((2, 3, 4, 5), generator=generator, dtype=torch.float64)
+    j = normal((2, 3, 4, 5), generator=generator, dtype=torch.float64)
     gram = (j @ j.mT).to(backend.device)
     weights = torch.rand((4, 3, 2), generator=generator).to(backend.device).permute(2, 1, 0)
     got = po.duality_gap(gram, weights)

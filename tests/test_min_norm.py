@@ -21,6 +21,7 @@ from strategies import (
     gradients,
     gram_matrices,
     gram_of,
+    normal,
     preferences,
 )
 from strategies import draw_gradients as draw
@@ -134,7 +135,7 @@ def test_min_norm_tells_rows_apart_that_are_nearly_equal(backend, apart):
 def test_min_norm_agrees_with_cvxpy(backend, n, d, seed):
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     generator = torch.Generator().manual_seed(seed)
-    j = torch.randn((n, d), generator=generator, dtype=torch.float64)
+    j = normal((n, d), generator=generator, dtype=torch.float64)
     gram = gram_of(j)
     weights = po.min_norm(gram.to(backend.device)).cpu()
     c = cvxpy.Variable(n, nonneg=True)
@@ -204,7 +205,7 @@ def test_min_norm_gives_zero_gradients_all_the_weight(backend):
 def test_min_norm_shares_evenly_among_equal_rows(backend, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     distinct, n = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
-    j = torch.randn((distinct, 6), generator=generator, dtype=torch.float64)
+    j = normal((distinct, 6), generator=generator, dtype=torch.float64)
     which = torch.randint(0, distinct, (n,), generator=generator)
     dtype = data.draw(st.sampled_from(DTYPES))
     gram = (j @ j.mT)[which][:, which].to(dtype)
@@ -212,7 +213,7 @@ def test_min_norm_shares_evenly_among_equal_rows(backend, data):
     for i in range(n):
         assert bool((weights[which == which[i]] == weights[i]).all())
     # Rows that differ by a rounding or two count as equal.
-    noise = 1 + unit_roundoff(dtype) * torch.randn((n, n), generator=generator, dtype=torch.float64)
+    noise = 1 + unit_roundoff(dtype) * normal((n, n), generator=generator, dtype=torch.float64)
     noise = noise.triu() + noise.triu(1).mT
     weights = po.min_norm((gram.double() * noise.clamp(0, 1)).to(dtype).to(backend.device)).cpu()
     close = 8 * unit_roundoff(dtype)
@@ -268,7 +269,7 @@ def test_min_norm_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(20):
-            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = normal((n, n), generator=generator, dtype=torch.float64)
             power = torch.randint(-150, 150, (1,), generator=generator).double()
             g = (g + g.mT) * 10.0**power
             assert_on_simplex(po.min_norm(g.to(backend.device)))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_on_simplex, unit_roundoff
-from strategies import DTYPES, arrange, preferences
+from strategies import DTYPES, arrange, normal, preferences
 
 import pama_ops as po
 from pama_ops import _schemas
@@ -99,7 +99,7 @@ def test_pama_weights_agrees_with_cvxpy(backend, data):
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     n = data.draw(st.integers(2, 12))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    values = torch.randn(n, generator=generator, dtype=torch.float64)
+    values = normal(n, generator=generator, dtype=torch.float64)
     values[0] = -values[1].abs() - 0.1
     values[1] = values[1].abs()
     p = torch.rand(n, generator=generator, dtype=torch.float64)
@@ -156,7 +156,7 @@ def test_pama_weights_follows_the_preference(backend):
 def test_pama_weights_is_permutation_equivariant_and_scale_free(backend, data):
     n = data.draw(st.integers(1, 9))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    values = torch.randn(n, generator=generator, dtype=torch.float64)
+    values = normal(n, generator=generator, dtype=torch.float64)
     if data.draw(st.booleans()):
         values = (2 * values).round()
     order = torch.tensor(data.draw(st.permutations(range(n))))
@@ -181,7 +181,7 @@ def test_pama_weights_of_what_is_not_finite_is_nan(backend, bad):
 @pytest.mark.parametrize("n", [40, 70, 128, 256])
 def test_pama_weights_of_more_values_than_lanes_is_balanced(backend, n):
     generator = torch.Generator().manual_seed(n)
-    values = torch.randn((3, n), generator=generator, dtype=torch.float64) + 1
+    values = normal((3, n), generator=generator, dtype=torch.float64) + 1
     got = po.pama_weights(values.to(backend.device)).weights.cpu()
     assert_on_simplex(got)
     assert bool(((values * got).sum(-1).abs() <= 4 * n * U * (values.abs() * got).sum(-1)).all())
@@ -201,7 +201,7 @@ def test_pama_weights_takes_any_dtype_strides_and_batch(backend, data):
     lead = data.draw(st.sampled_from([(), (0,), (4,), (2, 3), (1, 2, 1, 2, 1, 2, 1, 2)]))
     n = data.draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
-    values = torch.randn((*lead, n), generator=generator).to(dtype)
+    values = normal((*lead, n), generator=generator).to(dtype)
     if len(lead) == 2:
         values = arrange(values, data.draw(st.sampled_from(["contiguous", "permuted", "sliced"])))
     p = torch.rand(n, generator=generator).to(data.draw(st.sampled_from(DTYPES))) + 0.25
@@ -221,7 +221,7 @@ def test_pama_weights_takes_any_dtype_strides_and_batch(backend, data):
 
 
 def test_pama_weights_is_independent_of_thread_count():
-    values = torch.randn((5000, 6), generator=torch.Generator().manual_seed(0))
+    values = normal((5000, 6), generator=torch.Generator().manual_seed(0))
     assert_independent_of_thread_count(lambda: po.pama_weights(values))
 
 
@@ -264,8 +264,8 @@ def test_pama_weights_refuses_a_gradient(backend):
 
 
 def test_pama_weights_passes_opcheck():
-    torch.library.opcheck(_schemas.pama_weights, (torch.randn(2, 3), torch.rand(3)))
-    torch.library.opcheck(_schemas.pama_weights, (torch.randn(4), None))
+    torch.library.opcheck(_schemas.pama_weights, (normal(2, 3), torch.rand(3)))
+    torch.library.opcheck(_schemas.pama_weights, (normal(4), None))
 
 
 def test_pama_weights_compiles_whole():
@@ -273,6 +273,6 @@ def test_pama_weights_compiles_whole():
     def compiled(values):
         return po.pama_weights(values, preference=[1.0, 2.0, 3.0])
 
-    values = torch.randn(5, 3)
+    values = normal(5, 3)
     want = po.pama_weights(values, preference=[1.0, 2.0, 3.0])
     assert all(map(torch.equal, compiled(values), want))

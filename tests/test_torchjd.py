@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("torchjd", reason="wants torchjd: pip install 'pama_ops[torchjd]'")
 
+from strategies import normal
 from torchjd import aggregation as jd
 from torchjd import scalarization
 from torchjd.autogram import Engine
@@ -44,8 +45,8 @@ def model_and_losses(
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
     model = model.to(dtype)
     before_forward(model)
-    x = torch.randn(16, 3, dtype=dtype)
-    return model, ((model(x) - torch.randn(16, 4, dtype=dtype)) ** 2).mean(0)
+    x = normal(16, 3, dtype=dtype)
+    return model, ((model(x) - normal(16, 4, dtype=dtype)) ** 2).mean(0)
 
 
 def name_of(function) -> str:
@@ -173,7 +174,7 @@ def test_as_function_takes_a_batch_and_runs_hooks():
     weighting = jd.UPGradWeighting()
     weighting.register_forward_hook(lambda *_: calls.append(1))
     function = as_function(weighting)
-    j = torch.randn((2, 3, 4, 8), dtype=torch.float64, requires_grad=True)
+    j = normal((2, 3, 4, 8), dtype=torch.float64, requires_grad=True)
     gram = j @ j.mT
     got = function(gram)
     assert got.shape == (2, 3, 4)

@@ -23,7 +23,7 @@ from properties import (
     is_null_combination,
     sum_of_lengths,
 )
-from strategies import GRADIENT_FAMILIES, gradients, gram_matrices
+from strategies import GRADIENT_FAMILIES, gradients, gram_matrices, normal
 
 import pama_ops as po
 
@@ -167,7 +167,7 @@ def test_continuous(name, family, n, seed):
     """
     generator = torch.Generator().manual_seed(seed)
     j = gradients(family, n, generator)
-    move = torch.randn(j.shape, generator=generator, dtype=torch.float64)
+    move = normal(j.shape, generator=generator, dtype=torch.float64)
     move = move / move.norm(dim=1).max()
     x = combination(name, j)
     largest = float(j.norm(dim=1).max())

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_rounds
-from strategies import long_batch, tokens
+from strategies import long_batch, normal, tokens
 
 import pama_ops as po
 from pama_ops import _schemas, reference
@@ -55,7 +55,7 @@ def test_whiten_of_long_sequences_is_its_definition(backend, ragged):
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
 def test_whiten_has_mean_0_and_variance_1_by_torch(backend, layout):
     generator = torch.Generator().manual_seed(0)
-    x = 7 + 3 * torch.randn(3, 4, 500, generator=generator, dtype=torch.float64)
+    x = 7 + 3 * normal(3, 4, 500, generator=generator, dtype=torch.float64)
     if layout == "permuted":
         x = x.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     mask = torch.rand(4, 500, generator=generator) < 0.6
@@ -70,7 +70,7 @@ def test_whiten_has_mean_0_and_variance_1_by_torch(backend, layout):
 def test_whiten_keeps_its_precision_far_from_zero(backend):
     """A mean of 1e8 standard deviations: textbook sums of squares would leave no digit."""
     generator = torch.Generator().manual_seed(1)
-    near = torch.randn(1, 3, 700, generator=generator, dtype=torch.float64)
+    near = normal(1, 3, 700, generator=generator, dtype=torch.float64)
     far = (1e8 + near).to(backend.device)
     near = (far - 1e8).cpu()
     want = (near - near.mean()) / near.std()
@@ -79,7 +79,7 @@ def test_whiten_keeps_its_precision_far_from_zero(backend):
 
 def test_whiten_by_sequence_takes_one_score_each(backend):
     generator = torch.Generator().manual_seed(2)
-    scores = torch.randn(2, 9, generator=generator, dtype=torch.float64).to(backend.device)
+    scores = normal(2, 9, generator=generator, dtype=torch.float64).to(backend.device)
     mask = torch.tensor([1, 1, 0, 1, 1, 1, 0, 1, 1], device=backend.device)
     got = po.whiten(scores, mask)
     want = po.whiten(scores[:, None], mask[None])[:, 0]
@@ -94,7 +94,7 @@ def test_whiten_by_sequence_takes_one_score_each(backend):
 def test_whiten_merges_the_moments_of_ranks(backend, shards):
     """Ranks that hold parts of a batch, one of them nothing, whiten as one that holds it all."""
     generator = torch.Generator().manual_seed(3)
-    x = (5 + torch.randn(2, 7, 60, generator=generator, dtype=torch.float64)).to(backend.device)
+    x = (5 + normal(2, 7, 60, generator=generator, dtype=torch.float64)).to(backend.device)
     mask = (torch.rand(7, 60, generator=generator) < 0.5).to(backend.device)
     bounds = torch.randint(0, 8, (shards - 1,), generator=generator).sort().values.tolist()
     parts = [slice(*ends) for ends in zip([0, *bounds], [*bounds, 7], strict=True)]
@@ -157,7 +157,7 @@ def test_whiten_takes_at_least_float32(backend):
 
 def test_whiten_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(3, 37, 300, generator=generator)
+    x = normal(3, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
     assert_independent_of_thread_count(lambda: po.whiten(x, mask))
 
@@ -216,7 +216,7 @@ def test_whiten_refuses_a_gradient(backend):
 @pytest.mark.parametrize("masked", [False, True])
 def test_whiten_passes_opcheck(ragged, masked):
     shape = (2, 6) if ragged else (2, 3, 4)
-    x = torch.randn(shape)
+    x = normal(shape)
     mask = torch.ones(shape[1:], dtype=torch.bool) if masked else None
     cu_seqlens = torch.tensor([0, 2, 6]) if ragged else None
     torch.library.opcheck(_schemas.whiten_moments, (x, mask, cu_seqlens))
@@ -227,5 +227,5 @@ def test_whiten_passes_opcheck(ragged, masked):
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 5)])
 def test_whiten_compiles_whole(shape):
     compiled = torch.compile(po.whiten, fullgraph=True, backend="aot_eager")
-    x, mask = torch.randn(shape), torch.ones(shape[1:])
+    x, mask = normal(shape), torch.ones(shape[1:])
     torch.testing.assert_close(compiled(x, mask), po.whiten(x, mask))
