@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import exactly
 import torch
 from strategies import normal
 from torch import Tensor
@@ -90,7 +91,7 @@ def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
 def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
     for n in 3, 10:
         j = normal((4, n, n + 2), generator=generator, dtype=torch.float64)
-        gram = j @ j.mT
+        gram = exactly.gram(j)
         seed = torch.randint(0, 2**62, (4, 1), generator=generator)
         targets = torch.rand((4, n * n), generator=generator, dtype=torch.float64) / 2
         vectors = {"pcgrad": seed, "gradvac": torch.cat([seed.view(torch.float64), targets], -1)}

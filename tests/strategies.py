@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import exact
+import exactly
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,7 +32,7 @@ def down_decades(count: int, shape: tuple[int, ...], generator: torch.Generator)
     """Factors from 1 down to 10^-count, their logarithms about uniform, and 53 bits long."""
     octaves = torch.randint(0, round(count * 3.33), shape, generator=generator)
     fraction = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return exact.powers_of_two(-octaves - 1) * (1 + fraction)
+    return exactly.powers_of_two(-octaves - 1) * (1 + fraction)
 
 
 def arrange(x: Tensor, layout: str) -> Tensor:
@@ -140,16 +140,16 @@ def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     q = torch.eye(rows, columns, dtype=torch.float64)
     for _ in range(rows):
         v = normal(columns, generator=generator, dtype=torch.float64)
-        q = q - exact.times(q, v)[:, None] * (v * (2 / exact.dot(v, v)))
+        q = q - exactly.times(q, v)[:, None] * (v * (2 / exactly.dot(v, v)))
     return q
 
 
 def _ill_conditioned(n: int, condition: float, generator: torch.Generator) -> Tensor:
     """Gradients whose Gram matrix has this condition number, to a factor of 2."""
     octaves = round(math.log2(condition) / 2)
-    spread = exact.powers_of_two(-torch.arange(n) * octaves // max(n - 1, 1))
+    spread = exactly.powers_of_two(-torch.arange(n) * octaves // max(n - 1, 1))
     left, right = _orthogonal(n, n, generator), _orthogonal(n, 4 * n, generator)
-    return exact.product(left * spread, right)
+    return exactly.product(left * spread, right)
 
 
 def _near_stationary(n: int, distance: float, d: int, generator: torch.Generator) -> Tensor:
@@ -157,8 +157,8 @@ def _near_stationary(n: int, distance: float, d: int, generator: torch.Generator
     j = normal(n, d, generator=generator, dtype=torch.float64)
     c = torch.rand(n, generator=generator, dtype=torch.float64)
     rest = normal(d, generator=generator, dtype=torch.float64)
-    mean = exact.times(j.mT, c) / exact.total(c)
-    return j - mean + distance * rest / exact.norm(rest)
+    mean = exactly.times(j.mT, c) / exactly.total(c)
+    return j - mean + distance * rest / exactly.norm(rest)
 
 
 def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
@@ -221,7 +221,7 @@ def draw_gradients(family: str, n: int, seed: int = 0) -> Tensor:
 
 def gram_of(j: Tensor) -> Tensor:
     """J Jᵀ, symmetric to the bit."""
-    return exact.gram(j)
+    return exactly.gram(j)
 
 
 def matrix_on(backend, *rows: list[float]) -> Tensor:
@@ -245,7 +245,7 @@ def gram_matrices(
     # Norms are about sqrt(4 n): the factor keeps their squares within float16. Squares below its
     # normal numbers keep too few bits for the matrix to be within rounding of a Gram matrix.
     j /= 8
-    j[exact.dot(j, j) < torch.finfo(dtype).smallest_normal] = 0
+    j[exactly.dot(j, j) < torch.finfo(dtype).smallest_normal] = 0
     gram = gram_of(j).to(dtype)
     return arrange(gram, draw(st.sampled_from(["contiguous", "permuted", "sliced"]))).to(device)
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-import exact
+import exactly
 import pytest
 import torch
 from allocations import largest_allocations
@@ -44,9 +44,9 @@ def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
             unit = 1.01 * (rows.shape[1] + len(grads[0]) + 1) * 2.0**-53
         half = any(row[p] is not None and row[p].itemsize == 2 for row in grads)
         if backend.name == "cuda" and half and len(grads) > 8:
-            norms = exact.norm(rows)
+            norms = exactly.norm(rows)
             total += 1e-5 * norms[:, None] * norms
-        total += unit * exact.gram(rows)
+        total += unit * exactly.gram(rows)
     return total
 
 
@@ -57,7 +57,7 @@ def test_gram_is_its_definition(backend, data):
     j = matrix(grads)
     assert got.dtype == torch.float64
     assert torch.equal(got, got.mT)
-    excess = (got - exact.gram(j)).abs() - bound(grads, backend)
+    excess = (got - exactly.gram(j)).abs() - bound(grads, backend)
     assert float(excess.max()) <= 2.0**-126, f"off by {float(excess.max())} beyond its bound"
 
 
@@ -98,7 +98,7 @@ def test_gram_of_many_rows_is_its_definition(backend, dtype, n):
     grads = [[draw(size, offset, i) for size, offset in pieces] for i in range(n)]
     got, j = po.gram(grads).cpu(), matrix(grads)
     assert torch.equal(got, got.mT)
-    assert bool(((got - exact.gram(j)).abs() <= bound(grads, backend)).all())
+    assert bool(((got - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 @pytest.mark.parametrize("n", [9, 20, 40, 70])
@@ -109,7 +109,7 @@ def test_gram_takes_dtypes_that_differ_between_parameters(backend, n):
         for _ in range(n)
     ]
     j = matrix(grads)
-    assert bool(((po.gram(grads).cpu() - exact.gram(j)).abs() <= bound(grads, backend)).all())
+    assert bool(((po.gram(grads).cpu() - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,7 +143,7 @@ def test_equal_layouts_are_walked_without_a_copy(backend, layout):
 def test_thousands_of_tiny_tensors(backend):
     grads = tiny_gradients(backend)
     j = matrix(grads)
-    assert bool(((po.gram(grads).cpu() - exact.gram(j)).abs() <= bound(grads, backend)).all())
+    assert bool(((po.gram(grads).cpu() - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 def test_gram_is_independent_of_thread_count():
@@ -160,12 +160,12 @@ def test_gram_is_independent_of_thread_count():
 def test_older_processors_keep_the_bound(level):
     script = (
         "import sys, torch, pama_ops as po; sys.path.insert(0, 'tests')\n"
-        "import exact; from strategies import normal; torch.manual_seed(0)\n"
+        "import exactly; from strategies import normal; torch.manual_seed(0)\n"
         "for n in (1, 2, 3, 5, 6, 8, 11):\n"
         "    j = normal(n, 5003)\n"
         "    for x, u in ((j, 18 * 2**-24), (j.bfloat16(), 18 * 2**-24), (j.double(), 1e-14)):\n"
-        "        error = (po.gram(list(x)) - exact.gram(x)).abs()\n"
-        "        assert bool((error <= (u + 1e-14) * exact.gram(x.abs())).all()), n\n"
+        "        error = (po.gram(list(x)) - exactly.gram(x)).abs()\n"
+        "        assert bool((error <= (u + 1e-14) * exactly.gram(x.abs())).all()), n\n"
     )
     environment = {**os.environ, "PAMA_CPU_LEVEL": level}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
@@ -227,7 +227,9 @@ def test_pieces_accumulate(backend):
     for p in range(2):
         assert po.gram_accumulate(total, [g[p] for g in grads]) is total
     rounding = 4 * 2.0**-53 * total.abs().cpu()
-    assert bool(((total.cpu() - 1 - exact.gram(j)).abs() <= bound(grads, backend) + rounding).all())
+    assert bool(
+        ((total.cpu() - 1 - exactly.gram(j)).abs() <= bound(grads, backend) + rounding).all()
+    )
 
 
 @pytest.mark.parametrize("objectives", [1, 3])

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import combinations
 
-import numpy as np
+import exactly
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,7 +64,7 @@ def straddles(values: list[float], preference: list[float]) -> bool:
 @settings(max_examples=60)
 @given(data=st.data())
 def test_pama_weights_is_the_exact_projection_or_the_least_value(backend, data):
-    wide = st.floats(-1, 1).map(lambda x: x * 10.0 ** round(-12 * abs(x)))
+    wide = st.floats(-1, 1).map(lambda x: x * float(f"1e{round(-12 * abs(x))}"))
     values = data.draw(st.one_of(INTEGERS, st.lists(wide, min_size=1, max_size=5)))
     values = [float(x) for x in values]
     n = len(values)
@@ -81,7 +82,7 @@ def test_pama_weights_is_the_exact_projection_or_the_least_value(backend, data):
         assert got.optimum == 0
         return
     largest = max(p)
-    ranks = [abs(a) / (q / largest) if q > 0 else np.inf for a, q in zip(values, p, strict=True)]
+    ranks = [abs(a) / (q / largest) if q > 0 else math.inf for a, q in zip(values, p, strict=True)]
     tie = [i for i in range(n) if ranks[i] == min(ranks)]
     share = (1 - sum(p[i] for i in tie) / sum(p)) / len(tie)
     for i in range(n):
@@ -95,23 +96,18 @@ def test_pama_weights_is_the_exact_projection_or_the_least_value(backend, data):
 
 @settings(max_examples=15)
 @given(data=st.data())
-def test_pama_weights_agrees_with_cvxpy(backend, data):
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
-    n = data.draw(st.integers(2, 12))
+def test_pama_weights_of_up_to_eight_values_is_the_exact_projection(backend, data):
+    n = data.draw(st.integers(2, 8))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     values = normal(n, generator=generator, dtype=torch.float64)
     values[0] = -values[1].abs() - 0.1
     values[1] = values[1].abs()
     p = torch.rand(n, generator=generator, dtype=torch.float64)
     got = po.pama_weights(values.to(backend.device), preference=p.to(backend.device)).weights.cpu()
-    c = cvxpy.Variable(n, nonneg=True)
-    distance = cvxpy.sum_squares(c - (p / p.sum()).numpy())
-    problem = cvxpy.Problem(cvxpy.Minimize(distance), [cvxpy.sum(c) == 1, values.numpy() @ c == 0])
-    problem.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-    # A projection is unique and ½‖c − p‖² is 1-strongly convex: ‖c − c*‖² <= 2 · gap.
-    np.testing.assert_allclose(got, c.value, rtol=0, atol=1e-5)
-    assert abs(float(((got - p / p.sum()) ** 2).sum()) - problem.value) <= 1e-9
-    assert abs(float(values @ got)) <= 4 * n * U * float((values.abs() * got).sum())
+    want = exact_projection(values.tolist(), p.tolist())
+    for w, c in zip(got.tolist(), want, strict=True):
+        assert abs(float(Fraction(w) - c)) <= 8 * n * U
+    assert abs(float(exactly.dot(values, got))) <= 4 * n * U * float(exactly.dot(values.abs(), got))
 
 
 @pytest.mark.parametrize(
@@ -184,13 +180,14 @@ def test_pama_weights_of_more_values_than_lanes_is_balanced(backend, n):
     values = normal((3, n), generator=generator, dtype=torch.float64) + 1
     got = po.pama_weights(values.to(backend.device)).weights.cpu()
     assert_on_simplex(got)
-    assert bool(((values * got).sum(-1).abs() <= 4 * n * U * (values.abs() * got).sum(-1)).all())
+    size = exactly.dot(values.abs(), got)
+    assert bool((exactly.dot(values, got).abs() <= 4 * n * U * size).all())
     # Optimality: on the support c − p is affine in a, and elsewhere above that.
     for a, c in zip(values, got, strict=True):
         s = c > 0
-        design = torch.stack([torch.ones(int(s.sum())).double(), a[s]], -1)
-        fit = torch.linalg.lstsq(design, (c - 1 / n)[s, None]).solution.flatten()
-        line = fit[0] + fit[1] * a + 1 / n
+        centred = a - exactly.total(a[s]) / int(s.sum())
+        slope = exactly.dot(centred[s], c[s]) / exactly.dot(centred[s], centred[s])
+        line = exactly.total(c[s]) / int(s.sum()) + slope * centred
         torch.testing.assert_close(c, line.clamp(min=0), rtol=0, atol=64 * n * U)
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import exactly
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,7 +158,7 @@ def weighting(request: pytest.FixtureRequest) -> Weighting:
 def batch_of(n: int, lead: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     j = normal((*lead, n, 2 * n), generator=generator, dtype=torch.float64) + 0.5
-    return (j @ j.mT / n).to(dtype)
+    return (exactly.gram(j) / n).to(dtype)
 
 
 @settings(max_examples=40)

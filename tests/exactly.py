@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """A B in float64, correct to an ulp of itself or 2^-90 of Σ_k max |a_i| max |b_j|."""
     a, b = a.double().cpu(), b.double().cpu()
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("exact.product takes finite numbers")
+        raise ValueError("exactly.product takes finite numbers")
     if 0 in (*a.shape, *b.shape):
         return a @ b
     # k products of two parts stay below 2^53.
@@ -86,6 +87,15 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return product(x[..., None, :], y[..., None])[..., 0, 0]
 
 
+def by_halves(x: Tensor) -> Tensor:
+    """Σ x over the last dimension, rounded in each of its log₂ d steps, but everywhere alike."""
+    while x.shape[-1] > 1:
+        half = (x.shape[-1] + 1) // 2
+        rest = torch.nn.functional.pad(x[..., half:], (0, 2 * half - x.shape[-1]))
+        x = x[..., :half] + rest
+    return x[..., 0] if x.shape[-1] else x.new_zeros(x.shape[:-1])
+
+
 def total(x: Tensor) -> Tensor:
     """Σ x over the last dimension."""
     return dot(x, torch.ones_like(x, dtype=torch.float64))
@@ -97,3 +107,18 @@ def norm(x: Tensor) -> Tensor:
     half = exponents[..., 0] // 2
     root = dot(scaled, scaled).sqrt()
     return root * powers_of_two(half) * powers_of_two(exponents[..., 0] - half)
+
+
+def eigen(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues in ascending order, and eigenvectors, of a symmetric matrix: rounded once."""
+    with mpmath.workdps(30):
+        values, vectors = mpmath.eigsy(mpmath.matrix(g.tolist()))
+        rows = [[float(x) for x in row] for row in vectors.tolist()]
+        values = [float(x) for x in values]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
+
+
+def condition(g: Tensor) -> float:
+    """The condition number of a symmetric matrix, inf unless it is positive definite."""
+    values, _ = eigen(g)
+    return float(values[-1] / values[0]) if values[0] > 0 else math.inf
