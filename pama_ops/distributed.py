@@ -173,8 +173,10 @@ def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
 
 
 def _add_up(matrix: Tensor, group: ProcessGroup) -> None:
-    """The sum of the ranks' symmetric matrices. The order in which a ring adds up an element depends
-    on where it lies, so that one triangle is mirrored."""
+    """The sum of the ranks' symmetric matrices.
+
+    The order in which a ring adds up an element depends on where it lies: one triangle is mirrored.
+    """
     dist.all_reduce(matrix, group=group)
     upper = matrix.triu()
     matrix.copy_(upper + upper.triu(1).mT)
