@@ -113,7 +113,7 @@ def run(
     )  # fmt: skip
     assert process.stdout is not None
     try:
-        with log.open("w") as kept:
+        with log.open("w", buffering=1) as kept:
             for line in process.stdout:
                 kept.write(line)
                 if share := re.search(r"\[ *(\d+)%\]$", line):

@@ -48,9 +48,10 @@ def test_group_normalize_is_its_definition(backend, data):
 
 
 def test_group_normalize_is_that_of_numpy(backend):
-    generator = np.random.default_rng(0)
-    rewards = generator.normal(size=(3, 12, 6)) * 2 + 1
-    rewards[:, :, 2] = np.where(generator.random((3, 12)) < 0.5, np.nan, rewards[:, :, 2])
+    generator = torch.Generator().manual_seed(0)
+    rewards = (normal(3, 12, 6, generator=generator, dtype=torch.float64) * 2 + 1).numpy()
+    missing = torch.rand(3, 12, generator=generator) < 0.5
+    rewards[:, :, 2] = np.where(missing.numpy(), np.nan, rewards[:, :, 2])
     deviation = rewards - np.nanmean(rewards, -1, keepdims=True)
     want = deviation / (np.nanstd(rewards, -1, ddof=1, keepdims=True) + 1e-4)
     got = po.group_normalize(torch.from_numpy(rewards).reshape(3, 72).to(backend.device), 6)

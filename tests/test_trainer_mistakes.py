@@ -92,7 +92,7 @@ def test_whitening_by_rank_takes_the_difference_of_ranks_away(ranks: Ranks) -> N
     means = [x[:, part].mean(1) for (x, _), part in zip(together, parts, strict=True)]
     assert (means[1] > means[0] + 0.2).all()
     for (x, _), part in zip(apart, parts, strict=True):  # zero to the rounding of each entry
-        assert (x[:, part].mean(1).abs() <= eps * x.abs().max()).all()
+        assert (x[:, part].double().mean(1).abs() <= eps * x.abs().max()).all()
     assert not torch.equal(apart[0][1], apart[1][1])  # and ranks weight by their own
 
 
