@@ -64,6 +64,7 @@ def environment(level: int, capability: str, threads: int) -> dict[str, str]:
         "MKL_CBWR": MKL[capability],
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # processes share the cores
+        "PYTHONUNBUFFERED": "1",  # for the progress
     }
 
 
