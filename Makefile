@@ -6,7 +6,7 @@ SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml csrc/*.* cs
 
 # Threads of OpenMP that wait without spinning, as test processes share the cores. Not for `bench`:
 # to wake such a thread takes 50 us.
-test lint: export OMP_WAIT_POLICY = PASSIVE
+test lint test-random test-machines: export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: help
 help:
@@ -14,6 +14,8 @@ help:
 	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
+	@echo "make test-random  every property on N=500 random examples (SEED=, ARGS=\"-k gram\")"
+	@echo "make test-machines  the tests as on other processors, as a table (ARGS=\"--levels 1 3\")"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
 	@echo "make test-deepspeed  token space under ZeRO, in an environment of its own"
 	@echo "make test-large a tensor of over 2^31 elements (10 GiB of free memory)"
@@ -59,6 +61,22 @@ demo-full: $(VENV)/.built
 .PHONY: test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# A fresh seed unless SEED gives one: the same N and SEED draw the same examples of a test, alone or
+# among others.
+N ?= 500
+.PHONY: test-random
+test-random: $(VENV)/.built-for-tests
+	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
+	again="To repeat: make test-random N=$(N) SEED=$$seed ARGS='$(ARGS)'"; \
+	echo "$$again"; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -v -m hypothesis --examples $(N) \
+	  --hypothesis-seed $$seed $(ARGS); status=$$?; \
+	echo "$$again"; exit $$status
+
+.PHONY: test-machines
+test-machines: $(VENV)/.built-for-tests
+	$(BIN)/python scripts/test_machines.py $(ARGS)
 
 # verl wants a transformers below the one that TRL's tests use, and DeepSpeed replaces packages that
 # others pin: environments of their own.

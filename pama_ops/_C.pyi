@@ -2,3 +2,5 @@ compiler: str
 torch_built_with: str
 cuda: str
 cuda_architectures: str
+
+def gram_level() -> int: ...
