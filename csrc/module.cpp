@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #pragma pop_macro("TORCH_TARGET_VERSION")
 
+#include "build_info.h"  // made by CMakeLists.txt
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU kernels of pama_ops.";
   m.attr("compiler") = __VERSION__;
