@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import warnings
@@ -17,7 +16,8 @@ PACKAGE = Path(__file__).parent
 
 def _load_cpu() -> tuple[ModuleType | None, str]:
     """The pybind11 module whose import registers the CPU kernels, or why there is none."""
-    if importlib.util.find_spec("pama_ops._C") is None:
+    # Only in this package: the finder of an editable install would supply another one's.
+    if PathFinder.find_spec("pama_ops._C", [str(PACKAGE)]) is None:
         return None, _why_not_built()
     try:
         from pama_ops import _C
