@@ -30,9 +30,8 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-if (
-    int(setuptools.__version__.partition(".")[0]) < 77
-):  # of venv; pip does not look at requires here
+# That of a new virtual environment is older, and pip looks at no requirement without isolation.
+if int(setuptools.__version__.partition(".")[0]) < 77:
     raise SystemExit(
         f"pama_ops: setuptools 77 or later is needed, found {setuptools.__version__}: "
         "pip install --upgrade setuptools, or leave out --no-build-isolation"
