@@ -99,6 +99,15 @@ def find_compiler(path: str) -> Compiler | None:
     )
 
 
+def what_is_missing(path: str) -> list[str]:
+    """What pip would have installed for an isolated build."""
+    missing = [name for name in ("torch", "pybind11") if importlib.util.find_spec(name) is None]
+    for tool, names in ("cmake", ["cmake"]), ("ninja", ["ninja", "ninja-build", "samu"]):
+        if not any(shutil.which(name, path=path) for name in names):
+            missing.append(tool)
+    return missing
+
+
 def why_no_kernels(path: str) -> str:
     """Why this build is to have no kernels; empty if it is to have them."""
     setting("PAMA_CUDA", "auto", "0", "1")  # refused here, if it is to be refused
@@ -109,6 +118,12 @@ def why_no_kernels(path: str) -> str:
     elif find_compiler(path) is None:
         reason = "no C++ compiler was found (c++, g++, clang++)"
     else:
+        missing = what_is_missing(path)
+        if missing:
+            raise SystemExit(
+                f"pama_ops: {', '.join(missing)} missing: pip install {' '.join(missing)}, "
+                "or leave out --no-build-isolation, or install without kernels by PAMA_KERNELS=0"
+            )
         return ""
     insists = [f"{name}=1" for name in ("PAMA_KERNELS", "PAMA_CUDA", "PAMA_STRICT")
                if os.environ.get(name) == "1"]  # fmt: skip
@@ -255,9 +270,6 @@ class CMakeBuild(build_ext):
             return
         compiler = find_compiler(path)
         assert compiler is not None
-        for tool, names in ("cmake", ["cmake"]), ("ninja", ["ninja", "ninja-build", "samu"]):
-            if not any(shutil.which(alias, path=path) for alias in names):
-                raise SystemExit(f"pama_ops: {tool} is missing: pip install cmake ninja pybind11")
         made_with = fingerprint(compiler, path)
         with build_directory(made_with, self.editable_mode) as (build, shared):
             output = in_source if shared else package

@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import setuptools
 import source_tree
 from source_tree import ROOT, Environment
 
@@ -120,6 +121,21 @@ def test_what_was_asked_for_and_cannot_be_is_an_error_of_one_line(
     run = here.install(source, **environment)
     assert run.returncode != 0
     assert re.search(rf"\[1 lines of output\]\s+pama_ops: .*{re.escape(message)}", run.stdout)
+
+
+def test_without_isolation_what_the_build_lacks_is_named(source, here, tmp_path):
+    """All of it, and a setuptools that is too old for pyproject.toml, as in a new environment."""
+    (here.site / "packages.pth").unlink()
+    for pattern in "setuptools", "setuptools-*", "_distutils_hack":
+        for path in Path(setuptools.__file__).parents[1].glob(pattern):
+            (here.site / path.name).symlink_to(path)
+    (tmp_path / "g++").symlink_to(shutil.which("g++"))
+    run = here.install(source, PATH=str(tmp_path))
+    message = "pama_ops: torch, pybind11, cmake, ninja missing: pip install torch pybind11 cmake"
+    assert re.search(rf"\[1 lines of output\]\s+{re.escape(message)}", run.stdout)
+    script = "import runpy, setuptools as s; s.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    run = here.run("-c", script, cwd=source)
+    assert "setuptools 77 or later is needed, found 65.5.0" in run.stderr
 
 
 def test_a_compiler_that_fails_ends_the_install_and_names_the_way_out(source, here):
