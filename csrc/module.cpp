@@ -12,4 +12,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_built_with") = PAMA_TORCH_VERSION;
   m.attr("cuda") = PAMA_CUDA_STATUS;  // empty: the CUDA kernels were built
   m.attr("cuda_architectures") = PAMA_CUDA_ARCHITECTURES;
+  m.attr("cuda_left_out") = PAMA_CUDA_LEFT_OUT;  // architectures that could not be built, and why
 }

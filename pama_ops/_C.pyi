@@ -2,3 +2,4 @@ compiler: str
 torch_built_with: str
 cuda: str
 cuda_architectures: str
+cuda_left_out: str

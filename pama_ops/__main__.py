@@ -27,6 +27,8 @@ def info() -> int:
         rows.append(("built with", f"torch {built.torch_built_with}"))
     if built and library.has_cuda:
         rows.append(("architectures", built.cuda_architectures))
+        if built.cuda_left_out:
+            rows.append(("left out", built.cuda_left_out))
     rows.append(("threads", str(torch.get_num_threads())))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -31,6 +31,7 @@ PyMODINIT_FUNC PyInit__C() {
   PyModule_AddStringConstant(module, "torch_built_with", PAMA_TORCH_VERSION);
   PyModule_AddStringConstant(module, "cuda", PAMA_CUDA_STATUS);
   PyModule_AddStringConstant(module, "cuda_architectures", PAMA_CUDA_ARCHITECTURES);
+  PyModule_AddStringConstant(module, "cuda_left_out", PAMA_CUDA_LEFT_OUT);
   PyModule_AddStringConstant(module, "flag", FLAG);
   return module;
 }

@@ -14,6 +14,9 @@ import pytest
 import setuptools
 import source_tree
 from source_tree import ROOT, Environment
+from test_package import architectures_of
+
+from pama_ops import _library
 
 FLAG = "import pama_ops._C as c; print(c.flag)"
 
@@ -269,3 +272,21 @@ def test_architectures_that_cannot_be_built_are_left_out(tmp_path):
         "sm_80 (no architecture)", "8,0 (no architecture)",
     ]  # fmt: skip
     assert architectures(tmp_path, "Kepler")[0] == ""
+
+
+@pytest.mark.skipif(
+    bool(_library.extension and _library.extension.cuda), reason="needs nvcc at build time"
+)
+def test_an_install_holds_the_architectures_that_it_names(source, here, tmp_path):
+    asked = "Turing;8.0;8.9+PTX"
+    assert here.install(source, PAMA_CUDA="1", TORCH_CUDA_ARCH_LIST=asked).returncode != 0
+    run = here.install(source, PAMA_CUDA="auto", TORCH_CUDA_ARCH_LIST=asked)
+    assert f"filename=pama_ops-{version()}-cp3" in run.stdout
+    code, ptx = architectures_of(here.site / "pama_ops/_C_cuda.so")
+    assert (code, ptx) == ({80, 89}, {89})
+    info = here.run("-m", "pama_ops", "info", cwd=tmp_path).stdout
+    assert re.search(r"^architectures +8\.0 8\.9\+PTX$", info, re.MULTILINE)
+    assert re.search(r"^left out +7\.5\+PTX \(older than 8\.0", info, re.MULTILINE)
+    run = here.install(source, PAMA_CUDA="auto", TORCH_CUDA_ARCH_LIST="7.5")
+    assert "0cpu" in run.stdout
+    assert "asks for 7.5 (older than" in here.run("-m", "pama_ops", "info", cwd=tmp_path).stdout
