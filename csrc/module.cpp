@@ -13,4 +13,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = PAMA_CUDA_STATUS;  // empty: the CUDA kernels were built
   m.attr("cuda_architectures") = PAMA_CUDA_ARCHITECTURES;
   m.def("gram_level", &pama::gram_level);
+  m.def("clone_level", &pama::clone_level);
 }
