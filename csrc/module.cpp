@@ -15,4 +15,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = PAMA_CUDA_ARCHITECTURES;
   m.attr("cuda_left_out") = PAMA_CUDA_LEFT_OUT;  // architectures that could not be built, and why
   m.def("gram_level", &pama::gram_level);
+  m.def("clone_level", &pama::clone_level);
 }
