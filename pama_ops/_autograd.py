@@ -27,9 +27,12 @@ class _Constant(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.name, _, *tensors = inputs
         ctx.alike = ops.alike(tensors)
+        ctx.set_materialize_grads(False)  # no gradient that comes is not one of zeros
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, *(None for _ in ctx.alike)
         return None, None, *ops.refused(grad, ctx.name, ctx.alike)
 
 

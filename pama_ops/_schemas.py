@@ -520,6 +520,7 @@ def _refuse_again(name: str) -> Callable[..., Any]:
 def _keep_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, tensors, ctx.name = inputs
     ctx.alike = alike(tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _constant_backward(ctx: Any, grad: Tensor | None) -> tuple[None, list[Any] | None, None]:
