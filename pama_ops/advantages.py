@@ -12,6 +12,7 @@ from pama_ops import _checks as check
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 from pama_ops._autograd import constant
+from pama_ops.reference import of_own_tokens
 
 REDUCTIONS = ("token", "sequence", "gram", "batch")
 
@@ -262,20 +263,20 @@ def pama_advantages(
     tensor([[1., 0.]])
     """
     try:
-        advantages, _ = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+        advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
         if log_ratio is not None:
             tokens = advantages.shape[1:]
             check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
         low, high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
-        p = check.preference(preference, n, advantages)
+        p = check.preference(preference, n, advantages, *rows)
         if check_values:
             check.values(mask, cu_seqlens, advantages.shape[-1])
             check.preference_values(p)
         noon, ratio_weighted = bool(noon), bool(ratio_weighted)
         statistics = ops.pama_statistics(
-            advantages, mask, log_ratio, cu_seqlens, kind, low, high, noon, ratio_weighted
+            advantages, mask, log_ratio, p, cu_seqlens, kind, low, high, noon, ratio_weighted
         )
     except (TypeError, ValueError) as error:
         distributed.refuse(error, advantages, group, wait=check_values)
@@ -288,10 +289,14 @@ def pama_advantages(
                 "clip": (low, high),
                 "noon": noon,
                 "ratio_weighted": ratio_weighted,
-                "preference": None if p is None else p.tolist(),
+                "preference": (
+                    p if p is None else p.tolist() if p.dim() == 1 else "one for each sequence"
+                ),
             }
             distributed.agree([(group, facts)], advantages.device)
         statistics = distributed.gathered(statistics, group).sum(0)
+    if p is not None and p.dim() == 2 and reduction in ("gram", "batch"):
+        statistics = of_own_tokens(statistics, n, kind)
     combined, weights, optimum, active = ops.pama_combine(
         advantages,
         mask,
@@ -313,4 +318,4 @@ def pama_advantages(
         None if by_gram else optimum,
         active,
     )
-    return constant("pama_advantages", step, advantages, log_ratio)
+    return constant("pama_advantages", step, advantages, log_ratio, p)
