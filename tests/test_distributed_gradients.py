@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from strategies import normal
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -38,7 +39,7 @@ SHAPES = [(5, 4), (3,), (1, 6), (7, 2)]
 def gradients(seed: int = 0) -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+        [normal(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
         for _ in range(N)
     ]
 
@@ -126,6 +127,19 @@ def test_gram_adds_the_parts_that_ranks_of_a_group_hold(ranks):
     ours, theirs = ranks(gram_of_parts)
     assert torch.equal(ours, theirs)
     close(ours, po.gram(gradients()))
+
+
+def gram_of_many_rows(rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    rows = [[normal(5, generator=generator, dtype=torch.float64)] for _ in range(40)]
+    return po.gram(rows, group=dist.group.WORLD)
+
+
+def test_gram_of_a_group_is_symmetric_to_the_bit(four_ranks):
+    """A ring of ranks begins the sum of each stretch of the matrix at another of them."""
+    ours, *theirs = four_ranks(gram_of_many_rows)
+    assert torch.equal(ours, ours.T)
+    assert all(torch.equal(ours, other) for other in theirs)
 
 
 def collectives(rank: int) -> list[list[tuple[str, int, torch.dtype]]]:
@@ -407,7 +421,7 @@ def rank_losses(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def batches(world: int) -> torch.Tensor:
-    return torch.randn(2, world, 4, 3, generator=torch.Generator().manual_seed(1))
+    return normal(2, world, 4, 3, generator=torch.Generator().manual_seed(1))
 
 
 def unsharded(world: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -592,7 +606,7 @@ def parallel(net: Norm, mesh: Any) -> Norm:
 
 
 def tokens(world: int) -> torch.Tensor:
-    return torch.randn(world, 2, 8, 4, generator=torch.Generator().manual_seed(3))
+    return normal(world, 2, 8, 4, generator=torch.Generator().manual_seed(3))
 
 
 def with_tensor_parallel(rank: int, sharded: bool) -> Any:

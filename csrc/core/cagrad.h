@@ -43,8 +43,7 @@ class CaGrad {
         mean_(norm_ + n_),
         shortest_(mean_ + n_),
         rest_{shortest_ + n_, problem.workspace.integers},
-        method_(team_, n_, problem.gram, norm_, mean_,
-                ConeActiveSet<Team>::widening(problem.roundoff), rest_) {}
+        method_(team_, n_, problem.gram, norm_, mean_, problem.rtol, true, rest_) {}
 
   PAMA_HD void solve() {
     int half = 0;
@@ -54,20 +53,20 @@ class CaGrad {
     fill(team_, n_, 1.0 / n_, mean_);
     const double radius = problem_.options[0] * sqrt(fmax(square(mean_), 0.0));
     if (!(radius > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
+    method_.resolve(0x1p-30 * radius * radius);
     method_.start();
     method_.solve(0);
-    double length = sqrt(fmax(square_of_move(), 0.0));
-    if (length > radius || rise(radius)) {
-      approach(radius);
-      length = sqrt(fmax(square_of_move(), 0.0));
-      const double scale = length > 0 ? radius / length : 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
-        problem_.out[i] = 1.0 / n_ + scale * method_.y()[i];
-      }
-      return;
+    const double wanted = radius * radius, doubt = method_.doubt();
+    // For c >= 1 no conflict is within reach, whatever rounding says.
+    const bool within = problem_.options[0] >= 1 || method_.square_of_move() - wanted <= -doubt;
+    double scale = 1;
+    if (!within) {
+      scale = approach(lowest_slope(), wanted);
+    } else if (rise(radius)) {
+      scale = approach(fmax(lowest_slope(), 0.0), wanted);
     }
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      problem_.out[i] = 1.0 / n_ + method_.y()[i];
+      problem_.out[i] = 1.0 / n_ + scale * method_.y()[i];
     }
   }
 
@@ -84,17 +83,12 @@ class CaGrad {
     return team_.sum(total);
   }
 
-  // yᵀGy, from (Gy)_i = μ − ⟨g_i, g_0⟩ on the support. Where y is large, yᵀGy itself would be what
-  // rounding leaves of it, and would not agree with the slopes.
-  PAMA_HD double square_of_move() const {
-    return level_ * method_.sum() - product(method_.y(), mean_);
-  }
-
   // By weak duality every w on the simplex bounds μ: μ <= <g_w, g_0> + φ ‖g_w‖. Sets the level to
   // that of the shortest g_w; false if that is 0 to rounding.
   PAMA_HD bool rise(double radius) {
     GramProblem<Team> inner = problem_;
     inner.vector = nullptr;
+    inner.rtol = DBL_EPSILON;
     inner.out = shortest_;
     inner.workspace = {rest_.reals + ConeActiveSet<Team>::reals(n_),
                        rest_.integers + ConeActiveSet<Team>::integers(n_)};
@@ -104,37 +98,63 @@ class CaGrad {
     for (int i = team_.rank(); i < n_; i += team_.size()) norms += shortest_[i] * norm_[i];
     norms = team_.sum(norms);
     const double least = square(shortest_);
-    if (!(least > (4 * n_ * DBL_EPSILON + 2 * problem_.roundoff) * norms * norms)) return false;
+    if (!(least > (4 * n_ * DBL_EPSILON + problem_.rtol) * norms * norms)) return false;
     level_ = product(shortest_, mean_) + radius * sqrt(least);
     method_.solve(level_);
     return true;
   }
 
-  // Moves the level until yᵀGy = φ².
-  PAMA_HD void approach(double radius) {
-    double low = -INFINITY, high = INFINITY;
+  // Moves the level, up from `low`, until yᵀGy = φ², and returns what to multiply y by to make it
+  // so. A level at which rounding hides whether it is more counts as too high: that costs no more
+  // of min <g_i, d> than rounding of G may.
+  PAMA_HD double approach(double low, double wanted) {
+    double high = INFINITY;
     for (int step = 0; step < limit(n_); ++step) {
-      const double norms = method_.sum_of_norms(), total = method_.sum();
-      const double excess = square_of_move() - radius * radius;
-      (excess > 0 ? high : low) = level_;
-      const double curvature = method_.support() > 0 ? method_.response() : 0;
-      const double inside = total * total - curvature * excess;
-      const double change = -excess / (total + sqrt(fmax(inside, 0.0)));
-      // What the slopes' rounding leaves of the difference. To solve anew would draw other errors;
-      // a move along dy/dμ keeps these.
-      if (fabs(excess) <= DBL_EPSILON * (2 * radius * radius + n_ * norms * norms)) {
-        if (method_.support() > 0) {
+      const double total = method_.sum(), doubt = method_.doubt();
+      const double excess = method_.square_of_move() - wanted;
+      const bool sure = doubt <= 0x1p-20 * wanted;
+      const double curvature = sure && method_.support() > 0 ? method_.response() : 0;
+      const double change = step_of(excess, total, curvature);
+      const double near = method_.large() ? 0x1p-30 : 2 * DBL_EPSILON;
+      if (sure && fabs(excess) <= near * wanted + doubt) {
+        // To solve anew would draw other errors; a move along dy/dμ keeps these.
+        if (method_.support() > 0 && !method_.large()) {
           method_.shift(change);
           level_ += change;
         }
-        return;
+        return sqrt(wanted / method_.square_of_move());
       }
+      (excess > -doubt ? high : low) = level_;
       double level = level_ + change;
-      if (!(level > low && level < high)) level = 0.5 * (low + high);
-      if (!(fabs(level) <= DBL_MAX) || level == level_) return;
+      if (!(sure && level > low && level < high)) level = 0.5 * (low + high);
+      if (!(level > low && level < high && level <= DBL_MAX)) break;
       level_ = level;
       method_.solve(level_);
     }
+    if (level_ != low) {
+      level_ = low;
+      method_.solve(level_);
+    }
+    const double square = method_.square_of_move();
+    return square > wanted && method_.doubt() <= square - wanted ? sqrt(wanted / square) : 1;
+  }
+
+  // By how much to change the level so that the excess, a quadratic on this support, becomes 0.
+  PAMA_HD static double step_of(double excess, double total, double curvature) {
+    const double inside = total * total - curvature * excess;
+    return -excess / (total + sqrt(fmax(inside, 0.0)));
+  }
+
+  // Of the mean gradient, where y = 0.
+  PAMA_HD double lowest_slope() const {
+    Located lowest{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      double along = 0;
+      for (int j = 0; j < n_; ++j) along += problem_.gram[j * n_ + i];
+      const Located here{along / n_, i};
+      if (before(here, lowest)) lowest = here;
+    }
+    return team_.smallest(lowest).value;
   }
 
   GramProblem<Team> problem_;

@@ -7,13 +7,17 @@
 // widened and the method starts anew: each gradient gets one more coordinate, of the same small
 // part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
 // not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G.
+// with it. So what is solved exactly is a problem of a matrix within rounding of G. Should v then
+// be so large that the factor cannot resolve its slopes, G is widened once more, n times as much.
+// What is added to G is kept beside it, and forgotten at start(): a problem never sees what another
+// one needed.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/ldl.h"
 #include "core/team.h"
 
@@ -22,22 +26,20 @@ namespace pama {
 template <class Team>
 class ConeActiveSet {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 8 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
-  // The square of the added coordinate for unit gradients, of a G rounded to `roundoff`: Σ v_i v_j
-  // ‖g_i‖ ‖g_j‖ times that is what rounding may have taken from vᵀGv.
-  PAMA_HD static constexpr double widening(double roundoff) { return kNoise + 2 * roundoff; }
-
-  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
-  // as above, or 0 where G must stay as it is.
-  PAMA_HD ConeActiveSet(Team team, int n, double* gram, const double* norm, const double* lower,
-                        double widening, Workspace workspace)
+  // `gram`: entries of magnitude up to 4, in error by `rtol` of the norms' products; `norm`: roots
+  // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is, but for its
+  // diagonal.
+  PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
+                        const double* lower, double rtol, bool widens, Workspace workspace)
       : team_(team),
         n_(n),
-        widening_(widening),
+        rtol_(rtol),
+        widens_(widens),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -45,32 +47,35 @@ class ConeActiveSet {
         slope_(y_ + n),
         direction_(y_ + 2 * n),
         cross_(y_ + 3 * n),
+        raised_(y_ + 4 * n),
         member_(workspace.integers),
         inside_(workspace.integers + n),
-        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
+        factor_(team, n, y_ + 8 * n, y_ + 5 * n, y_ + 6 * n, y_ + 7 * n) {}
 
-  // y = 0.
+  // y = 0, and G as it came.
   PAMA_HD void start() {
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      y_[i] = 0;
-      inside_[i] = 0;
-    }
-    factor_.clear();
-    rejections_ = false;
-    team_.sync();
+    widen(0);
+    for (int i = team_.rank(); i < n_; i += team_.size()) raised_[i] = 0;
+    restart();
   }
+
+  // Where gradients nearly cancel, v is large along what is left of them: slopes that are 0 to the
+  // rounding of their terms leave the combined gradient unknown. Its square is then found by exact
+  // sums, as it is where rounding could exceed `square`.
+  PAMA_HD void resolve(double square) { square_ = square; }
 
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
     while (!descend()) {
-      widen();
-      start();
+      widen(stage_ + 1);
+      restart();
     }
   }
 
   PAMA_HD const double* y() const { return y_; }
   PAMA_HD int support() const { return factor_.size(); }
+  PAMA_HD bool large() const { return large_; }
 
   // Σ y_i ‖g_i‖ and Σ y.
   PAMA_HD double sum_of_norms() const {
@@ -82,6 +87,25 @@ class ConeActiveSet {
     double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
     return team_.sum(total);
+  }
+
+  // yᵀGy, from (Gy)_i = μ − (G lower)_i on the support. Where y is large, yᵀGy itself would be what
+  // rounding leaves of it.
+  PAMA_HD double square_of_move() const {
+    double total = 0;
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const int i = member_[c];
+      double along = 0;
+      for (int j = 0; j < n_; ++j) along += gram(i, j) * lower_[j];
+      total += y_[i] * (level_ - along);
+    }
+    return team_.sum(total);
+  }
+
+  // The error of square_of_move().
+  PAMA_HD double doubt() const {
+    if (!large_) return n_ * DBL_EPSILON * norms_ * norms_;
+    return change_ + 2 * sqrt(change_ * fmax(square_of_move(), 0.0));
   }
 
   // Σ dy/dμ on the support as it is.
@@ -110,30 +134,92 @@ class ConeActiveSet {
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
-  PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
+  // Of corrections to a large v. The factor's own error leaves some of each.
+  static constexpr int kCorrections = 5;
+  // For each row, the least pivot of the factor that resolves a large v: rounding of pivots is n
+  // roundoffs at most.
+  static constexpr double kPivot = 32 * (DBL_EPSILON / 2);
 
-  // False if G is to be widened first, as it is once at most.
+  // G with what was added to it.
+  PAMA_HD double gram(int i, int j) const {
+    const double entry = gram_[i * n_ + j] + widened_ * (norm_[i] * norm_[j]);
+    return i == j ? entry + raised_[i] : entry;
+  }
+
+  // Σ v_i v_j ‖g_i‖ ‖g_j‖ times the square of the added coordinate is what errors of G may have
+  // taken from vᵀGv: of its entries, and in the second stage of the factor's pivots, too.
+  PAMA_HD void widen(int stage) {
+    const double rounding = stage == 2 ? kPivot * n_ : kNoise;
+    stage_ = stage;
+    widened_ = stage == 0 ? 0 : rounding + rtol_;
+    pivot_ = fmax(rounding, rtol_);
+  }
+
+  PAMA_HD void restart() {
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      y_[i] = 0;
+      inside_[i] = 0;
+    }
+    factor_.clear();
+    rejections_ = false;
+    team_.sync();
+  }
+
+  // False if G is to be widened first.
   PAMA_HD bool descend() {
     readmit();
     differentiate();
-    if (factor_.size() > 0) minimise(false);
+    if (factor_.size() > 0 && !minimise(false)) return false;
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
-      if (!admit(entering.index)) return false;
-      minimise(true);
+      if (!admit(entering.index) || !minimise(true)) return false;
     }
     return true;
   }
 
   // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
-  // and with it the rounding of its slopes.
-  PAMA_HD void minimise(bool entered) {
+  // and with it the rounding of its slopes. False if G is to be widened first.
+  PAMA_HD bool minimise(bool entered) {
     for (int round = 0; round < 2; ++round) {
       settle(entered && round == 0);
       differentiate();
-      if (settled()) return;
+      if (settled()) break;
     }
+    return !large_ || correct();
+  }
+
+  // Of a large v, slopes that are 0 to the rounding of their terms leave the combined gradient
+  // unknown. So it is corrected by slopes that are exact, as long as each correction moves it by
+  // less than half of what the last one did. False if they do not, and G can be widened once more.
+  PAMA_HD bool correct() {
+    change_ = INFINITY;
+    for (int round = 0; round < kCorrections && change_ > 0; ++round) {
+      direct();
+      double change = 0;
+      for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+        change -= slope_[member_[c]] * direction_[c];
+      }
+      change = team_.sum(change);
+      if (!(change < change_ / 4)) break;
+      change_ = fmax(change, 0.0);
+      if (longest_step().index >= 0) {  // rows leave, and what is left is corrected from the start
+        settle(false);
+        differentiate();
+        change_ = INFINITY;
+        round = -1;
+        continue;
+      }
+      double* before = cross_;
+      for (int i = team_.rank(); i < n_; i += team_.size()) before[i] = y_[i];
+      move({1, -1});
+      differentiate();
+      if (settled()) continue;
+      for (int i = team_.rank(); i < n_; i += team_.size()) y_[i] = before[i];
+      differentiate();
+      break;
+    }
+    return change_ <= matter_ || !widens_ || stage_ == 2;
   }
 
   PAMA_HD bool settled() const {
@@ -145,29 +231,35 @@ class ConeActiveSet {
     return !team_.any(off);
   }
 
-  PAMA_HD void widen() {
-    for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
-        gram(i, j) += widening_ * (norm_[i] * norm_[j]);
-      }
-    }
-    widening_ = 0;
-    team_.sync();
-  }
-
   // slope = G v − μ.
   PAMA_HD void differentiate() {
-    double norms = 0;
+    double norms = 0, least = 0;
+    for (int i = 0; i < n_; ++i) {
+      norms += norm_[i] * (lower_[i] + y_[i]);
+      least += norm_[i] * lower_[i];
+    }
+    norms_ = norms;
+    matter_ = fmin(square_, 0x1p-30 * least * least);
+    large_ = kNoise * norms * norms > matter_;
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = -level_;
+    double* __restrict__ rest = direction_;  // of a large v: what rounding took from the slope
+    for (int r = team_.rank(); r < n_; r += team_.size()) {
+      slope[r] = -level_;
+      rest[r] = widened_ * norm_[r] * norms + raised_[r] * (lower_[r] + y_[r]);
+    }
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
       const double* __restrict__ row = gram_ + i * n_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
-      norms += norm_[i] * vi;
+      if (large_) {
+        for (int r = team_.rank(); r < n_; r += team_.size()) {
+          add_product(row[r], vi, &slope[r], &rest[r]);
+        }
+      } else {
+        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      }
     }
-    norms_ = norms;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
     team_.sync();
   }
 
@@ -176,7 +268,9 @@ class ConeActiveSet {
     Located found{0, -1};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (inside_[i] || !(norm_[i] > 0)) continue;
-      if (!(-slope_[i] > kNoise * (norm_[i] * norms_ + fabs(level_)))) continue;
+      // Slopes of a large v are exact, but for the rounding of v.
+      const double noise = large_ ? kNoise / 8 : kNoise;
+      if (!(-slope_[i] > noise * (norm_[i] * norms_ + fabs(level_)))) continue;
       const Located here{slope_[i] / norm_[i], i};
       if (before(here, found)) found = here;
     }
@@ -188,17 +282,21 @@ class ConeActiveSet {
     const int k = factor_.size();
     for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
-    double explained = 0;
+    double explained = 0, rounding = 0;
     for (int c = team_.rank(); c < k; c += team_.size()) {
-      explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
+      const double inverse = factor_.inverses()[c], part = cross_[c] * (cross_[c] * inverse);
+      explained += part;
+      // A small pivot's own rounding, relative to it.
+      rounding += part * (gram(member_[c], member_[c]) * inverse);
     }
     double pivot = gram(j, j) - team_.sum(explained);
-    const double least = kNoise * gram(j, j);
+    rounding = team_.sum(rounding) * n_ * (DBL_EPSILON / 2);
+    const double least = fmax(pivot_ * gram(j, j), widens_ ? rounding : 0);
     if (pivot < least) {
-      if (widening_ > 0) return false;
+      if (widens_ && (stage_ == 0 || (stage_ == 1 && pivot < rounding))) return false;
       const double raised = fmax(-pivot, least);
       team_.sync();
-      if (team_.rank() == 0) gram(j, j) += raised - pivot;
+      if (team_.rank() == 0) raised_[j] += raised - pivot;
       pivot = raised;
     }
     if (team_.rank() == 0) {
@@ -296,20 +394,29 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
-  double widening_;  // 0 once it is done
-  double* gram_;
+  double rtol_;
+  bool widens_;
+  const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
   double* y_;
   double* slope_;
   double* direction_;  // over the support
   double* cross_;
-  int* member_;  // the support in the order of the factor
-  int* inside_;  // whether row i is in the support (1), or rejected for now
+  double* raised_;  // what was added to the diagonal
+  int* member_;     // the support in the order of the factor
+  int* inside_;     // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
   double level_ = 0;
+  double widened_ = 0;  // the square of the coordinate that was added
+  double pivot_ = 0;    // the least that counts, relative to the diagonal
+  int stage_ = 0;
   double norms_ = 0;  // Σ v_i ‖g_i‖
+  bool large_ = false;
+  double square_ = INFINITY;
+  double matter_ = 0;  // what of the combined gradient's square is to be resolved
+  double change_ = 0;  // the square of the last correction's combined gradient
 };
 
 }  // namespace pama

@@ -496,7 +496,7 @@ double solve_batch(const Preference& preference, Reduction reduction, const doub
                          .n = size,
                          .gram = problem.data(),
                          .vector = preference.raw.data(),
-                         .roundoff = 0x1p-53,
+                         .rtol = 0x1p-52,
                          .options = nullptr,
                          .out = weights,
                          .workspace = {reals.data(), integers.data()}})

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pama_ops.reference.simplex import shortest_combination
-from pama_ops.reference.weighting import each, roundoff, share, weighting
+from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
 def _inverse(g: Tensor) -> Tensor:
@@ -58,24 +58,30 @@ def least_combination(g: Tensor, lower: Tensor) -> Tensor:
 
 
 @weighting
-def dualproj(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def dualproj(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
     return each(gram, lambda g: p + _cone(g, p))
 
 
 @weighting
-def upgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def upgrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64)).diag()
     return each(gram, lambda g: torch.stack([q + _cone(g, q) for q in p]).sum(0))
 
 
 @weighting
-def cagrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def cagrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     """The constraint's multiplier by false position, the cone's problem at each."""
-    return each(gram, lambda g: _cagrad(g, options[0], roundoff(gram)))
+    return each(gram, lambda g: _cagrad(g, options[0], tolerance(gram, rtol)))
 
 
-def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
+def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     n = len(g)
     p = g.new_full((n,), 1 / n)
     radius = c * math.sqrt(max(float(p @ g @ p), 0.0))
@@ -95,9 +101,9 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
     y, above = excess(high)
     if above <= 0:
         zeros = g.diagonal() <= 0
-        w = zeros.double() / zeros.sum() if bool(zeros.any()) else shortest_combination(g, roundoff)
+        w = zeros.double() / zeros.sum() if bool(zeros.any()) else shortest_combination(g, 2.0**-53)
         square = float(w @ g @ w)
-        if square <= (8 * n * 2.0**-53 + 2 * roundoff) * float(norm @ w) ** 2:
+        if square <= (4 * n * 2.0**-52 + rtol) * float(norm @ w) ** 2:
             return p + y
         low, high = high, float(w @ g @ p) + radius * math.sqrt(square)
         y, above = excess(high)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pama_ops.reference.gradients import inner_products
 from pama_ops.reference.simplex import min_norm, pama_weights
 from pama_ops.reference.tokens import Tokens
 
@@ -64,7 +65,7 @@ def pama_statistics(
     if reduction == BATCH:
         parts += [tokens.mask.sum().double()[None], part.sum(-1)]
     if reduction == GRAM:
-        parts += [(part @ part.T).flatten()]
+        parts += [inner_products(part).flatten()]
     if by_sequence and reduction in (BATCH, GRAM):
         parts += [torch.where(present, tokens.count, 0).sum(-1).double()]
     return torch.cat(parts)
