@@ -175,7 +175,7 @@ def preference(
 ) -> Tensor | None:
     """A preference over n objectives as a tensor on `like`'s device.
 
-    Where the number of `sequences` is given, a tensor may hold one for each of them, [n, sequences].
+    Where the number of `sequences` is given, a tensor [n, sequences] may hold one for each of them.
     """
     if x is None:
         return None

@@ -58,17 +58,19 @@ def pama_statistics(
     """
     tokens = Tokens(advantages, mask, cu_seqlens)
     _, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
-    by_sequence = preference is not None and preference.dim() == 2
-    present = preference > 0 if by_sequence else part.new_ones(part.shape[:2]).bool()
-    part = torch.where(present[..., None], part, 0.0).flatten(1)
+    own: list[Tensor] = []
+    if preference is not None and preference.dim() == 2:
+        present = preference > 0
+        part = torch.where(present[..., None], part, 0.0)
+        if reduction in (BATCH, GRAM):
+            own = [torch.where(present, tokens.count, 0).sum(-1).double()]
+    part = part.flatten(1)
     parts = [(part != 0).any(-1).double()]
     if reduction == BATCH:
         parts += [tokens.mask.sum().double()[None], part.sum(-1)]
     if reduction == GRAM:
         parts += [inner_products(part).flatten()]
-    if by_sequence and reduction in (BATCH, GRAM):
-        parts += [torch.where(present, tokens.count, 0).sum(-1).double()]
-    return torch.cat(parts)
+    return torch.cat(parts + own)
 
 
 def of_own_tokens(statistics: Tensor, n: int, reduction: int) -> Tensor:
@@ -115,8 +117,10 @@ def pama_combine(
         problem = statistics[n + 1 :] / statistics[n].clamp(min=1)
     else:
         problem = statistics[n:].reshape(n, n)
-    solve = _solve_each if preference is not None and preference.dim() == 2 else _solve
-    weights, optimum = solve(problem, preference, active, reduction)
+    if preference is not None and preference.dim() == 2:
+        weights, optimum = _solve_each(problem, preference, active, reduction)
+    else:
+        weights, optimum = _solve(problem, preference, active, reduction)
     weights = weights.movedim(-1, 0)
     c = weights.reshape(n, *weights.shape[1:], *(1,) * (3 - weights.dim()))
     if reduction == TOKEN:
