@@ -64,7 +64,7 @@ def reference_step(batch, advantages, log_ratio, reduction, options):
     kind = REDUCTIONS.index(reduction)
     rule = (kind, low, high, options["noon"], options["ratio_weighted"])
     cu = batch.cu_seqlens
-    statistics = reference.pama_statistics(advantages, batch.mask, log_ratio, cu, *rule)
+    statistics = reference.pama_statistics(advantages, batch.mask, log_ratio, p, cu, *rule)
     return statistics, reference.pama_combine(
         advantages, batch.mask, log_ratio, p, cu, statistics, *rule
     )
