@@ -1,9 +1,10 @@
 """The tests as on other processors: one cell for each level, capability and number of threads.
 
-PAMA_CPU_LEVEL caps the generation of x86-64 whose tiles `gram` runs (the clones of other loops are
-chosen by the processor alone), ATEN_CPU_CAPABILITY the vectors of torch's own kernels, and MKL_CBWR
-with it those of MKL, OMP_NUM_THREADS the threads. What took effect is asked of the library and of
-torch; a cell that would run the code of another is left out.
+PAMA_CPU_LEVEL caps the generation of x86-64 whose tiles `gram` runs; the clones of other loops are
+chosen by the processor alone, so that below level 4 the library is compiled for one level, in a
+tree of links to this one. ATEN_CPU_CAPABILITY sets the vectors of torch's own kernels, MKL_CBWR
+those of MKL, OMP_NUM_THREADS the threads. What took effect is asked of the library and of torch; a
+cell that the processor cannot run is left out.
 
 Ctrl-C ends it; what was run so far is shown and kept.
 """
@@ -48,7 +49,7 @@ ONCE = {
 PROBE = """
 import json, torch, pama_ops
 print(json.dumps({
-    "level": pama_ops._C.gram_level(),
+    "level": pama_ops._C.clone_level(), "gram's level": pama_ops._C.gram_level(),
     "capability": torch.backends.cpu.get_cpu_capability().lower(),
     "threads": torch.get_num_threads(),
 }))
@@ -68,12 +69,42 @@ def environment(level: int, capability: str, threads: int) -> dict[str, str]:
     }
 
 
+def tree_of(level: int) -> Path:
+    """The working tree, with the kernels compiled for one level alone below level 4."""
+    if level == 4:
+        return ROOT
+    tree = FOLDER / f"level-{level}"
+    package = tree / "pama_ops"
+    package.mkdir(parents=True, exist_ok=True)
+    links = [(file, tree / file.name) for file in ROOT.iterdir() if file.name != "pama_ops"]
+    links += [(file, package / file.name) for file in (ROOT / "pama_ops").iterdir()]
+    for file, link in links:
+        if file.suffix != ".so" and not link.is_symlink():
+            link.symlink_to(file)
+    march = {1: "x86-64", 2: "x86-64-v2", 3: "x86-64-v3"}[level]
+    tools = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in (
+        ["cmake", "-S", ROOT, "-B", FOLDER / f"cmake-{level}", "-G", "Ninja",
+         f"-DPython3_EXECUTABLE={sys.executable}", f"-DPAMA_OUTPUT={package}", "-DPAMA_CUDA=0",
+         "-DPAMA_TESTING=OFF", f"-DCMAKE_CXX_FLAGS=-march={march} -DPAMA_ONE_CLONE"],
+        ["cmake", "--build", FOLDER / f"cmake-{level}", "--target", "_C"],
+    ):  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env=tools, check=False)
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+    return tree
+
+
 def what_took_effect(asked: tuple[int, str, int]) -> dict[str, Any]:
     """The library's and torch's own word, in a process of the cell."""
     run = subprocess.run(
         [sys.executable, "-c", PROBE],
-        capture_output=True, text=True, check=True, cwd=ROOT, env=environment(*asked),
+        capture_output=True, text=True, check=False, cwd=tree_of(asked[0]), env=environment(*asked),
     )  # fmt: skip
+    if run.returncode < 0:  # an instruction that it lacks
+        return {"level": "none", "gram's level": None}
+    if run.returncode:
+        raise SystemExit(run.stderr)
     found: dict[str, Any] = json.loads(run.stdout)
     return found
 
@@ -109,7 +140,8 @@ def run(
     ]  # fmt: skip
     start = time.monotonic()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=tree_of(cell["level"]),
         env=environment(cell["level"], cell["capability"], cell["threads"]),
     )  # fmt: skip
     assert process.stdout is not None
@@ -166,6 +198,7 @@ def main() -> int:
         cell: dict[str, Any] = dict(zip(("level", "capability", "threads"), asked, strict=True))
         cells.append(cell)
         effective = what_took_effect(asked)
+        cell["gram's level"] = effective.pop("gram's level")
         off = [f"{x} {effective[x]} took effect" for x in effective if effective[x] != cell[x]]
         if off:
             cell["left out"] = ", ".join(off)

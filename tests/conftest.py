@@ -4,6 +4,7 @@ host (csrc/testing), on the plain-PyTorch defaults, and on a GPU where there is 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,11 @@ from pama_ops import _schemas
 
 ROOT = Path(__file__).parent.parent
 EMULATED = ROOT / "build" / os.environ.get("PAMA_EMULATED_LIBRARY", "_C_emulated.so")
+
+# Inductor's usual cache is the user's, and takes code that was compiled for another version of the
+# ops, or for another processor, as that of the same graph.
+INDUCTOR = tempfile.TemporaryDirectory(prefix="pama_ops_inductor_")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = INDUCTOR.name
 
 # Examples that fail are kept by hypothesis; a fixed seed keeps a run of the suite repeatable.
 hypothesis.settings.register_profile(

@@ -22,12 +22,19 @@ def powers_of_two(exponents: Tensor) -> Tensor:
     return table[exponents.long() + 1022]
 
 
+def _shifted(x: Tensor, exponents: Tensor) -> Tensor:
+    """x 2^k for any k; below the normal numbers to the last of their bits."""
+    while bool(exponents.any()):
+        step = exponents.clamp(-1000, 1000)
+        x, exponents = x * powers_of_two(step), exponents - step
+    return x
+
+
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` with each row scaled by a power of two to below 1, and the exponents [..., rows, 1]."""
     largest = x.abs().amax(-1, keepdim=True)
     exponents = torch.where(largest > 0, torch.frexp(largest).exponent, 0)
-    half = exponents // 2  # 2^1074 is no float64
-    return x * powers_of_two(-half) * powers_of_two(half - exponents), exponents
+    return _shifted(x, -exponents), exponents
 
 
 def _parts(x: Tensor, bits: int) -> list[Tensor]:
@@ -59,10 +66,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
             term = lefts[i] @ rights[level - i].mT * 2.0 ** (-bits * (level + 2))
             total, rounding = two_sum(total, term)
             error = error + rounding
-    total = (total + error).broadcast_to((a @ b.mT).shape)
     exponents = rows + columns.mT
-    half = exponents // 2
-    return total * powers_of_two(half) * powers_of_two(exponents - half)
+    return _shifted((total + error).broadcast_to(exponents.shape), exponents)
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,9 +109,7 @@ def total(x: Tensor) -> Tensor:
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norms of the last dimension, without underflow or overflow of squares."""
     scaled, exponents = _scaled(x.double().cpu())
-    half = exponents[..., 0] // 2
-    root = dot(scaled, scaled).sqrt()
-    return root * powers_of_two(half) * powers_of_two(exponents[..., 0] - half)
+    return _shifted(dot(scaled, scaled).sqrt(), exponents[..., 0])
 
 
 def eigen(g: Tensor) -> tuple[Tensor, Tensor]:

@@ -730,20 +730,26 @@ def test_features_under_hsdp_give_the_gradient_of_the_whole_batch(four_ranks):
     check_features(four_ranks(features_with, "hsdp", True), True)
 
 
+def independent(z: torch.Tensor, i: int) -> torch.Tensor:
+    """One of losses whose gradients are independent, so that weights are unique."""
+    return (z ** (i + 1) - i).square().sum()
+
+
 def features_in_parts(rank: int) -> Any:
     """Features that a mesh holds in parts: their Gram matrix is that of the whole."""
     mesh = init_device_mesh("cpu", (2,))
-    x = distribute_tensor(batches(2)[0].flatten(0, 1), mesh, [Shard(0)]).requires_grad_()
+    whole = batches(2)[0].flatten(0, 1).double()
+    x = distribute_tensor(whole, mesh, [Shard(0)]).requires_grad_()
     z = torch.tanh(x)
-    losses = [(z - i).square().sum().full_tensor() for i in range(N)]
+    losses = [independent(z, i).full_tensor() for i in range(N)]
     w = po.pareto_backward(losses, features=z)
     return w, x.grad.full_tensor()
 
 
 def test_features_may_be_dtensors(ranks):
-    x = batches(2)[0].flatten(0, 1).requires_grad_()
+    x = batches(2)[0].flatten(0, 1).double().requires_grad_()
     z = torch.tanh(x)
-    w = po.pareto_backward([(z - i).square().sum() for i in range(N)], features=z)
+    w = po.pareto_backward([independent(z, i) for i in range(N)], features=z)
     for weights, got in ranks(features_in_parts):
         close(weights, w)
         close(got, x.grad)

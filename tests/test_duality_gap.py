@@ -30,8 +30,15 @@ def assert_is_its_definition(gram: torch.Tensor, weights: torch.Tensor) -> None:
     g = gram.double()
     slope = exactly.times(g, weights)
     size = exactly.times(g.abs(), weights.abs()).amax() * (1 + exactly.total(weights.abs()))
+    size = size + torch.finfo(torch.float64).smallest_normal  # below it, rounding is absolute
     assert_rounds(got, exactly.dot(weights, slope) - slope.amin(), size, 2 * n + 2)
     assert got.dtype == gram.dtype
+
+
+def test_duality_gap_of_subnormal_weights_is_its_definition(backend):
+    gram = gram_of(draw_gradients("common", 3)).to(backend.device)
+    weights = torch.tensor([2.225073858507203e-309, 5e-324, 1e-310], dtype=torch.float64)
+    assert_is_its_definition(gram, weights.to(backend.device))
 
 
 @given(data=st.data())

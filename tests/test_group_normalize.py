@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +182,11 @@ def test_group_normalize_compiles_whole():
     compiled = torch.compile(po.group_normalize, fullgraph=True, backend="aot_eager")
     rewards = normal(2, 8)
     torch.testing.assert_close(compiled(rewards, 4), po.group_normalize(rewards, 4))
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e300, 5e-324])
+def test_group_normalize_keeps_rewards_whose_squares_leave_the_range_of_numbers(backend, size):
+    rewards = torch.tensor([[size, -size, 1.0, 3.0]], dtype=torch.float64, device=backend.device)
+    got = po.group_normalize(rewards, 2, eps=0.0)
+    want = torch.tensor([[1.0, -1.0, -1.0, 1.0]], dtype=torch.float64) / math.sqrt(2)
+    torch.testing.assert_close(got.cpu(), want, rtol=4 * 2.0**-53, atol=0)

@@ -88,8 +88,10 @@ def test_pama_weights_is_the_exact_projection_or_the_least_value(backend, data):
     for i in range(n):
         want = p[i] / sum(p) + share if i in tie else 0.0
         assert abs(weights[i] - want) <= 4 * n * U
-    want = sum(w * a for w, a in zip(weights, values, strict=True))
-    assert abs(float(got.optimum) - want) <= 4 * n * U * max(map(abs, values))
+    want = sum(Fraction(w) * Fraction(a) for w, a in zip(weights, values, strict=True))
+    # Below the normal numbers, rounding is absolute.
+    bound = 4 * n * U * Fraction(max(map(abs, values))) + Fraction(1, 2**1074)
+    assert abs(Fraction(float(got.optimum)) - want) <= bound
     if len({values[i] for i in tie}) == 1:
         assert float(got.optimum) == values[tie[0]]
 
@@ -122,6 +124,7 @@ def test_pama_weights_of_up_to_eight_values_is_the_exact_projection(backend, dat
         ([5.0], [1.0], 5.0),
         ([0.0], [1.0], 0.0),
         ([-1.0, 0.0, 1.0], [1 / 3, 1 / 3, 1 / 3], 0.0),
+        ([5e-324, 5e-324], [0.5, 0.5], 5e-324),
     ],
 )
 def test_pama_weights_of_known_values(backend, values, weights, optimum):
@@ -273,3 +276,19 @@ def test_pama_weights_compiles_whole():
     values = normal(5, 3)
     want = po.pama_weights(values, preference=[1.0, 2.0, 3.0])
     assert all(map(torch.equal, compiled(values), want))
+
+
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        ([-1e-300, 1e300], [1.0, 0.0]),
+        ([1e300, -1e-300], [0.0, 1.0]),
+        ([-1e-300, 1e300, 1e300], [1.0, 0.0, 0.0]),
+        ([-1e300, 1e-300, 1e-300], [0.0, 0.5, 0.5]),
+        ([-1e-300, 1e-310, 1e300], [0.5, 0.5, 0.0]),
+    ],
+)
+def test_pama_weights_of_all_the_range_of_numbers(backend, values, weights):
+    got = po.pama_weights(torch.tensor(values, dtype=torch.float64, device=backend.device))
+    torch.testing.assert_close(got.weights.cpu(), torch.tensor(weights, dtype=torch.float64))
+    assert got.optimum.item() == 0

@@ -102,21 +102,19 @@ TABLE = [
         on_simplex=False,
         non_conflicting=False,
         takes_preference=True,
-        options=(0.0, 1e-15),
+        options=(0.0,),
     ),
     Weighting(
         po.imtl_g,
         on_simplex=False,
         non_conflicting=False,
         takes_preference=False,
-        options=(1e-15,),
     ),
     Weighting(
         po.config,
         on_simplex=False,
         non_conflicting=False,
         takes_preference=False,
-        options=(1e-15,),
     ),
 ]
 

@@ -12,6 +12,8 @@ from pama_ops.reference.simplex import min_norm, pama_weights
 from pama_ops.reference.tokens import Tokens
 
 TOKEN, SEQUENCE, GRAM, BATCH = range(4)
+# Beyond it products of two parts that the ratio weighs would leave the range of numbers.
+LARGEST_LOG_RATIO = 340.0
 
 
 def active_part(
@@ -35,7 +37,7 @@ def active_part(
         a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high)
     )
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
-    return a, torch.where(flat, 0.0, part * l.exp()) if ratio_weighted else part
+    return a, torch.where(flat, 0.0, part * l.clamp(max=LARGEST_LOG_RATIO).exp()) if ratio_weighted else part
 
 
 def pama_statistics(
