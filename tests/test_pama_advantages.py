@@ -395,10 +395,10 @@ def test_ops_pass_opcheck(kind, ragged):
     cu = torch.tensor([0, 2, 6]) if ragged else None
     mask = torch.ones(shape, dtype=torch.bool)
     rule = (kind, 0.2, 0.2, False, True)
-    args = (a, mask, log_ratio, cu, *rule)
+    preference = torch.tensor([1.0, 2.0, 0.0])
+    args = (a, mask, log_ratio, preference, cu, *rule)
     torch.library.opcheck(_schemas.pama_statistics, args)
     statistics = _schemas.pama_statistics(*args)
-    preference = torch.tensor([1.0, 2.0, 0.0])
     torch.library.opcheck(
         _schemas.pama_combine, (a, mask, log_ratio, preference, cu, statistics, *rule)
     )

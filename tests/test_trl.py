@@ -110,31 +110,29 @@ def test_twenty_steps_raise_both_rewards_and_log_what_led(tmp_path: Path) -> Non
     assert all(0 <= c <= 1 + 1e-12 for c in cosines if c is not None)
 
 
-@pytest.mark.parametrize("reduction", ["sequence", "gram"])
-def test_rewards_for_different_prompts_both_rise_on_their_own(
-    tmp_path: Path, reduction: str
-) -> None:
+def test_rewards_for_different_prompts_both_rise_on_their_own(tmp_path: Path) -> None:
     """Two partials of one function, each None on the other's prompts."""
     rewards = [
         functools.partial(share_of, word="a", where="abcd"),
         functools.partial(share_of, word="b", where="efgh"),
     ]
-    trainer = make_trainer(tmp_path, rewards, steps=20, reduction=reduction)
+    trainer = make_trainer(tmp_path, rewards, steps=20)
     trainer.train()
     history = [row for row in trainer.state.log_history if "pama/weight/share_of" in row]
     assert len(history) == 20
     for name in ("share_of", "share_of_2"):
         means = [row[f"rewards/{name}/mean"] for row in history]
-        # One of 9 words at first; the mean of 32 completions of up to 8 words has a standard
-        # error of about .02.
-        assert sum(means[:3]) / 3 < 0.2
-        assert sum(means[-3:]) / 3 > 0.4
-        assert all(row[f"pama/informative/{name}"] <= 0.5 for row in history)
-        assert history[0][f"pama/informative/{name}"] > 0.4
-        assert history[0][f"pama/weight/{name}"] > 0.4
-        rewarded = list(trainer._logs["rewards"][name])
-        assert len(rewarded) == len(trainer._logs["completion"])
-        assert sum(math.isnan(r) for r in rewarded) == len(rewarded) / 2
+        # From one word in 9 to some .4. A mean over five steps is of some 160 completions, as half
+        # of the prompts are this reward's, which deviate by at most .25: its standard error is .02.
+        assert sum(means[-5:]) / 5 - sum(means[:5]) / 5 > 0.1
+    said = [
+        row["pama/informative/share_of"] + row["pama/informative/share_of_2"] for row in history
+    ]
+    assert max(said) <= 1
+    assert sum(said) / 20 > 0.9  # but for groups that came out flat
+    for row in history:  # alone where it speaks, and it teaches there
+        assert row["pama/weight/share_of"] == row["pama/informative/share_of"]
+        assert row["pama/weight/share_of_2"] == row["pama/informative/share_of_2"]
 
 
 def test_rewards_of_one_name_get_their_own_keys(tmp_path: Path) -> None:
@@ -161,6 +159,9 @@ def test_rewards_of_one_name_get_their_own_keys(tmp_path: Path) -> None:
     assert row["rewards/share_of_3/mean"] == row["rewards/reward_2/mean"]
     assert row["rewards/reward/mean"] != row["rewards/reward_2/mean"]
     assert "pama/cosine/reward/reward_2" in row
+    assert {*trainer._logs["rewards"]} == {*names}
+    for rewarded in trainer._logs["rewards"].values():
+        assert len(rewarded) == len(trainer._logs["completion"])
 
 
 def test_advantages_of_ones_own_speak_for_a_flat_group(tmp_path: Path) -> None:

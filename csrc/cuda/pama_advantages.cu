@@ -10,7 +10,7 @@ constexpr int kBlock = 128;
 constexpr int64_t kSharedBytes = 48 * 1024;     // what every GPU grants without asking
 constexpr int64_t kScratchThreads = 32 * 1024;  // of the token kernel, beyond shared memory
 constexpr int64_t kSolveBlocks = 64 * 1024;     // of the solving kernel; more take turns
-constexpr int64_t kScratchBlocks = 64;         // of it, beyond shared memory
+constexpr int64_t kScratchBlocks = 64;          // of it, beyond shared memory
 
 PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
                    const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,

@@ -37,7 +37,9 @@ def active_part(
         a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high)
     )
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
-    return a, torch.where(flat, 0.0, part * l.clamp(max=LARGEST_LOG_RATIO).exp()) if ratio_weighted else part
+    if ratio_weighted:
+        part = torch.where(flat, 0.0, part * l.clamp(max=LARGEST_LOG_RATIO).exp())
+    return a, part
 
 
 def pama_statistics(
