@@ -7,7 +7,8 @@
 // widened and the method starts anew: each gradient gets one more coordinate, of the same small
 // part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
 // not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G.
+// with it. So what is solved exactly is a problem of a matrix within rounding of G, which itself
+// stays as it came: what is added to it is kept apart, and forgotten at each start.
 #pragma once
 
 #include <cfloat>
@@ -22,7 +23,7 @@ namespace pama {
 template <class Team>
 class ConeActiveSet {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 8 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
@@ -33,8 +34,8 @@ class ConeActiveSet {
 
   // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
   // as above, or 0 where G must stay as it is.
-  PAMA_HD ConeActiveSet(Team team, int n, double* gram, const double* norm, const double* lower,
-                        double widening, Workspace workspace)
+  PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
+                        const double* lower, double widening, Workspace workspace)
       : team_(team),
         n_(n),
         widening_(widening),
@@ -45,28 +46,18 @@ class ConeActiveSet {
         slope_(y_ + n),
         direction_(y_ + 2 * n),
         cross_(y_ + 3 * n),
+        raised_(y_ + 4 * n),
         member_(workspace.integers),
         inside_(workspace.integers + n),
-        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
+        factor_(team, n, y_ + 8 * n, y_ + 5 * n, y_ + 6 * n, y_ + 7 * n) {}
 
-  // y = 0.
-  PAMA_HD void start() {
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      y_[i] = 0;
-      inside_[i] = 0;
-    }
-    factor_.clear();
-    rejections_ = false;
-    team_.sync();
-  }
+  // y = 0, for G as it came.
+  PAMA_HD void start() { start(0); }
 
   // Goes on from the y that is there. At the limit it is left where it is.
   PAMA_HD void solve(double level) {
     level_ = level;
-    while (!descend()) {
-      widen();
-      start();
-    }
+    while (!descend()) start(widening_);
   }
 
   PAMA_HD const double* y() const { return y_; }
@@ -110,7 +101,24 @@ class ConeActiveSet {
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
-  PAMA_HD double& gram(int i, int j) const { return gram_[i * n_ + j]; }
+  PAMA_HD void start(double widened) {
+    widened_ = widened;
+    altered_ = widened > 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      y_[i] = 0;
+      raised_[i] = 0;
+      inside_[i] = 0;
+    }
+    factor_.clear();
+    rejections_ = false;
+    team_.sync();
+  }
+
+  // Of the matrix that is solved for.
+  PAMA_HD double gram(int i, int j) const {
+    const double raised = i == j ? raised_[i] : 0;
+    return gram_[i * n_ + j] + (widened_ * (norm_[i] * norm_[j]) + raised);
+  }
 
   // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
@@ -145,16 +153,6 @@ class ConeActiveSet {
     return !team_.any(off);
   }
 
-  PAMA_HD void widen() {
-    for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
-        gram(i, j) += widening_ * (norm_[i] * norm_[j]);
-      }
-    }
-    widening_ = 0;
-    team_.sync();
-  }
-
   // slope = G v − μ.
   PAMA_HD void differentiate() {
     double norms = 0;
@@ -168,6 +166,11 @@ class ConeActiveSet {
       norms += norm_[i] * vi;
     }
     norms_ = norms;
+    if (altered_) {
+      for (int r = team_.rank(); r < n_; r += team_.size()) {
+        slope[r] += widened_ * norm_[r] * norms + raised_[r] * (lower_[r] + y_[r]);
+      }
+    }
     team_.sync();
   }
 
@@ -195,11 +198,12 @@ class ConeActiveSet {
     double pivot = gram(j, j) - team_.sum(explained);
     const double least = kNoise * gram(j, j);
     if (pivot < least) {
-      if (widening_ > 0) return false;
-      const double raised = fmax(-pivot, least);
+      if (widened_ < widening_) return false;
+      const double positive = fmax(-pivot, least);
       team_.sync();
-      if (team_.rank() == 0) gram(j, j) += raised - pivot;
-      pivot = raised;
+      if (team_.rank() == 0) raised_[j] += positive - pivot;
+      altered_ = true;
+      pivot = positive;
     }
     if (team_.rank() == 0) {
       member_[k] = j;
@@ -296,16 +300,19 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
-  double widening_;  // 0 once it is done
-  double* gram_;
+  double widening_;
+  double widened_ = 0;    // 0 until it is done
+  bool altered_ = false;  // whether the matrix that is solved for is not G
+  const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
   double* y_;
   double* slope_;
   double* direction_;  // over the support
   double* cross_;
-  int* member_;  // the support in the order of the factor
-  int* inside_;  // whether row i is in the support (1), or rejected for now
+  double* raised_;  // what was added to the diagonal for positive pivots
+  int* member_;     // the support in the order of the factor
+  int* inside_;     // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
   double level_ = 0;
