@@ -1,11 +1,15 @@
 // cagrad: the direction d with ‖d − g_0‖ <= φ = c‖g_0‖ of the largest min_i <g_i, d>, g_0 the mean
 // gradient (Liu et al. 2021).
 //
-// Turned around: the least ‖d − g_0‖ with <g_i, d> >= μ for all i is a problem of
-// cone_active_set.h, d = g_0 + Σ y_i g_i, and that distance is a convex function of μ, the root of
-// a quadratic on each support. Newton's method from above meets φ in finitely many steps, each of
-// which goes on from the support of the last. At μ = 0 it starts with dualproj, which is the result
-// where the gradients are Pareto stationary and φ reaches that far: there no μ > 0 is feasible.
+// By duality d = g_0 + φ g_w / ‖g_w‖ with w = argmin <g_w, g_0> + φ ‖g_w‖ over the simplex. That w
+// also minimises ½ ‖g_w‖² + t <g_w, g_0> for t = ‖g_w‖ / φ, which simplex_active_set.h solves for
+// any t. There w stays on the simplex where 1 / t, the sum of the answer's weights, is large. Along
+// t, ‖g_w‖² is linear in t² on each corral, and ‖g_w‖ / t falls. Newton's method on t² meets φ in
+// finitely many steps, each of which goes on from the corral of the last.
+//
+// At t = 0 it starts with min_norm. Where that is 0 to rounding, the gradients are Pareto
+// stationary and no min_i <g_i, d> above 0 is feasible: dualproj reaches 0, and is the result if φ
+// reaches that far.
 #pragma once
 
 #include <cfloat>
@@ -14,8 +18,8 @@
 
 #include "core/cone_active_set.h"
 #include "core/gram_problem.h"
-#include "core/min_norm.h"
 #include "core/normalize_gram.h"
+#include "core/simplex_active_set.h"
 
 namespace pama {
 
@@ -27,24 +31,30 @@ class CaGrad {
   static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return ConeActiveSet<Team>::reals(n) + MinNorm<Team>::reals(n) + 3 * n;
+    const int64_t cone = ConeActiveSet<Team>::reals(n), simplex = SimplexActiveSet<Team>::reals(n);
+    return (cone > simplex ? cone : simplex) + 4 * n;
   }
   PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return ConeActiveSet<Team>::integers(n) + MinNorm<Team>::integers(n);
+    const int64_t cone = ConeActiveSet<Team>::integers(n);
+    const int64_t simplex = SimplexActiveSet<Team>::integers(n);
+    return (cone > simplex ? cone : simplex) + n;
   }
-  // Of Newton steps.
+  // Of Newton steps, and of rows entering in each.
   PAMA_HD static constexpr int limit(int n) { return n + 64; }
+  PAMA_HD static constexpr int entering(int n) { return 8 * n + 32; }
 
   PAMA_HD explicit CaGrad(const GramProblem<Team>& problem)
-      : problem_(problem),
-        team_(problem.team),
+      : team_(problem.team),
         n_(problem.n),
+        problem_(problem),
+        noise_(16 * n_ * DBL_EPSILON + 4 * problem.roundoff),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
-        shortest_(mean_ + n_),
-        rest_{shortest_ + n_, problem.workspace.integers},
-        method_(team_, n_, problem.gram, norm_, mean_,
-                ConeActiveSet<Team>::widening(problem.roundoff), rest_) {}
+        inner_(mean_ + n_),
+        slope_(inner_ + n_),
+        leader_(problem.workspace.integers),
+        rest_{slope_ + n_, leader_ + n_},
+        method_(team_, n_, problem.gram, norm_, leader_, rest_) {}
 
   PAMA_HD void solve() {
     int half = 0;
@@ -52,100 +62,123 @@ class CaGrad {
       return fill(team_, n_, NAN, problem_.out);
     }
     fill(team_, n_, 1.0 / n_, mean_);
-    const double radius = problem_.options[0] * sqrt(fmax(square(mean_), 0.0));
-    if (!(radius > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
-    method_.start();
-    method_.solve(0);
-    double length = sqrt(fmax(square_of_move(), 0.0));
-    if (length > radius || rise(radius)) {
-      approach(radius);
-      length = sqrt(fmax(square_of_move(), 0.0));
-      const double scale = length > 0 ? radius / length : 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
-        problem_.out[i] = 1.0 / n_ + scale * method_.y()[i];
-      }
-      return;
-    }
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      problem_.out[i] = 1.0 / n_ + method_.y()[i];
+      leader_[i] = i;
+      inner_[i] = product(i, mean_);
     }
+    team_.sync();
+    const double c = problem_.options[0];
+    if (!(c > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
+    approach(c * sqrt(fmax(dot(mean_, inner_), 0.0)));
   }
 
  private:
-  PAMA_HD double square(const double* x) const { return product(x, x); }
-
-  PAMA_HD double product(const double* x, const double* z) const {
+  PAMA_HD double dot(const double* a, const double* b) const {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      double here = 0;
-      for (int j = 0; j < n_; ++j) here += problem_.gram[j * n_ + i] * z[j];
-      total += x[i] * here;
-    }
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += a[i] * b[i];
     return team_.sum(total);
   }
 
-  // yᵀGy, from (Gy)_i = μ − ⟨g_i, g_0⟩ on the support. Where y is large, yᵀGy itself would be what
-  // rounding leaves of it, and would not agree with the slopes.
-  PAMA_HD double square_of_move() const {
-    return level_ * method_.sum() - product(method_.y(), mean_);
+  // (Gx)_i as if in twice the precision: where ‖g_x‖ is small, what rounding leaves of the terms is
+  // larger than their sum.
+  PAMA_HD double product(int i, const double* x) const {
+    double high = 0, low = 0;
+    for (int j = 0; j < n_; ++j) {
+      if (x[j] == 0) continue;
+      const double g = problem_.gram[j * n_ + i], term = g * x[j], sum = high + term;
+      const double taken = sum - high;
+      low += fma(g, x[j], -term) + ((high - (sum - taken)) + (term - taken));
+      high = sum;
+    }
+    return high + low;
   }
 
-  // By weak duality every w on the simplex bounds μ: μ <= <g_w, g_0> + φ ‖g_w‖. Sets the level to
-  // that of the shortest g_w; false if that is 0 to rounding.
-  PAMA_HD bool rise(double radius) {
-    GramProblem<Team> inner = problem_;
-    inner.vector = nullptr;
-    inner.out = shortest_;
-    inner.workspace = {rest_.reals + ConeActiveSet<Team>::reals(n_),
-                       rest_.integers + ConeActiveSet<Team>::integers(n_)};
-    MinNorm<Team>(inner).solve();
+  PAMA_HD void multiply(const double* x) {
+    for (int i = team_.rank(); i < n_; i += team_.size()) slope_[i] = product(i, x);
     team_.sync();
-    double norms = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) norms += shortest_[i] * norm_[i];
-    norms = team_.sum(norms);
-    const double least = square(shortest_);
-    if (!(least > (4 * n_ * DBL_EPSILON + 2 * problem_.roundoff) * norms * norms)) return false;
-    level_ = product(shortest_, mean_) + radius * sqrt(least);
-    method_.solve(level_);
-    return true;
   }
 
-  // Moves the level until yᵀGy = φ².
+  // Finds t with ‖g_w‖ = φ t. Where rounding leaves t in doubt, the best direction on the way
+  // counts.
   PAMA_HD void approach(double radius) {
-    double low = -INFINITY, high = INFINITY;
-    for (int step = 0; step < limit(n_); ++step) {
-      const double norms = method_.sum_of_norms(), total = method_.sum();
-      const double excess = square_of_move() - radius * radius;
-      (excess > 0 ? high : low) = level_;
-      const double curvature = method_.support() > 0 ? method_.response() : 0;
-      const double inside = total * total - curvature * excess;
-      const double change = -excess / (total + sqrt(fmax(inside, 0.0)));
-      // What the slopes' rounding leaves of the difference. To solve anew would draw other errors;
-      // a move along dy/dμ keeps these.
-      if (fabs(excess) <= DBL_EPSILON * (2 * radius * radius + n_ * norms * norms)) {
-        if (method_.support() > 0) {
-          method_.shift(change);
-          level_ += change;
+    const double shift = dot(mean_, norm_);
+    double t = 0, low = 0, high = INFINITY;  // and bounds of its square
+    offer(mean_, 0);
+    method_.start();
+    for (int step = 0;; ++step) {
+      method_.tilt(inner_, t, t * shift);
+      const double* x = method_.solve(entering(n_));
+      multiply(x);
+      const double found = dot(x, slope_), norms = dot(x, norm_);
+      if (step == 0) {
+        t = sqrt(fmax(found, 0.0)) / radius;
+        if (!(found > noise_ * norms * norms)) {
+          if (project(radius, &t)) return;
+          method_.start();
         }
-        return;
+        low = t * t;
+        continue;
       }
-      double level = level_ + change;
-      if (!(level > low && level < high)) level = 0.5 * (low + high);
-      if (!(fabs(level) <= DBL_MAX) || level == level_) return;
-      level_ = level;
-      method_.solve(level_);
+      const double aim = radius * t * (radius * t), excess = found - aim;
+      offer(x, excess > 0 ? radius / sqrt(found) : 1 / t);
+      if (fabs(excess) <= 4 * DBL_EPSILON * aim || step == limit(n_)) return;
+      (excess > 0 ? low : high) = t * t;
+      const double fall = radius * radius - method_.response();
+      double next = fall > 0 ? t * t + excess / fall : INFINITY;
+      if (!(next > low && next < high)) next = high < INFINITY ? 0.5 * (low + high) : 4 * low;
+      if (!(next > low && next < high)) return;  // nothing lies between
+      t = sqrt(next);
     }
   }
 
-  GramProblem<Team> problem_;
+  // Makes g_0 + scale · g_x the result if its least slope is the largest so far; G x is in slope.
+  PAMA_HD void offer(const double* x, double scale) {
+    Located least{INFINITY, n_};
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      const Located here{inner_[i] + (scale > 0 ? scale * slope_[i] : 0), i};
+      if (before(here, least)) least = here;
+    }
+    least = team_.smallest(least);
+    if (!(least.value > best_)) return;
+    best_ = least.value;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      problem_.out[i] = 1.0 / n_ + scale * x[i];
+    }
+    team_.sync();
+  }
+
+  // Whether dualproj, which is the result then, lies within the radius to rounding. Else sets t to
+  // that of its weights, which is less than the one that is looked for.
+  PAMA_HD bool project(double radius, double* t) {
+    ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_,
+                               ConeActiveSet<Team>::widening(problem_.roundoff), rest_);
+    method.start();
+    method.solve();
+    const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
+    multiply(y);
+    const double found = dot(y, slope_);
+    if (found > radius * radius + noise_ * norms * norms) {
+      offer(y, radius / sqrt(found));
+      *t = 1 / (n_ * dot(y, mean_));
+      team_.sync();
+      return false;
+    }
+    for (int i = team_.rank(); i < n_; i += team_.size()) problem_.out[i] = 1.0 / n_ + y[i];
+    return true;
+  }
+
   Team team_;
   int n_;
+  GramProblem<Team> problem_;
+  double noise_;  // what rounding makes of the square of a unit vector
   double* norm_;
-  double* mean_;      // 1/n
-  double* shortest_;  // min_norm
+  double* mean_;   // 1/n
+  double* inner_;  // <g_i, g_0>
+  double* slope_;  // of what is tried
+  int* leader_;    // every row is a candidate
   Workspace rest_;
-  ConeActiveSet<Team> method_;
-  double level_ = 0;
+  SimplexActiveSet<Team> method_;
+  double best_ = -INFINITY;  // the least slope of the result
 };
 
 }  // namespace pama

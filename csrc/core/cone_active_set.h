@@ -1,14 +1,14 @@
-// min ½ vᵀGv − μ Σ y over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch.
-// 23, on the Gram matrix): for μ = 0, the point of lower's gradient plus the cone of all gradients
-// that is nearest to 0, which conflicts with none of them.
+// min vᵀGv over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch. 23, on
+// the Gram matrix): the point of lower's gradient plus the cone of all gradients that is nearest to
+// 0, which conflicts with none of them.
 //
-// The support S = {y > 0} is factorised, G_S = L D Lᵀ. A row that depends on S has slope 0 where S
-// has, so only rows that keep G_S regular enter. Where rounding would let another one enter, G is
-// widened and the method starts anew: each gradient gets one more coordinate, of the same small
-// part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
-// not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G, which itself
-// stays as it came: what is added to it is kept apart, and forgotten at each start.
+// The support S = {y > 0} is factorised, G_S = L D Lᵀ. Only rows that keep G_S regular enter. One
+// that depends on S but for rounding takes the place of a row of S: along the dependence vᵀGv has
+// no curvature, so it falls until a y reaches 0. Where no y falls, rounding hides a nonnegative
+// combination of length 0. Then G is widened and the method starts anew: each gradient gets one
+// more coordinate, of the same small part of its length, which makes vᵀGv > 0 for v >= 0 whatever
+// rounding took from G. So what is solved is a problem of a matrix within rounding of G, which
+// itself stays as it came.
 #pragma once
 
 #include <cfloat>
@@ -23,7 +23,7 @@ namespace pama {
 template <class Team>
 class ConeActiveSet {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 8 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
@@ -39,6 +39,7 @@ class ConeActiveSet {
       : team_(team),
         n_(n),
         widening_(widening),
+        noise_(fmax(kNoise, widening)),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -46,67 +47,33 @@ class ConeActiveSet {
         slope_(y_ + n),
         direction_(y_ + 2 * n),
         cross_(y_ + 3 * n),
-        raised_(y_ + 4 * n),
         member_(workspace.integers),
         inside_(workspace.integers + n),
-        factor_(team, n, y_ + 8 * n, y_ + 5 * n, y_ + 6 * n, y_ + 7 * n) {}
+        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
 
   // y = 0, for G as it came.
   PAMA_HD void start() { start(0); }
 
   // Goes on from the y that is there. At the limit it is left where it is.
-  PAMA_HD void solve(double level) {
-    level_ = level;
+  PAMA_HD void solve() {
     while (!descend()) start(widening_);
   }
 
   PAMA_HD const double* y() const { return y_; }
-  PAMA_HD int support() const { return factor_.size(); }
-
-  // Σ y_i ‖g_i‖ and Σ y.
-  PAMA_HD double sum_of_norms() const {
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i] * norm_[i];
-    return team_.sum(total);
-  }
-  PAMA_HD double sum() const {
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
-    return team_.sum(total);
-  }
-
-  // Σ dy/dμ on the support as it is.
-  PAMA_HD double response() {
-    const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] = 1;
-    factor_.forward(direction_);
-    double total = 0;  // 1ᵀ G_S⁻¹ 1 = |L⁻¹1|² in the metric of D⁻¹
-    for (int c = team_.rank(); c < k; c += team_.size()) {
-      total += direction_[c] * direction_[c] * factor_.inverses()[c];
-    }
-    total = team_.sum(total);
-    team_.sync();
-    return total;
-  }
-
-  // Changes the level on the support as it is, by dy/dμ.
-  PAMA_HD void shift(double change) {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) direction_[c] = change;
-    divide_by_gram();
-    move({1, -1});
-  }
 
  private:
   static constexpr int kRejected = 2;
+  static constexpr int kNone = -1;
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+  static constexpr int kRounds = 4;
+  // Of the square of a row: a pivot above that part of it is clear of rounding.
+  static constexpr double kRegular = 1.0 / 16;
 
   PAMA_HD void start(double widened) {
     widened_ = widened;
-    altered_ = widened > 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       y_[i] = 0;
-      raised_[i] = 0;
       inside_[i] = 0;
     }
     factor_.clear();
@@ -116,29 +83,30 @@ class ConeActiveSet {
 
   // Of the matrix that is solved for.
   PAMA_HD double gram(int i, int j) const {
-    const double raised = i == j ? raised_[i] : 0;
-    return gram_[i * n_ + j] + (widened_ * (norm_[i] * norm_[j]) + raised);
+    return gram_[i * n_ + j] + widened_ * (norm_[i] * norm_[j]);
   }
 
   // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
     readmit();
     differentiate();
-    if (factor_.size() > 0) minimise(false);
+    if (factor_.size() > 0) minimise(kNone);
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
       if (!admit(entering.index)) return false;
-      minimise(true);
+      const bool fresh = y_[entering.index] == 0;
+      if (!fresh) differentiate();
+      minimise(fresh ? entering.index : kNone);
     }
     return true;
   }
 
-  // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
-  // and with it the rounding of its slopes.
-  PAMA_HD void minimise(bool entered) {
-    for (int round = 0; round < 2; ++round) {
-      settle(entered && round == 0);
+  // Settles, and again while that leaves slopes on the support, as where y was much larger before,
+  // and with it the rounding of its slopes, or where a pivot was raised.
+  PAMA_HD void minimise(int entered) {
+    for (int round = 0; round < kRounds; ++round) {
+      settle(round == 0 ? entered : kNone);
       differentiate();
       if (settled()) return;
     }
@@ -148,16 +116,16 @@ class ConeActiveSet {
     bool off = false;
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       const int i = member_[c];
-      off = off || fabs(slope_[i]) > kNoise * (norm_[i] * norms_ + fabs(level_));
+      off = off || fabs(slope_[i]) > kNoise * norm_[i] * norms_;
     }
     return !team_.any(off);
   }
 
-  // slope = G v − μ.
+  // slope = G v.
   PAMA_HD void differentiate() {
     double norms = 0;
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = -level_;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
@@ -166,11 +134,8 @@ class ConeActiveSet {
       norms += norm_[i] * vi;
     }
     norms_ = norms;
-    if (altered_) {
-      for (int r = team_.rank(); r < n_; r += team_.size()) {
-        slope[r] += widened_ * norm_[r] * norms + raised_[r] * (lower_[r] + y_[r]);
-      }
-    }
+    const double widened = widened_ * norms;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += norm_[r] * widened;
     team_.sync();
   }
 
@@ -179,15 +144,66 @@ class ConeActiveSet {
     Located found{0, -1};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (inside_[i] || !(norm_[i] > 0)) continue;
-      if (!(-slope_[i] > kNoise * (norm_[i] * norms_ + fabs(level_)))) continue;
+      if (!(-slope_[i] > kNoise * norm_[i] * norms_)) continue;
       const Located here{slope_[i] / norm_[i], i};
       if (before(here, found)) found = here;
     }
     return team_.smallest(found);
   }
 
-  // Adds row j to the support; false if it depends on it and G can yet be widened.
+  // Adds row j to the support, or puts it in the place of rows that it depends on; false if G is to
+  // be widened first. The row that is eliminated last is the one of most weight in the dependence:
+  // its pivot is the dependence's own square, and no small pivot comes before another's.
   PAMA_HD bool admit(int j) {
+    int last = j;
+    double way = 1, slope = slope_[j];  // in which y_last moves as y_j rises, and how vᵀGv falls
+    for (;;) {
+      double pivot = eliminate(last);
+      if (pivot < kRegular * gram(last, last)) {
+        const double least = depend(last);
+        const Located heavy = heaviest();
+        if (-heavy.value > 2 * norm_[last]) {
+          const int other = member_[heavy.index];
+          const double share = direction_[heavy.index];
+          drop(heavy.index);
+          append(last, fmax(eliminate(last), noise_ * gram(last, last)));
+          last = other;
+          slope /= fabs(share);
+          if (share < 0) way = -way;
+          continue;
+        }
+        if (pivot < least) {
+          pivot = fmax(-pivot, least);
+          Located limit = longest_step(way, -slope / pivot);
+          const bool leaves = way < 0 && y_[last] <= limit.value;
+          if (leaves) limit = {y_[last], -1};
+          if (leaves || limit.index >= 0) {
+            move(limit, way);
+            if (team_.rank() == 0) y_[last] = leaves ? 0 : y_[last] + way * limit.value;
+            team_.sync();
+            if (leaves) return true;
+            drop(limit.index);
+            continue;
+          }
+          if (widened_ < widening_) return false;
+        }
+      }
+      append(last, pivot);
+      return true;
+    }
+  }
+
+  PAMA_HD void append(int i, double pivot) {
+    team_.sync();
+    if (team_.rank() == 0) {
+      member_[factor_.size()] = i;
+      inside_[i] = 1;
+    }
+    factor_.append(cross_, pivot);
+  }
+
+  // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.
+  PAMA_HD double eliminate(int j) {
     const int k = factor_.size();
     for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
@@ -195,50 +211,66 @@ class ConeActiveSet {
     for (int c = team_.rank(); c < k; c += team_.size()) {
       explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
     }
-    double pivot = gram(j, j) - team_.sum(explained);
-    const double least = kNoise * gram(j, j);
-    if (pivot < least) {
-      if (widened_ < widening_) return false;
-      const double positive = fmax(-pivot, least);
-      team_.sync();
-      if (team_.rank() == 0) raised_[j] += positive - pivot;
-      altered_ = true;
-      pivot = positive;
-    }
-    if (team_.rank() == 0) {
-      member_[k] = j;
-      inside_[j] = 1;
-    }
-    factor_.append(cross_, pivot);
-    return true;
+    return gram(j, j) - team_.sum(explained);
   }
 
-  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If a row
-  // has just entered and would fall at once, its slope was the others' residual: it is rejected
+  // Makes `direction` the change of y that goes with y_j and keeps the slopes on the support.
+  // Returns the rounding of the pivot, which is vᵀGv of that change.
+  PAMA_HD double depend(int j) {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      direction_[c] = -cross_[c] * factor_.inverses()[c];
+    }
+    factor_.backward(direction_);
+    double square = 0;
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const double length = direction_[c] * norm_[member_[c]];
+      square += length * length;
+    }
+    return noise_ * (gram(j, j) + team_.sum(square));
+  }
+
+  // The position of the row that moves most in `direction`, and minus how much.
+  PAMA_HD Located heaviest() const {
+    Located found{0, -1};
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const Located here{-fabs(direction_[c]) * norm_[member_[c]], c};
+      if (before(here, found)) found = here;
+    }
+    return team_.smallest(found);
+  }
+
+  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If the row
+  // that has just entered would fall at once, its slope was the others' residual: it is rejected
   // until another row has entered.
-  PAMA_HD void settle(bool entered) {
-    bool fresh = entered;
-    for (;;) {
+  PAMA_HD void settle(int entered) {
+    for (bool fresh = entered != kNone;; fresh = false) {
       direct();
       const int k = factor_.size();
-      if (fresh && !(direction_[k - 1] > 0)) {
-        const int j = member_[k - 1];
-        drop(k - 1);
-        if (team_.rank() == 0) inside_[j] = kRejected;
-        rejections_ = true;
-        entered = fresh = false;
-        team_.sync();
-        continue;
+      if (fresh) {
+        const int position = position_of(entered);
+        if (!(direction_[position] > 0)) {
+          drop(position);
+          if (team_.rank() == 0) inside_[entered] = kRejected;
+          rejections_ = true;
+          entered = kNone;
+          team_.sync();
+          continue;
+        }
       }
-      fresh = false;
-      const Located limit = longest_step();
-      move(limit);
+      const Located limit = longest_step(1, 1);
+      move(limit, 1);
       if (limit.index < 0) break;
       for (int c = team_.rank(); c < k; c += team_.size()) slope_[member_[c]] *= 1 - limit.value;
       team_.sync();
       drop(limit.index);
     }
-    if (entered) readmit();
+    if (entered != kNone) readmit();
+  }
+
+  PAMA_HD int position_of(int i) const {
+    int c = factor_.size() - 1;
+    while (member_[c] != i) --c;
+    return c;
   }
 
   PAMA_HD void readmit() {
@@ -255,11 +287,6 @@ class ConeActiveSet {
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       direction_[c] = -slope_[member_[c]];
     }
-    divide_by_gram();
-  }
-
-  // direction <- G_S⁻¹ direction.
-  PAMA_HD void divide_by_gram() {
     factor_.forward(direction_);
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       direction_[c] *= factor_.inverses()[c];
@@ -267,20 +294,23 @@ class ConeActiveSet {
     factor_.backward(direction_);
   }
 
-  PAMA_HD Located longest_step() const {
-    Located limit{1, -1};
+  // How far to go along way · direction: `full`, with index −1, unless a y reaches 0 before.
+  PAMA_HD Located longest_step(double way, double full) const {
+    Located limit{full, -1};
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
-      if (!(direction_[c] < 0)) continue;
-      const Located here{-y_[member_[c]] / direction_[c], c};
+      const double step = way * direction_[c];
+      if (!(step < 0)) continue;
+      const Located here{-y_[member_[c]] / step, c};
       if (here.value < limit.value) limit = here;
     }
     return team_.smallest(limit);
   }
 
-  PAMA_HD void move(const Located& limit) {
+  PAMA_HD void move(const Located& limit, double way) {
+    const double step = way * limit.value;
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       const int i = member_[c];
-      const double moved = y_[i] + limit.value * direction_[c];
+      const double moved = y_[i] + step * direction_[c];
       y_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
     }
     team_.sync();
@@ -301,8 +331,8 @@ class ConeActiveSet {
   Team team_;
   int n_;
   double widening_;
-  double widened_ = 0;    // 0 until it is done
-  bool altered_ = false;  // whether the matrix that is solved for is not G
+  double noise_;        // what rounding makes of the square of a unit vector
+  double widened_ = 0;  // 0 until it is done
   const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
@@ -310,12 +340,10 @@ class ConeActiveSet {
   double* slope_;
   double* direction_;  // over the support
   double* cross_;
-  double* raised_;  // what was added to the diagonal for positive pivots
-  int* member_;     // the support in the order of the factor
-  int* inside_;     // whether row i is in the support (1), or rejected for now
+  int* member_;  // the support in the order of the factor
+  int* inside_;  // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
-  double level_ = 0;
   double norms_ = 0;  // Σ v_i ‖g_i‖
 };
 
