@@ -103,6 +103,8 @@ class CaGrad {
   PAMA_HD void approach(double radius) {
     const double shift = dot(mean_, norm_);
     double t = 0, low = 0, high = INFINITY;  // and bounds of its square
+    bool projected = false;
+    fill(team_, n_, 0, slope_);
     offer(mean_, 0);
     method_.start();
     for (int step = 0;; ++step) {
@@ -110,12 +112,16 @@ class CaGrad {
       const double* x = method_.solve(entering(n_));
       multiply(x);
       const double found = dot(x, slope_), norms = dot(x, norm_);
+      if (!(found > noise_ * norms * norms) && !projected) {
+        projected = true;
+        if (project(radius, &t)) return;
+        low = t * t;
+        method_.start();
+        continue;
+      }
       if (step == 0) {
-        t = sqrt(fmax(found, 0.0)) / radius;
-        if (!(found > noise_ * norms * norms)) {
-          if (project(radius, &t)) return;
-          method_.start();
-        }
+        offer(x, radius / sqrt(found));
+        t = sqrt(found) / radius;
         low = t * t;
         continue;
       }
@@ -125,30 +131,40 @@ class CaGrad {
       (excess > 0 ? low : high) = t * t;
       const double fall = radius * radius - method_.response();
       double next = fall > 0 ? t * t + excess / fall : INFINITY;
-      if (!(next > low && next < high)) next = high < INFINITY ? 0.5 * (low + high) : 4 * low;
+      if (!(next > low && next < high)) {
+        // ‖g_w‖ does not fall as t rises, so found / φ² is a bound, too.
+        next = high < INFINITY ? sqrt(low) * sqrt(high) : fmax(16 * low, found / (radius * radius));
+      }
       if (!(next > low && next < high)) return;  // nothing lies between
       t = sqrt(next);
     }
   }
 
-  // Makes g_0 + scale · g_x the result if its least slope is the largest so far; G x is in slope.
+  // Makes g_0 + scale · g_x the result if its least slope, less what rounding may hide, is the
+  // largest so far. G x is in slope.
   PAMA_HD void offer(const double* x, double scale) {
+    const double size = dot(mean_, norm_) + scale * dot(x, norm_);
     Located least{INFINITY, n_};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      const Located here{inner_[i] + (scale > 0 ? scale * slope_[i] : 0), i};
+      const double slope = inner_[i] + scale * slope_[i];
+      const Located here{slope - 4 * DBL_EPSILON * norm_[i] * size, i};
       if (before(here, least)) least = here;
     }
     least = team_.smallest(least);
-    if (!(least.value > best_)) return;
+    if (!(least.value >= best_)) return;
     best_ = least.value;
+    take(x, scale);
+  }
+
+  PAMA_HD void take(const double* x, double scale) {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       problem_.out[i] = 1.0 / n_ + scale * x[i];
     }
-    team_.sync();
   }
 
-  // Whether dualproj, which is the result then, lies within the radius to rounding. Else sets t to
-  // that of its weights, which is less than the one that is looked for.
+  // dualproj: the result if it lies within the radius to rounding. Else it is offered as far as the
+  // radius goes, and t, where that is less, set to that of its weights, which is no more than the
+  // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_,
                                ConeActiveSet<Team>::widening(problem_.roundoff), rest_);
@@ -157,14 +173,15 @@ class CaGrad {
     const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
     const double found = dot(y, slope_);
-    if (found > radius * radius + noise_ * norms * norms) {
-      offer(y, radius / sqrt(found));
-      *t = 1 / (n_ * dot(y, mean_));
-      team_.sync();
-      return false;
+    const bool inside = found <= radius * radius + noise_ * norms * norms;
+    if (inside && *t == 0) {
+      take(y, 1);
+    } else {
+      offer(y, inside ? 1 : radius / sqrt(found));
     }
-    for (int i = team_.rank(); i < n_; i += team_.size()) problem_.out[i] = 1.0 / n_ + y[i];
-    return true;
+    *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
+    team_.sync();
+    return inside;
   }
 
   Team team_;

@@ -154,11 +154,11 @@ class SimplexActiveSet {
     return kNoise * (norm_[i] + mean_norm_) * (mean_norm_ + shift_);
   }
 
-  // Whether no row of the corral has a slope below the value, beyond rounding.
+  // Whether all slopes of the corral are the value, to rounding.
   PAMA_HD bool settled() const {
     bool off = false;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      off = off || (inside_[i] == 1 && slope_[i] - value_ < -noise(i));
+      off = off || (inside_[i] == 1 && fabs(slope_[i] - value_) > noise(i));
     }
     return !team_.any(off);
   }
@@ -349,6 +349,7 @@ class SimplexActiveSet {
     const Located limit = longest_step(direct(0, 1), 1);
     move(limit, -1, 0);
     if (limit.index < 0) return;
+    readmit();
     if (limit.index < k) {
       drop(limit.index);
     } else {
