@@ -98,11 +98,11 @@ class CaGrad {
     team_.sync();
   }
 
-  // Finds t with ‖g_w‖ = φ t. Where rounding leaves t in doubt, the best direction on the way
+  // Finds t with ‖g_w‖ = φ t. Where rounding leaves it in doubt, the best direction on the way
   // counts.
   PAMA_HD void approach(double radius) {
-    const double shift = dot(mean_, norm_);
-    double t = 0, low = 0, high = INFINITY;  // and bounds of its square
+    const double shift = dot(mean_, norm_), square = radius * radius;
+    double t = 0, low = 0, high = INFINITY, wide = INFINITY;  // bounds of t², and their last ratio
     bool projected = false;
     fill(team_, n_, 0, slope_);
     offer(mean_, 0);
@@ -111,8 +111,10 @@ class CaGrad {
       method_.tilt(inner_, t, t * shift);
       const double* x = method_.solve(entering(n_));
       multiply(x);
-      const double found = dot(x, slope_), norms = dot(x, norm_);
-      if (!(found > noise_ * norms * norms) && !projected) {
+      double found = dot(x, slope_);
+      const double norms = dot(x, norm_), rounding = noise_ * norms * norms;
+      const bool told = found > rounding;
+      if (!told && !projected) {
         projected = true;
         if (project(radius, &t)) return;
         low = t * t;
@@ -125,16 +127,23 @@ class CaGrad {
         low = t * t;
         continue;
       }
-      const double aim = radius * t * (radius * t), excess = found - aim;
-      offer(x, excess > 0 ? radius / sqrt(found) : 1 / t);
-      if (fabs(excess) <= 4 * DBL_EPSILON * aim || step == limit(n_)) return;
+      // The least that ‖g_w‖² can be on this corral, if rounding hides what it is.
+      const double response = method_.response();
+      if (!told) found = fmax(found, t * t * response);
+      const double excess = found - square * (t * t);
+      const double scale = excess > 0 ? radius / sqrt(found) : 1 / t;
+      const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
+      if (met && told) return take(x, scale);
+      offer(x, scale);
+      if (met || step == limit(n_)) return;
       (excess > 0 ? low : high) = t * t;
-      const double fall = radius * radius - method_.response();
-      double next = fall > 0 ? t * t + excess / fall : INFINITY;
-      if (!(next > low && next < high)) {
+      double next = response < square ? t * t + excess / (square - response) : INFINITY;
+      const double ratio = high / low;
+      if (!(next > low && next < high) || ratio * ratio > wide) {
         // ‖g_w‖ does not fall as t rises, so found / φ² is a bound, too.
-        next = high < INFINITY ? sqrt(low) * sqrt(high) : fmax(16 * low, found / (radius * radius));
+        next = high < INFINITY ? sqrt(low) * sqrt(high) : fmax(16 * low, found / square);
       }
+      wide = ratio;
       if (!(next > low && next < high)) return;  // nothing lies between
       t = sqrt(next);
     }
@@ -146,8 +155,8 @@ class CaGrad {
     const double size = dot(mean_, norm_) + scale * dot(x, norm_);
     Located least{INFINITY, n_};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      const double slope = inner_[i] + scale * slope_[i];
-      const Located here{slope - 4 * DBL_EPSILON * norm_[i] * size, i};
+      const double hidden = 4 * DBL_EPSILON * norm_[i] * size;
+      const Located here{inner_[i] + scale * slope_[i] - hidden, i};
       if (before(here, least)) least = here;
     }
     least = team_.smallest(least);
@@ -172,8 +181,8 @@ class CaGrad {
     method.solve();
     const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
-    const double found = dot(y, slope_);
-    const bool inside = found <= radius * radius + noise_ * norms * norms;
+    const double found = dot(y, slope_), rounding = noise_ * norms * norms;
+    const bool inside = found <= radius * radius + rounding;
     if (inside && *t == 0) {
       take(y, 1);
     } else {
