@@ -127,15 +127,19 @@ class CaGrad {
         low = t * t;
         continue;
       }
-      // The least that ‖g_w‖² can be on this corral, if rounding hides what it is.
+      // Where rounding hides ‖g_w‖², the least that it can be on this corral.
       const double response = method_.response();
-      if (!told) found = fmax(found, t * t * response);
+      if (!told) found = t * t * response;
       const double excess = found - square * (t * t);
       const double scale = excess > 0 ? radius / sqrt(found) : 1 / t;
       const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
       if (met && told) return take(x, scale);
       offer(x, scale);
-      if (met || step == limit(n_)) return;
+      if (met || step >= limit(n_)) return;
+      if (!told && high == INFINITY && square * (t * t) < 2 * rounding) {
+        t = 2 * sqrt(rounding) / radius;  // where rounding hides less than ‖g_w‖² = φ² t²
+        continue;
+      }
       (excess > 0 ? low : high) = t * t;
       double next = response < square ? t * t + excess / (square - response) : INFINITY;
       const double ratio = high / low;
