@@ -157,12 +157,13 @@ class ConeActiveSet {
   PAMA_HD bool admit(int j) {
     int last = j;
     double way = 1, slope = slope_[j];  // in which y_last moves as y_j rises, and how vᵀGv falls
-    for (;;) {
+    for (bool chosen = false;;) {
       double pivot = eliminate(last);
       if (pivot < kRegular * gram(last, last)) {
         const double least = depend(last);
         const Located heavy = heaviest();
-        if (-heavy.value > 2 * norm_[last]) {
+        if (!chosen && -heavy.value > 2 * norm_[last]) {
+          chosen = true;
           const int other = member_[heavy.index];
           const double share = direction_[heavy.index];
           drop(heavy.index);
@@ -183,6 +184,7 @@ class ConeActiveSet {
             team_.sync();
             if (leaves) return true;
             drop(limit.index);
+            chosen = false;
             continue;
           }
           if (widened_ < widening_) return false;
