@@ -241,13 +241,15 @@ def worst_of_cone(gram: Tensor, weights: Tensor, lower: Tensor) -> float:
     return max(0.0, *each, float(sum(beyond, Fraction(0))) / size**2)
 
 
-def worst_of_cagrad(gram: Tensor, weights: Tensor, c: float, noise: float) -> tuple[float, float]:
+def worst_of_cagrad(
+    gram: Tensor, weights: Tensor, c: float, noise: float, shortest: Tensor
+) -> tuple[float, float]:
     """How far the least slope falls short, and the radius goes beyond, in units of rounding.
 
     By weak duality each w on the simplex bounds min_i <g_i, d> by <g_w, g_0> + φ ‖g_w‖. Where
     ‖g_w‖² is within `noise` of 0 relative to (Σ w ‖g‖)², G does not tell it from 0: what is wanted
     there is that no slope is below that of w, or 0. Rounding leaves noise · Σ |w_i| ‖g_i‖ in a slope
-    per length and its square in a square.
+    per length and its square in a square. `shortest`: min_norm's weights, one of the w.
     """
     judge = Judge(gram)
     n = len(judge.gram)
@@ -269,6 +271,7 @@ def worst_of_cagrad(gram: Tensor, weights: Tensor, c: float, noise: float) -> tu
         return min(along, 0.0)
 
     candidates = [[Fraction(int(i == k)) for i in range(n)] for k in range(n)]
+    candidates.append(exact(shortest))
     if any(y):
         candidates.append(y)
     for i in range(n):
