@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml csrc/*.* csrc/*/*.*)
+SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml scripts/build_paths.py csrc/*.* csrc/*/*.*)
 
 # Threads of OpenMP that wait without spinning, as test processes share the cores. Not for `bench`:
 # to wake such a thread takes 50 us.
-test lint: export OMP_WAIT_POLICY = PASSIVE
+test lint test-random test-machines: export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: help
 help:
@@ -14,8 +14,11 @@ help:
 	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
+	@echo "make test-random  every property on N=500 random examples (SEED=, ARGS=\"-k gram\")"
+	@echo "make test-machines  the tests as on other processors, as a table (ARGS=\"--levels 1 3\")"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
 	@echo "make test-deepspeed  token space under ZeRO, in an environment of its own"
+	@echo "make test-install  an sdist built and checked, and builds that pip isolates (4 minutes)"
 	@echo "make test-large a tensor of over 2^31 elements (10 GiB of free memory)"
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
@@ -26,20 +29,34 @@ help:
 
 # --- setting up ----------------------------------------------------------------------------------
 
-$(VENV)/.installed: requirements.txt
+# Its stamp holds where it was made: the scripts of an environment that was moved or copied with its
+# folder are those of where it was.
+MOVED := $(filter-out $(CURDIR),$(shell cat $(VENV)/.installed 2>/dev/null))
+$(VENV)/.installed: requirements.txt $(if $(MOVED),FORCE)
 	@sh scripts/check_tools.sh $(PYTHON)
+	$(if $(MOVED),rm -rf $(VENV))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
+	pwd >$@
 
-# PAMA_TESTING compiles the CUDA kernels for the host as well, which the tests run.
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+# What the build reads of the environment: a change builds again.
+ENVIRONMENT = env | sort | \
+  grep -E '^((CXX|CPP|LD|CUDA)FLAGS|CXX|CUDA_(HOME|PATH)|CUDACXX|CUDAHOSTCXX|PYTORCH_NVCC|TORCH_CUDA_ARCH_LIST|PAMA_(CUDA|KERNELS))='
+$(VENV)/.environment: $(VENV)/.installed FORCE
+	@$(ENVIRONMENT) | cmp -s - $@ || { $(ENVIRONMENT) >$@ || true; }
+.PHONY: FORCE
+FORCE:
+
+# PAMA_TESTING compiles the CUDA kernels for the host as well, which the tests run. Another flag
+# would compile everything again: warnings stay errors where tests have been built.
+$(VENV)/.built: export PAMA_WERROR = $(if $(wildcard $(VENV)/.built-for-tests),ON,OFF)
+$(VENV)/.built: $(VENV)/.installed $(VENV)/.environment $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps --editable .
 	touch $@
 
 $(VENV)/.built-for-tests: export PAMA_TESTING = ON
-$(VENV)/.built-for-tests: $(VENV)/.installed $(SOURCES)
+$(VENV)/.built-for-tests: $(VENV)/.installed $(VENV)/.environment $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation --no-deps --editable .
 	touch $@ $(VENV)/.built
@@ -59,6 +76,22 @@ demo-full: $(VENV)/.built
 .PHONY: test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# A fresh seed unless SEED gives one: the same N and SEED draw the same examples of a test, alone or
+# among others.
+N ?= 500
+.PHONY: test-random
+test-random: $(VENV)/.built-for-tests
+	@seed=$${SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
+	again="To repeat: make test-random N=$(N) SEED=$$seed ARGS='$(ARGS)'"; \
+	echo "$$again"; \
+	$(BIN)/python -m pytest -n 2 --dist worksteal -v -m hypothesis --examples $(N) \
+	  --hypothesis-seed $$seed $(ARGS); status=$$?; \
+	echo "$$again"; exit $$status
+
+.PHONY: test-machines
+test-machines: $(VENV)/.built-for-tests
+	$(BIN)/python scripts/test_machines.py $(ARGS)
 
 # verl wants a transformers below the one that TRL's tests use, and DeepSpeed replaces packages that
 # others pin: environments of their own.
@@ -81,6 +114,10 @@ test-deepspeed: $(VENV)-deepspeed/.installed wheel
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
 	cd tests && ../$(VENV)-deepspeed/bin/python -c "import deepspeed"
 	cd tests && ../$(VENV)-deepspeed/bin/python -m pytest -o addopts= -W default test_deepspeed.py $(ARGS)
+
+.PHONY: test-install
+test-install: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/installs.py $(ARGS)
 
 .PHONY: test-large
 test-large: $(VENV)/.built-for-tests
@@ -118,4 +155,4 @@ wheel: $(VENV)/.installed
 
 .PHONY: clean
 clean:
-	rm -rf $(VENV) $(VENV)-verl $(VENV)-deepspeed build dist pama_ops/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-verl $(VENV)-deepspeed build dist pama_ops/*.so pama_ops/_no_kernels.txt *.egg-info

@@ -3,6 +3,7 @@
 // One function an op, for both back ends.
 #pragma once
 
+#include <cfloat>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -260,11 +261,14 @@ inline void check_matrices(const Tensor& gram) {
 // What `Solver` (core/solvers.h) asks for.
 template <class Solver>
 void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
-                   const std::vector<double>& options) {
+                   const std::vector<double>& options, const std::optional<double>& rtol) {
   check_matrices(gram);
   if (static_cast<int64_t>(options.size()) != Solver::kOptions) {
     refuse("options must hold " + std::to_string(Solver::kOptions) + " numbers, got " +
            std::to_string(options.size()));
+  }
+  if (rtol && !(*rtol >= 0 && *rtol <= DBL_MAX)) {
+    refuse("rtol must be nonnegative and finite, got " + std::to_string(*rtol));
   }
   if (!vector) {
     if (Solver::kTakes == Takes::kVector) refuse("the op takes a vector beside gram, got None");

@@ -17,7 +17,7 @@ def info() -> int:
     """Print what a bug report needs, and what to do about kernels that are missing."""
     built = library.extension
     rows = [
-        ("pama_ops", pama_ops.__version__),
+        ("pama_ops", f"{pama_ops.__version__} in {library.PACKAGE}"),
         ("torch", torch.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("CPU kernels", f"built by {built.compiler}" if built else f"none: {library.why_no_cpu}"),
@@ -27,13 +27,16 @@ def info() -> int:
         rows.append(("built with", f"torch {built.torch_built_with}"))
     if built and library.has_cuda:
         rows.append(("architectures", built.cuda_architectures))
+        if built.cuda_left_out:
+            rows.append(("left out", built.cuda_left_out))
     rows.append(("threads", str(torch.get_num_threads())))
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
-            rows.append(
-                (f"cuda:{i}", f"{properties.name}, sm_{properties.major}{properties.minor}")
-            )
+            gpu = f"{properties.name}, sm_{properties.major}{properties.minor}"
+            if properties.major < 8:
+                gpu += ": too old for the CUDA kernels, which need sm_80 (Ampere)"
+            rows.append((f"cuda:{i}", gpu))
     else:
         rows.append(("GPU", "none that this torch can use"))
     width = max(len(name) for name, _ in rows)
@@ -46,17 +49,20 @@ def info() -> int:
 def what_is_missing() -> str:
     """Kernels that are missing, why, and what to do; or nothing."""
     if library.extension is None:
-        return (
-            f"\nNo compiled kernels: {library.why_no_cpu}.\n"
-            "To build them: install a C++ compiler, then reinstall pama_ops.\n"
+        return f"\nNo compiled kernels: {library.why_no_cpu}.\n{library.how_to_have_kernels()}\n"
+    text = ""
+    if library.older_than_its_sources():
+        text = (
+            f"\nThe kernels are older than their sources in {library.PACKAGE.parent}.\n"
+            "To build them again: `pip install -e .` there.\n"
         )
     if not library.has_cuda:
-        return (
+        text += (
             f"\nNo CUDA kernels: {library.why_no_cuda}.\n"
             "To build them: install the CUDA toolkit (nvcc) that this torch was built with and\n"
             "reinstall with PAMA_CUDA=1, which turns whatever hinders it into an error.\n"
         )
-    return ""
+    return text
 
 
 def check() -> int:

@@ -242,19 +242,20 @@ combine_into = _define(
 
 duality_gap = _define(
     "duality_gap",
-    "(Tensor gram, Tensor? weights, float[] options) -> Tensor",
+    "(Tensor gram, Tensor? weights, float[] options, float? rtol=None) -> Tensor",
     reference.duality_gap,
-    lambda gram, weights, options: gram.new_empty(gram.shape[:-2]),
+    lambda gram, weights, options, rtol=None: gram.new_empty(gram.shape[:-2]),
 )
 
 # One op for each function in reference.WEIGHTINGS, under its name. `preference` stands for whatever
-# one number a row the weighting takes, `options` for its scalars.
+# one number a row the weighting takes, `options` for its scalars, `rtol` for the relative error of
+# the matrix's entries, which is the eps of its dtype if None.
 for _name, _default in reference.WEIGHTINGS.items():
     globals()[_name] = _define(
         _name,
-        "(Tensor gram, Tensor? preference, float[] options) -> Tensor",
+        "(Tensor gram, Tensor? preference, float[] options, float? rtol=None) -> Tensor",
         _default,
-        lambda gram, preference, options: gram.new_empty(gram.shape[:-1]),
+        lambda gram, preference, options, rtol=None: gram.new_empty(gram.shape[:-1]),
     )
 
 pama_weights = _define(

@@ -162,14 +162,24 @@ def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
     for (mesh, dims), columns in parts.items():
         part: Tensor = ops.gram([local(flat[i * count + p]) for i in range(n) for p in columns], n)
         for over in _groups(mesh, dims) if mesh is not None else []:
-            dist.all_reduce(part, group=over)
+            _add_up(part, over)
         total = part if total is None else total + part
     assert total is not None
     if group is not None:
-        dist.all_reduce(total, group=group)
+        _add_up(total, group)
     for over in meeting(flat, group):
         same(total, over)
     return total
+
+
+def _add_up(matrix: Tensor, group: ProcessGroup) -> None:
+    """The sum of the ranks' symmetric matrices.
+
+    The order in which a ring adds up an element depends on where it lies: one triangle is mirrored.
+    """
+    dist.all_reduce(matrix, group=group)
+    upper = matrix.triu()
+    matrix.copy_(upper + upper.triu(1).mT)
 
 
 def same(x: Tensor, group: ProcessGroup) -> None:
@@ -202,7 +212,7 @@ def serves(group: ProcessGroup | None, device_type: str) -> bool:
 def settle(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
     """The data ranks' one Gram matrix: of means that all hold, or the sum of parts of them."""
     if summed:
-        dist.all_reduce(matrix, group=ranks)
+        _add_up(matrix, ranks)
         matrix /= dist.get_world_size(ranks) ** 2
     same(matrix, ranks)
 

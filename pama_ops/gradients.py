@@ -97,7 +97,30 @@ def gram(
             if bad
             else "grads must be finite, but products of theirs leave the range of numbers"
         )
-    return result if dtype == torch.float64 else result.to(dtype)
+    result = result if dtype == torch.float64 else result.to(dtype)
+    return _noted(result, max(_error(flat, n), torch.finfo(dtype).eps))
+
+
+# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on a
+# CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and of half gradients the
+# square of their own roundoff, which is what rounding leaves of a combination that was 0.
+_SUMS = {"cpu": 18 * 2.0**-24}
+_OTHER_SUMS = 1e-5
+_ROUNDED = {torch.float32: 2.0**-48, torch.float16: 2.0**-22, torch.bfloat16: 2.0**-16}
+
+
+def _error(flat: Sequence[Tensor], n: int) -> float:
+    """The relative error of the Gram matrix of n gradients, as its entries and they were rounded."""
+    dtypes = {x.dtype for x in flat[: len(flat) // n]}
+    if dtypes == {torch.float64}:
+        return 1e-14
+    return _SUMS.get(flat[0].device.type, _OTHER_SUMS) + max(_ROUNDED.get(x, 0.0) for x in dtypes)
+
+
+def _noted(gram: Tensor, rtol: float) -> Tensor:
+    """`gram`, for weightings to find its relative error on."""
+    gram.rtol = rtol  # type: ignore[attr-defined]
+    return gram
 
 
 def _agree(flat: list[Tensor], n: int, group: ProcessGroup | None) -> None:
@@ -152,7 +175,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     except (TypeError, ValueError):
         check.gradients("grads", grads)  # finds the words for what the op refuses
         raise
-    return gram
+    return _noted(gram, max(getattr(gram, "rtol", 0.0), _error(flat, n)))
 
 
 def combine(

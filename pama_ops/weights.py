@@ -32,18 +32,39 @@ class PAMAWeights(NamedTuple):
 
 
 def _solve(
-    name: str, gram: Tensor, preference: Preference, check_values: bool, *options: float
+    name: str,
+    gram: Tensor,
+    preference: Preference,
+    check_values: bool,
+    *options: float,
+    rtol: float | None = None,
 ) -> Tensor:
     """The weights that the op `name` finds, after the checks that all weightings share."""
     check.gram("gram", gram)
     p = check.preference(preference, gram.shape[-1], gram)
     if check_values:
         check.preference_values(p)
-    return _run(name, gram, p, check_values, options)
+    return _run(name, gram, p, check_values, options, rtol)
+
+
+def _error(gram: Tensor, rtol: float | None) -> float | None:
+    """The relative error of G's entries: as given, else as `gram` noted on its result.
+
+    None stands for the eps of G's dtype: all that is known of a matrix that came from elsewhere.
+    """
+    if rtol is None:
+        noted: float | None = getattr(gram, "rtol", None)
+        return noted
+    return check.nonnegative("rtol", rtol)
 
 
 def _run(
-    name: str, gram: Tensor, vector: Tensor | None, check_values: bool, options: Sequence[float]
+    name: str,
+    gram: Tensor,
+    vector: Tensor | None,
+    check_values: bool,
+    options: Sequence[float],
+    rtol: float | None = None,
 ) -> Tensor:
     if check_values:
         check.symmetric(gram)
@@ -52,7 +73,7 @@ def _run(
     flat = gram.flatten(0, -3) if many else gram
     if many and vector is not None and vector.dim() > 1:
         vector = vector.expand(*gram.shape[:-2], -1).flatten(0, -2)
-    weights: Tensor = getattr(ops, name)(flat, vector, options)
+    weights: Tensor = getattr(ops, name)(flat, vector, options, rtol)
     if many:
         weights = weights.view(gram.shape[:-1])
     return constant(name, weights, gram) if gram.requires_grad else weights
@@ -101,7 +122,13 @@ def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool 
     return _solve("min_norm", gram, preference, check_values)
 
 
-def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
+def dualproj(
+    gram: Tensor,
+    *,
+    preference: Preference = None,
+    rtol: float | None = None,
+    check_values: bool = False,
+) -> Tensor:
     """Weights of the preferred gradient's projection onto the cone that conflicts with none (GEM).
 
     v = argmin vᵀ G v over {v >= p}, exactly, by a finite active-set method. The combination
@@ -115,6 +142,8 @@ def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         preference: n nonnegative numbers, scaled to sum 1; uniform if None.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -129,10 +158,16 @@ def dualproj(gram: Tensor, *, preference: Preference = None, check_values: bool 
     >>> dualproj(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([0.6111, 0.5000])
     """
-    return _solve("dualproj", gram, preference, check_values)
+    return _solve("dualproj", gram, preference, check_values, rtol=_error(gram, rtol))
 
 
-def upgrad(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
+def upgrad(
+    gram: Tensor,
+    *,
+    preference: Preference = None,
+    rtol: float | None = None,
+    check_values: bool = False,
+) -> Tensor:
     """Weights of the sum of all gradients, each projected onto the cone that conflicts with none.
 
     Σ_i argmin vᵀ G v over {v >= p_i e_i}, exactly: n problems of the kind of `dualproj`. The
@@ -145,6 +180,8 @@ def upgrad(gram: Tensor, *, preference: Preference = None, check_values: bool = 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         preference: n nonnegative numbers, scaled to sum 1; uniform if None.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -159,10 +196,12 @@ def upgrad(gram: Tensor, *, preference: Preference = None, check_values: bool = 
     >>> upgrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([1.1111, 0.7895])
     """
-    return _solve("upgrad", gram, preference, check_values)
+    return _solve("upgrad", gram, preference, check_values, rtol=_error(gram, rtol))
 
 
-def cagrad(gram: Tensor, *, c: float = 0.5, check_values: bool = False) -> Tensor:
+def cagrad(
+    gram: Tensor, *, c: float = 0.5, rtol: float | None = None, check_values: bool = False
+) -> Tensor:
     """Weights of the best worst-case ascent near the mean gradient (CAGrad).
 
     x = argmax min_i ⟨g_i, d⟩ over ‖d − g_0‖ <= c ‖g_0‖, with g_0 the mean gradient. In weights:
@@ -175,6 +214,8 @@ def cagrad(gram: Tensor, *, c: float = 0.5, check_values: bool = False) -> Tenso
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -190,10 +231,11 @@ def cagrad(gram: Tensor, *, c: float = 0.5, check_values: bool = False) -> Tenso
     >>> cagrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([0.7041, 0.5000])
     """
-    return _solve("cagrad", gram, None, check_values, float(check.nonnegative("c", c)))
+    radius = float(check.nonnegative("c", c))
+    return _solve("cagrad", gram, None, check_values, radius, rtol=_error(gram, rtol))
 
 
-def nash_mtl(gram: Tensor, *, check_values: bool = False) -> Tensor:
+def nash_mtl(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
     """Weights of the Nash bargaining solution between the objectives (Nash-MTL).
 
     G w = 1 / w with w > 0, the minimiser of ½ wᵀ G w − Σ log w: of all directions x of that length,
@@ -205,10 +247,12 @@ def nash_mtl(gram: Tensor, *, check_values: bool = False) -> Tensor:
     is no such w. Then the result is argmax Σ_S log w over {w >= 0, Σ w = 1, G w = 0}, with S the
     largest set of gradients on which such a w can be positive: x = 0, and multiplying G changes
     nothing. Stationary means that some c on the simplex combines the unit gradients to a square
-    below 4 n eps + that of G's dtype.
+    below 4 n eps + `rtol`.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -224,10 +268,16 @@ def nash_mtl(gram: Tensor, *, check_values: bool = False) -> Tensor:
     >>> nash_mtl(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
     tensor([0.5000, 1.0000])
     """
-    return _solve("nash_mtl", gram, None, check_values)
+    return _solve("nash_mtl", gram, None, check_values, rtol=_error(gram, rtol))
 
 
-def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) -> Tensor:
+def fairgrad(
+    gram: Tensor,
+    *,
+    alpha: float = 1.0,
+    rtol: float | None = None,
+    check_values: bool = False,
+) -> Tensor:
     """Weights whose direction is α-fair to the objectives' gains (FairGrad).
 
     G w = w^(−1/α) with w > 0: of all directions x of that length, x = Σ w_i g_i has the largest
@@ -245,6 +295,8 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
         gram: G, [..., n, n], as for `min_norm`.
         alpha: α, positive and finite; tested from 0.1 to 10, with norms over twelve decades. Far
             beyond that, powers of w leave what float64 resolves and the equation holds less well.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -264,7 +316,7 @@ def fairgrad(gram: Tensor, *, alpha: float = 1.0, check_values: bool = False) ->
     """
     if not check.nonnegative("alpha", alpha) > 0:
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
-    return _solve("fairgrad", gram, None, check_values, float(alpha))
+    return _solve("fairgrad", gram, None, check_values, float(alpha), rtol=_error(gram, rtol))
 
 
 def gapo(gram: Tensor, *, p: float = 1.0, check_values: bool = False) -> Tensor:
@@ -315,7 +367,8 @@ def aligned_mtl(
         gram: G, [..., n, n], as for `min_norm`.
         preference: n nonnegative numbers, scaled to sum 1; uniform if None.
         scale: "min", "median" or "rmse".
-        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -331,8 +384,8 @@ def aligned_mtl(
     tensor([0.5591, 0.4083])
     """
     which = check.choice("scale", scale, ("min", "median", "rmse"))
-    cut = _cut(gram, rtol)
-    return _solve("aligned_mtl", gram, preference, check_values, float(which), cut)
+    error = _error(gram, rtol)
+    return _solve("aligned_mtl", gram, preference, check_values, float(which), rtol=error)
 
 
 def imtl_g(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
@@ -346,7 +399,8 @@ def imtl_g(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -361,7 +415,7 @@ def imtl_g(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
     >>> imtl_g(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
     tensor([0.5923, 0.4077])
     """
-    return _solve("imtl_g", gram, None, check_values, _cut(gram, rtol))
+    return _solve("imtl_g", gram, None, check_values, rtol=_error(gram, rtol))
 
 
 def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = False) -> Tensor:
@@ -378,7 +432,8 @@ def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        rtol: relative error of G's entries; None stands for the eps of its dtype.
+        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
+            eps of its dtype.
         check_values: see `min_norm`.
 
     Returns:
@@ -393,7 +448,7 @@ def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
     >>> config(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
     tensor([0.7500, 1.5000])
     """
-    return _solve("config", gram, None, check_values, _cut(gram, rtol))
+    return _solve("config", gram, None, check_values, rtol=_error(gram, rtol))
 
 
 def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = False) -> Tensor:
@@ -483,12 +538,6 @@ def _seed(seed: Tensor | None, gram: Tensor) -> Tensor:
         batch = gram.shape[:-2]
         return torch.randint(-(2**63), 2**63 - 1, batch, dtype=torch.int64, device=gram.device)
     return check.seed(seed, gram)
-
-
-def _cut(gram: Tensor, rtol: float | None) -> float:
-    """What eigenvalues are compared with to count, relative to the largest."""
-    n = check.gram("gram", gram).shape[-1]
-    return n * (torch.finfo(gram.dtype).eps if rtol is None else check.nonnegative("rtol", rtol))
 
 
 def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) -> Tensor:

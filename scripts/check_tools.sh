@@ -6,7 +6,14 @@ fail() {
     exit 1
 }
 command -v git >/dev/null || fail "git is missing: install git"
-command -v "${CXX:-g++}" >/dev/null || fail "a C++ compiler is missing: install g++ (or set CXX)"
+if [ -z "${CXX:-}" ]; then
+    CXX=$(command -v c++ || command -v g++ || command -v clang++ || echo c++)
+fi
+# A launcher may stand before the compiler, and flags after it.
+for word in $CXX; do
+    case $word in -*) break ;; esac
+    command -v "$word" >/dev/null || fail "a C++ compiler is missing: install g++ (or set CXX)"
+done
 command -v "$python" >/dev/null || fail "$python is missing: install Python 3.10 or later"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     fail "$python is older than 3.10: set PYTHON to a later one"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import exactly
 import torch
+from strategies import normal
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -36,11 +38,11 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
     """3 objectives of 2600 tokens: in 2 padded sequences, and in 3 ragged ones."""
     padded, ragged = (2, 1300), (2600,)
     for shape, cu in (padded, None), (ragged, torch.tensor([0, 1500, 1501, 2600])):
-        x, y = (torch.randn((3, *shape), generator=generator) for _ in range(2))
-        p, q, r, a = (torch.randn(shape, generator=generator) for _ in range(4))
+        x, y = (normal((3, *shape), generator=generator) for _ in range(2))
+        p, q, r, a = (normal(shape, generator=generator) for _ in range(4))
         mask = torch.rand(shape, generator=generator) < 0.7
         sequences = shape[0] if cu is None else 3
-        last = torch.randn((3, sequences), generator=generator)
+        last = normal((3, sequences), generator=generator)
         yield "gae", (x, y, mask, last, cu, 0.99, 0.95)
         yield "whiten_moments", (x, mask, cu)
         moments = reference.whiten_moments(x, mask, cu)
@@ -68,7 +70,7 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
         for estimator in reference.K1, reference.K2, reference.K3:
             yield "kl_divergence", (p, q, mask, estimator)
             yield "kl_divergence_backward", (a, p, q, mask, estimator)
-    yield "group_normalize", (torch.randn((3, 70), generator=generator), 14, 1e-8)
+    yield "group_normalize", (normal((3, 70), generator=generator), 14, 1e-8)
 
 
 def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
@@ -76,9 +78,7 @@ def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
     for n in 3, 10:
         for dtype in torch.float32, torch.bfloat16, torch.float64:
             grads = [
-                torch.randn(shape, generator=generator).to(dtype)
-                for _ in range(n)
-                for shape in shapes
+                normal(shape, generator=generator).to(dtype) for _ in range(n) for shape in shapes
             ]
             weights = torch.rand(n, generator=generator)
             yield "gram", (grads, n)
@@ -90,8 +90,8 @@ def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
 
 def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
     for n in 3, 10:
-        j = torch.randn((4, n, n + 2), generator=generator, dtype=torch.float64)
-        gram = j @ j.mT
+        j = normal((4, n, n + 2), generator=generator, dtype=torch.float64)
+        gram = exactly.gram(j)
         seed = torch.randint(0, 2**62, (4, 1), generator=generator)
         targets = torch.rand((4, n * n), generator=generator, dtype=torch.float64) / 2
         vectors = {"pcgrad": seed, "gradvac": torch.cat([seed.view(torch.float64), targets], -1)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import exactly
 import torch
 from torch import Tensor
 
@@ -93,7 +94,7 @@ LONG_AND_SHORT = matrix([200, -14], [-14, 1])
 THREE_CONFLICTS = matrix([-2, -1], [1, -2], [1, 2])
 
 OFF_THE_SIMPLEX: dict[str, Tensor] = {
-    **dict.fromkeys(claiming("on the simplex", claim=False), TWO @ TWO.T),
+    **dict.fromkeys(claiming("on the simplex", claim=False), exactly.gram(TWO)),
     "nash_mtl": torch.eye(2, dtype=torch.float64),
     "fairgrad": torch.eye(2, dtype=torch.float64),
     "imtl_g": with_cosines(1, 0.25, 1),
@@ -103,15 +104,15 @@ CONFLICTING: dict[str, Tensor] = {
     "cagrad": LONG_AND_SHORT,
     "aligned_mtl": LONG_AND_SHORT,
     "imtl_g": with_cosines(1, 0.25, 1),  # Σ of the unscaled weights is negative
-    "config": lopsided(1.0) @ lopsided(1.0).T,
-    "pcgrad": THREE_CONFLICTS @ THREE_CONFLICTS.T,
-    "gradvac": THREE_CONFLICTS @ THREE_CONFLICTS.T,
+    "config": exactly.gram(lopsided(1.0)),
+    "pcgrad": exactly.gram(THREE_CONFLICTS),
+    "gradvac": exactly.gram(THREE_CONFLICTS),
 }
 
 # Zero, and yet not Pareto stationary.
 ZERO: dict[str, Tensor] = {
     "imtl_g": with_cosines(1, 0.5, 1),
-    "config": lopsided(lopsided_norm()) @ lopsided(lopsided_norm()).T,
+    "config": exactly.gram(lopsided(lopsided_norm())),
 }
 
 

@@ -4,6 +4,7 @@ host (csrc/testing), on the plain-PyTorch defaults, and on a GPU where there is 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,11 @@ from pama_ops import _schemas
 ROOT = Path(__file__).parent.parent
 EMULATED = ROOT / "build" / os.environ.get("PAMA_EMULATED_LIBRARY", "_C_emulated.so")
 
+# Inductor's usual cache is the user's, and takes code that was compiled for another version of the
+# ops, or for another processor, as that of the same graph.
+INDUCTOR = tempfile.TemporaryDirectory(prefix="pama_ops_inductor_")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = INDUCTOR.name
+
 # Examples that fail are kept by hypothesis; a fixed seed keeps a run of the suite repeatable.
 hypothesis.settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=30,
@@ -26,6 +32,69 @@ hypothesis.settings.register_profile(
     "few", hypothesis.settings.get_profile("default"), max_examples=6
 )
 hypothesis.settings.load_profile("default")
+
+
+class TorchGenerator:
+    """torch's global generator, which hypothesis seeds before each example like Python's own."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH_GENERATOR = TorchGenerator()  # hypothesis holds it weakly
+hypothesis.register_random(TORCH_GENERATOR)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pama_ops")
+    group.addoption(
+        "--examples", type=int, metavar="N",
+        help="N random examples of every property, in place of the fixed ones; --hypothesis-seed"
+        " repeats them",
+    )  # fmt: skip
+    group.addoption(
+        "--backends",
+        help="the only ones that tests of an op run on: cpu,emulated,default,cuda",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    examples = config.getoption("--examples")
+    if examples:
+        hypothesis.settings.register_profile(
+            "random", hypothesis.settings.get_profile("default"), derandomize=False,
+            max_examples=examples, print_blob=True,
+        )  # fmt: skip
+        hypothesis.settings.load_profile("random")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    backends = config.getoption("--backends")
+    if backends:
+        parameters = {x: getattr(getattr(x, "callspec", None), "params", {}) for x in items}
+        out = [x for x in items if parameters[x].get("backend", "cpu") not in backends.split(",")]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [x for x in items if x not in set(out)]
+    examples = config.getoption("--examples")
+    for item in items if examples else []:
+        # Also where a test asks for a number of its own.
+        own = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+        if own is not None:
+            item.obj._hypothesis_internal_use_settings = hypothesis.settings(
+                own, max_examples=examples
+            )
+
+
+@pytest.fixture(autouse=True)
+def same_draws_in_any_order() -> None:
+    """What a test draws from torch's global generator is not what other tests have left of it."""
+    torch.manual_seed(0)
 
 
 class Backend:

@@ -43,7 +43,9 @@ def _integers_times_basis(draw: random.Random, n: int) -> Rows:
     for _ in range(n):
         share = [draw.randint(-most, most) * (_power(draw, -6, 0) if scaled else 1)] * rank
         share = [s and s / abs(s) * abs(share[0]) * draw.randint(-most, most) for s in share]
-        rows.append([sum(s * row[k] for s, row in zip(share, basis, strict=True)) for k in range(d)])
+        rows.append(
+            [sum(s * row[k] for s, row in zip(share, basis, strict=True)) for k in range(d)]
+        )
     return rows
 
 
@@ -114,7 +116,9 @@ def _near_stationary(draw: random.Random, n: int) -> Rows:
 
 
 def _twelve_decades(draw: random.Random, n: int) -> Rows:
-    return [[scale * x for x in row] for row in _gaussian(draw, n) for scale in [_power(draw, -12, 0)]]
+    return [
+        [scale * x for x in row] for row in _gaussian(draw, n) for scale in [_power(draw, -12, 0)]
+    ]
 
 
 def _integers_of_nine_decades(draw: random.Random, n: int) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import exactly
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -68,7 +69,7 @@ def assert_on_simplex(weights: Tensor) -> None:
     # Each weight is rounded by a relative u, or by half the smallest subnormal number.
     tiny = torch.finfo(weights.dtype).tiny * torch.finfo(weights.dtype).eps
     bound = unit_roundoff(weights.dtype) + n * (2.0**-52 + tiny)
-    off = float((weights.double().sum(-1) - 1).abs().max())
+    off = float((exactly.total(weights) - 1).abs().max())
     assert off <= bound, f"the weights sum to 1 but for {off}, beyond {bound}"
 
 
@@ -76,8 +77,8 @@ def assert_non_conflicting(gram: Tensor, weights: Tensor) -> None:
     """Gw >= −max(1e-9, n eps) · max diag · ‖w‖₁, with eps of G's dtype."""
     g, w = gram.double().cpu(), weights.double().cpu()
     eps = torch.finfo(gram.dtype).eps
-    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1) * w.abs().sum(-1)
-    slope = (g @ w[..., None])[..., 0].amin(-1)
+    scale = g.diagonal(dim1=-2, dim2=-1).amax(-1) * exactly.total(w.abs())
+    slope = exactly.times(g, w).amin(-1)
     bound = -max(1e-9, g.shape[-1] * eps) * scale
     assert bool((slope >= bound).all()), f"conflict {float((slope / scale).min())}"
 
@@ -100,8 +101,8 @@ def gap_bound(gram: Tensor, roundoff: float | None = None) -> float:
 def assert_optimal(gram: Tensor, weights: Tensor, roundoff: float | None = None) -> None:
     """The duality gap is that of rounding."""
     g, w = gram.double().cpu(), weights.double().cpu()
-    slope = (g @ w[..., None])[..., 0]
-    gap = (w * slope).sum(-1) - slope.amin(-1)
+    slope = exactly.times(g, w)
+    gap = exactly.dot(w, slope) - slope.amin(-1)
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1)
     bound = gap_bound(gram, roundoff)
     assert bool((gap <= bound * scale).all()), f"gap {float((gap / scale).max())}, bound {bound}"
@@ -120,30 +121,32 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     least = torch.finfo(weights.dtype).smallest_normal * unit_roundoff(weights.dtype)  # subnormal
     assert bool((w >= lower * (1 - u) - least).all()), w - lower
     norm = g.diagonal().clamp(min=0).sqrt()
-    size = norm @ w.abs()
-    slope = g @ w
+    size = exactly.dot(norm, w.abs())
+    slope = exactly.times(g, w)
     assert bool((slope >= -u * norm * size).all()), float((slope / norm / size).min())
     y = (w - lower).clamp(min=0)
-    assert float(y @ slope) <= u * float(size) ** 2, float(y @ slope) / float(size) ** 2
+    apart = float(exactly.dot(y, slope))
+    assert apart <= u * float(size) ** 2, apart / float(size) ** 2
 
 
 def is_null_combination(gram: Tensor, weights: Tensor) -> bool:
     """Whether weights are on the simplex and combine the gradients to 0, to rounding."""
     w, g = weights.double().cpu(), gram.double().cpu()
-    length = float(w @ g.diagonal().clamp(min=0).sqrt())
+    length = float(exactly.dot(w, g.diagonal().clamp(min=0).sqrt()))
     u = unit_roundoff(gram.dtype)
-    on_simplex = abs(float(w.sum()) - 1) <= len(g) * u
-    return on_simplex and length > 0 and float(w @ g @ w) <= 16 * len(g) * u * length**2
+    on_simplex = abs(float(exactly.total(w)) - 1) <= len(g) * u
+    square = float(exactly.dot(w, exactly.times(g, w)))
+    return on_simplex and length > 0 and square <= 16 * len(g) * u * length**2
 
 
 def combined_length(gram: Tensor, weights: Tensor) -> float:
     """‖Σ w_i g_i‖ of float64 G and w."""
-    return float((weights @ gram @ weights).clamp(min=0).sqrt())
+    return float(exactly.dot(weights, exactly.times(gram, weights)).clamp(min=0).sqrt())
 
 
 def sum_of_lengths(gram: Tensor, weights: Tensor) -> float:
     """Σ |w_i| ‖g_i‖ of float64 G and w, which rounding of their combination is relative to."""
-    return float(weights.abs() @ gram.diagonal().clamp(min=0).sqrt())
+    return float(exactly.dot(weights.abs(), gram.diagonal().clamp(min=0).sqrt()))
 
 
 def assert_zero_only_when_stationary(gram: Tensor, weights: Tensor, attenuation: float) -> None:
@@ -158,5 +161,5 @@ def assert_zero_only_when_stationary(gram: Tensor, weights: Tensor, attenuation:
     shortest = combined_length(gram, po.min_norm(gram)) ** 2
     if attenuation * shortest <= 2 * rounding:
         return
-    size = float(weights.abs().sum()) ** 2 * rounding
+    size = float(exactly.total(weights.abs())) ** 2 * rounding
     assert combined_length(gram, weights) ** 2 > size, "0, but not stationary"

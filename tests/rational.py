@@ -69,3 +69,21 @@ def optimum(gram: Matrix, guess: Iterable[int] | None = None) -> Fraction:
             if c is not None and min(c) >= 0:
                 best = min(best, value(gram, c))
     return best
+
+
+def projection(columns: Matrix, target: list[Fraction]) -> list[Fraction]:
+    """The nearest vector to `target` in the span of `columns`, which may depend on each other."""
+    basis: Matrix = []
+
+    def along_basis(x: list[Fraction]) -> list[Fraction]:
+        y = [Fraction(0)] * len(x)
+        for b in basis:
+            share = sum(p * q for p, q in zip(b, x, strict=True)) / sum(p * p for p in b)
+            y = [p + share * q for p, q in zip(y, b, strict=True)]
+        return y
+
+    for x in columns:
+        rest = [p - q for p, q in zip(x, along_basis(x), strict=True)]
+        if any(rest):
+            basis.append(rest)
+    return along_basis(target)

@@ -1,16 +1,38 @@
-"""Inputs that hypothesis draws."""
+"""Inputs that hypothesis draws. Their bits are the same on every processor."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import exactly
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 MASK_DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.bfloat16]
+
+
+def normal(
+    *shape: int | tuple[int, ...],
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    requires_grad: bool = False,
+) -> Tensor:
+    """As torch.randn, whose bits depend on the processor's vectors, from integers and so the same
+    everywhere: sums of three uniform ones, with mean 0 and variance 1, within ±3."""
+    sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    x = torch.randint(-(2**50), 2**50, (3, *sizes), generator=generator).sum(0)
+    return (x.double() * 2.0**-50).to(dtype).to(device).requires_grad_(requires_grad)
+
+
+def down_decades(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Factors from 1 down to 10^-count, their logarithms about uniform, and 53 bits long."""
+    octaves = torch.randint(0, round(count * 3.33), shape, generator=generator)
+    fraction = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return exactly.powers_of_two(-octaves - 1) * (1 + fraction)
 
 
 def arrange(x: Tensor, layout: str) -> Tensor:
@@ -45,13 +67,13 @@ class Tokens:
 
     def values(self, *lead: int, scale: float = 1.0, garbage: bool = True) -> Tensor:
         """Normal draws [*lead, *shape]; NaN at masked positions, which nobody may read."""
-        x = scale * torch.randn((*lead, *self.shape), generator=self.generator)
+        x = scale * normal((*lead, *self.shape), generator=self.generator)
         if garbage and self.mask is not None:
             x = torch.where(self.mask.cpu() != 0, x, torch.nan)
         return arrange(x.to(self.dtype), self.layout).to(self.device)
 
     def per_sequence(self, *lead: int) -> Tensor:
-        x = torch.randn((*lead, self.sequences), generator=self.generator)
+        x = normal((*lead, self.sequences), generator=self.generator)
         return arrange(x.to(self.dtype), self.layout).to(self.device)
 
 
@@ -114,27 +136,34 @@ def tokens(
 
 
 def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    x = torch.randn((columns, rows), generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(x).Q.mT
+    """Orthonormal rows: those of the unit matrix, reflected at random planes."""
+    q = torch.eye(rows, columns, dtype=torch.float64)
+    for _ in range(rows):
+        v = normal(columns, generator=generator, dtype=torch.float64)
+        q = q - exactly.times(q, v)[:, None] * (v * (2 / exactly.dot(v, v)))
+    return q
 
 
 def _ill_conditioned(n: int, condition: float, generator: torch.Generator) -> Tensor:
-    """Gradients whose Gram matrix has this condition number."""
-    spread = torch.logspace(0, -math.log10(condition) / 2, n, dtype=torch.float64)
-    return (_orthogonal(n, n, generator) * spread) @ _orthogonal(n, 4 * n, generator)
+    """Gradients whose Gram matrix has this condition number, to a factor of 2."""
+    octaves = round(math.log2(condition) / 2)
+    spread = exactly.powers_of_two(-torch.arange(n) * octaves // max(n - 1, 1))
+    left, right = _orthogonal(n, n, generator), _orthogonal(n, 4 * n, generator)
+    return exactly.product(left * spread, right)
 
 
 def _near_stationary(n: int, distance: float, d: int, generator: torch.Generator) -> Tensor:
     """Gradients with a convex combination of norm `distance`."""
-    j = torch.randn((n, d), generator=generator, dtype=torch.float64)
+    j = normal(n, d, generator=generator, dtype=torch.float64)
     c = torch.rand(n, generator=generator, dtype=torch.float64)
-    rest = torch.randn(d, generator=generator, dtype=torch.float64)
-    return j - c @ j / c.sum() + distance * rest / rest.norm()
+    rest = normal(d, generator=generator, dtype=torch.float64)
+    mean = exactly.times(j.mT, c) / exactly.total(c)
+    return j - mean + distance * rest / exactly.norm(rest)
 
 
 def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
     """Gradients [n, d] in float64, of one of GRADIENT_FAMILIES."""
-    j = torch.randn((n, 4 * n), generator=generator, dtype=torch.float64)
+    j = normal((n, 4 * n), generator=generator, dtype=torch.float64)
     half = n // 2
     if family == "common":
         j += 1
@@ -149,12 +178,13 @@ def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
     elif family.startswith("integers"):  # everything that can be degenerate is
         j = torch.randint(-2, 3, (n, max(half, 2)), generator=generator).double()
         if family == "integers of nine decades":
-            j *= 10.0 ** -torch.randint(0, 10, (n, 1), generator=generator).double()
+            decades = torch.tensor([1 / 10**k for k in range(10)], dtype=torch.float64)
+            j *= decades[torch.randint(0, 10, (n, 1), generator=generator)]
     elif family == "zero rows":
         j[half] = 0
         j[n - 1] = 0
     elif family == "twelve decades":
-        j *= 10 ** (-12 * torch.rand((n, 1), generator=generator, dtype=torch.float64))
+        j *= down_decades(12, (n, 1), generator)
     elif family.startswith("condition"):
         j = _ill_conditioned(n, float(family.split()[1]), generator)
     elif family.startswith("near-stationary"):
@@ -191,8 +221,7 @@ def draw_gradients(family: str, n: int, seed: int = 0) -> Tensor:
 
 def gram_of(j: Tensor) -> Tensor:
     """J Jᵀ, symmetric to the bit."""
-    gram = j @ j.mT
-    return (gram + gram.mT) / 2
+    return exactly.gram(j)
 
 
 def matrix_on(backend, *rows: list[float]) -> Tensor:
@@ -216,8 +245,8 @@ def gram_matrices(
     # Norms are about sqrt(4 n): the factor keeps their squares within float16. Squares below its
     # normal numbers keep too few bits for the matrix to be within rounding of a Gram matrix.
     j /= 8
-    j[j.square().sum(1) < torch.finfo(dtype).smallest_normal] = 0
-    gram = (j @ j.mT).to(dtype)
+    j[exactly.dot(j, j) < torch.finfo(dtype).smallest_normal] = 0
+    gram = gram_of(j).to(dtype)
     return arrange(gram, draw(st.sampled_from(["contiguous", "permuted", "sliced"]))).to(device)
 
 
@@ -259,7 +288,7 @@ def tiny_gradients(backend) -> list[list[Tensor]]:
     count = 2000 if backend.name == "cpu" else 300
     generator = torch.Generator().manual_seed(0)
     return [
-        [torch.randn(p % 7, generator=generator).to(backend.device) for p in range(count)]
+        [normal(p % 7, generator=generator).to(backend.device) for p in range(count)]
         for _ in range(3)
     ]
 
@@ -281,11 +310,11 @@ def gradient_lists(
         dtype, layout = draw(st.sampled_from(dtypes)), draw(st.sampled_from(LAYOUTS))
         kind = draw(st.sampled_from(["normal", "constant", "decades"]))
         for i, row in enumerate(rows):
-            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            x = normal(shape, generator=generator, dtype=torch.float64)
             if kind == "constant":
-                x = torch.full(shape, float(x.sum() + 1) / (3 * x.numel() + 1)).double()
+                x = torch.full(shape, float(normal(generator=generator)) / 3).double()
             elif kind == "decades":
-                x = x * 10 ** (-4 * torch.rand(shape, generator=generator, dtype=torch.float64))
+                x = x * down_decades(4, shape, generator)
             of = LAYOUTS[i % 3] if layout == "mixed" else layout
             absent = missing and draw(st.sampled_from([False] * 7 + [True]))
             row.append(None if absent else lay(x.to(dtype), of).to(device))

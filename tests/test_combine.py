@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import ROUNDOFF, assert_independent_of_thread_count
-from strategies import DTYPES, gradient_lists, lay, tiny_gradients
+from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 
 import pama_ops as po
 from pama_ops import _schemas
@@ -30,7 +30,7 @@ def check(got, grads, weights, before=None) -> None:
 @given(data=st.data())
 def test_combine_is_its_definition(backend, data):
     grads = data.draw(gradient_lists(backend.device))
-    weights = torch.randn(len(grads)).to(data.draw(st.sampled_from(DTYPES))).to(backend.device)
+    weights = normal(len(grads)).to(data.draw(st.sampled_from(DTYPES))).to(backend.device)
     check(po.combine(grads, weights), grads, weights)
 
 
@@ -46,8 +46,8 @@ def test_combine_keeps_the_shape_of_an_empty_parameter(backend):
 def test_combine_writes_into_out(backend, data):
     grads = data.draw(gradient_lists(backend.device, missing=False))
     layout = data.draw(st.sampled_from(["contiguous", "odd", "transposed", "sliced"]))
-    out = [lay(torch.randn(g.shape).to(g.dtype), layout).to(backend.device) for g in grads[0]]
-    weights = torch.randn(len(grads), device=backend.device)
+    out = [lay(normal(g.shape).to(g.dtype), layout).to(backend.device) for g in grads[0]]
+    weights = normal(len(grads), device=backend.device)
     assert po.combine(grads, weights, out=out) is out
     check(out, grads, weights)
     before = [x.clone() for x in out]
@@ -66,7 +66,7 @@ def test_large_results_pass_the_caches_by(backend):
     if backend.name != "cpu":
         pytest.skip("only the CPU kernel has two ways to write")
     for dtype in DTYPES:
-        grads = [[torch.randn(1_100_001).to(dtype)[1:], torch.randn(77).to(dtype)]
+        grads = [[normal(1_100_001).to(dtype)[1:], normal(77).to(dtype)]
                  for _ in range(2)]  # fmt: skip
         weights = torch.tensor([0.3, 0.7])
         check(po.combine(grads, weights), grads, weights)
@@ -81,7 +81,7 @@ def test_thousands_of_tiny_tensors(backend):
 
 
 def test_combine_is_independent_of_thread_count():
-    grads = [[torch.randn(300_001), torch.randn(5)] for _ in range(3)]
+    grads = [[normal(300_001), normal(5)] for _ in range(3)]
     assert_independent_of_thread_count(lambda: po.combine(grads, torch.tensor([0.1, 0.2, 0.7])))
 
 
@@ -89,7 +89,7 @@ def test_combine_is_independent_of_thread_count():
 def test_combine_is_differentiable_twice(backend, layout):
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        lay(torch.randn(s, generator=generator, dtype=torch.float64), layout)
+        lay(normal(s, generator=generator, dtype=torch.float64), layout)
         .to(backend.device)
         .requires_grad_()
         for s in ((2, 3), (4,), (2, 3), (4,), (2,))
@@ -146,7 +146,7 @@ def test_out_of_an_absent_gradient_has_the_shape_of_the_others():
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced", "channels last"])
 def test_combine_passes_opcheck(layout):
-    flat = [lay(torch.randn(s), layout) for _ in range(3) for s in ((2, 3, 4, 5), (7,))]
+    flat = [lay(normal(s), layout) for _ in range(3) for s in ((2, 3, 4, 5), (7,))]
     weights = torch.rand(3)
     out = [torch.zeros(2, 3, 4, 5), torch.zeros(7)]
     for accumulate in (False, True):

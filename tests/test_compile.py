@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from strategies import normal
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -13,7 +14,7 @@ import pama_ops as po
 def batch(sequences: int, tokens: int) -> tuple[Tensor, ...]:
     """Rewards and values [2, B, T], a ragged mask [B, T] and two log-probabilities."""
     generator = torch.Generator().manual_seed(tokens)
-    rewards, values = torch.randn(2, 2, sequences, tokens, generator=generator)
+    rewards, values = normal(2, 2, sequences, tokens, generator=generator)
     mask = torch.arange(tokens) < (1 + torch.arange(sequences) % tokens)[:, None]
     logp, old = -torch.rand(2, sequences, tokens, generator=generator)
     return rewards, values, mask, logp.requires_grad_(), old
@@ -57,7 +58,7 @@ def test_a_token_step_takes_any_batch_without_compiling_anew(
 
 
 def rows() -> list[Tensor]:
-    return [torch.randn(100, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    return [normal(100, generator=torch.Generator().manual_seed(k)) for k in range(3)]
 
 
 @pytest.mark.parametrize("weighting", [po.min_norm, po.upgrad])

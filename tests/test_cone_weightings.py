@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+import exactly
 import pytest
+import second_solver
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,18 +16,17 @@ from strategies import (
     gradients,
     gram_matrices,
     gram_of,
+    normal,
     preferences,
 )
 from strategies import matrix_on as on
 
 import pama_ops as po
 
-TIGHT = {"tol_gap_abs": 1e-11, "tol_gap_rel": 1e-11, "tol_feas": 1e-11}
 
-
-def normal(n: int, d: int, seed: int) -> torch.Tensor:
+def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((n, d), generator=generator, dtype=torch.float64)
+    return normal((n, d), generator=generator, dtype=torch.float64)
 
 
 def test_cone_weightings_of_published_values(backend):
@@ -103,46 +103,52 @@ def assert_sum_of_projections(gram: torch.Tensor, weights: torch.Tensor, p: torc
 
 @pytest.mark.parametrize("seed", range(6))
 def test_cone_weightings_agree_with_cvxpy(backend, seed):
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
+    """dualproj is no longer than what cvxpy finds, and upgrad the sum of such projections."""
     n, d = [(2, 3), (3, 2), (5, 8), (6, 4), (8, 3), (10, 20)][seed]
-    j = normal(n, d, seed)
+    j = gaussian(n, d, seed)
     gram = gram_of(j).to(backend.device)
-    scale = float(gram.diagonal().max()) ** 0.5
-
-    def project(lower: np.ndarray) -> np.ndarray:
-        v = cvxpy.Variable(n)
-        problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(j.numpy().T @ v)), [v >= lower])
-        problem.solve(solver=cvxpy.CLARABEL, **TIGHT)
-        return j.numpy().T @ v.value
-
+    # A slope is off by (16 + 2 (n + 4)) u64 of norms, see assert_cone_optimal; a square by as much.
+    rounding = (16 + 2 * (n + 4)) * 2.0**-53
     p = torch.arange(1.0, n + 1, dtype=torch.float64)
-    share = (p / p.sum()).numpy()
-    p = p.to(backend.device)
-    got = j.numpy().T @ po.dualproj(gram, preference=p).cpu().numpy()
-    # Clarabel's gap of 1e-11 in the square is its root in the vector.
-    assert np.linalg.norm(got - project(share)) <= 1e-5 * scale
-    got = j.numpy().T @ po.upgrad(gram, preference=p).cpu().numpy()
-    want = sum(project(share[i] * np.eye(n)[i]) for i in range(n))
-    assert np.linalg.norm(got - want) <= 1e-5 * scale
+    share = p / p.sum()
+    theirs, missed = torch.zeros(n).double(), 0.0
+    for lower in (share, *share.diag()):
+        ours = po.dualproj(gram, preference=lower.to(backend.device)).cpu() * lower.sum()
+        found = second_solver.shortest(j, lower)
+        size = float(exactly.dot(exactly.norm(j), ours.abs())) ** 2
+        second_solver.assert_no_longer(j, ours, found, 2 * rounding * size)
+        if lower is not share:
+            theirs += found
+            x, other = exactly.times(j.T, ours), exactly.times(j.T, found)
+            behind = float(exactly.dot(other, other) - exactly.dot(x, x))
+            missed += max(behind + 2 * rounding * size, 0.0) ** 0.5
+    got = po.upgrad(gram, preference=p.to(backend.device)).cpu()
+    size = float(exactly.dot(exactly.norm(j), got.abs()))
+    apart = exactly.norm(exactly.times(j.T, got - theirs))
+    assert float(apart) <= missed + n * (2 * rounding) ** 0.5 * size
 
 
 @pytest.mark.parametrize("c", [0.1, 0.5, 0.9, 1.5])
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 2), (5, 8), (8, 4), (10, 20)])
 def test_cagrad_agrees_with_cvxpy(backend, c, n, d):
+    """No direction of the ball that cvxpy finds has a greater least slope."""
     cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for seed in range(2):
-        j = normal(n, d, 10 * n + seed)
-        gram = gram_of(j).to(backend.device)
-        x = j.numpy().T @ po.cagrad(gram, c=c).cpu().numpy()
-        mean = j.numpy().mean(0)
-        radius = c * np.linalg.norm(mean)
-        assert np.linalg.norm(x - mean) <= radius * (1 + 1e-9)
+        j = gaussian(n, d, 10 * n + seed)
+        gram = gram_of(j)
+        x = exactly.times(j.T, po.cagrad(gram.to(backend.device), c=c).cpu())
+        mean = exactly.times(j.T, torch.full((n,), 1 / n, dtype=torch.float64))
+        radius = c * float(exactly.norm(mean))
+        assert float(exactly.norm(x - mean)) <= radius * (1 + 1e-9)
         direction = cvxpy.Variable(d)
         worst = cvxpy.min(j.numpy() @ direction)
-        problem = cvxpy.Problem(cvxpy.Maximize(worst), [cvxpy.norm(direction - mean) <= radius])
-        problem.solve(solver=cvxpy.CLARABEL)  # to 1e-8, beyond which Clarabel warns
+        ball = cvxpy.norm(direction - mean.numpy()) <= radius
+        theirs = second_solver.answer(direction, cvxpy.Maximize(worst), [ball]) - mean
+        theirs *= min(1.0, radius / float(exactly.norm(theirs)))
         scale = float(gram.diagonal().max())
-        assert abs((j.numpy() @ x).min() - problem.value) <= 1e-6 * scale
+        ahead = float(exactly.times(j, x).min() - exactly.times(j, mean + theirs).min())
+        assert ahead >= -1e-9 * scale
+        assert ahead <= second_solver.NEAR * scale
 
 
 @settings(max_examples=100)
@@ -236,7 +242,7 @@ def test_cone_weightings_end_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(10):
-            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = normal((n, n), generator=generator, dtype=torch.float64)
             g = (g + g.mT).to(backend.device)
             for function in (po.dualproj, po.upgrad, po.cagrad):
                 assert function(g).shape == (n,)
@@ -244,16 +250,16 @@ def test_cone_weightings_end_on_matrices_that_are_no_gram_matrices(backend):
 
 @pytest.mark.parametrize("function", [po.dualproj, po.upgrad, po.cagrad])
 def test_cone_weightings_are_permutation_equivariant(backend, function):
-    gram = gram_of(normal(6, 24, 1)).to(backend.device)
+    gram = gram_of(gaussian(6, 24, 1)).to(backend.device)
     order = torch.tensor([3, 1, 5, 0, 2, 4], device=backend.device)
     got = function(gram[order][:, order])
-    condition = float(torch.linalg.cond(gram))
+    condition = exactly.condition(gram)
     torch.testing.assert_close(got, function(gram)[order], rtol=0, atol=64 * 2.0**-53 * condition)
 
 
 def test_cone_weightings_of_more_rows_than_lanes(backend, many_rows):
     n = many_rows
-    gram = gram_of(normal(n, n // 2, n)).to(backend.device)
+    gram = gram_of(gaussian(n, n // 2, n)).to(backend.device)
     uniform = torch.full((n,), 1 / n, dtype=torch.float64)
     weights = po.dualproj(torch.stack([gram, 4 * gram]))
     assert torch.equal(weights[0], weights[1])

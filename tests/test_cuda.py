@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from properties import ROUNDOFF
+from strategies import normal
 from torch import Tensor
 
 import pama_ops as po
@@ -33,10 +34,10 @@ class Door(NamedTuple):
 
 def token_door(device: torch.device = CUDA) -> Door:
     """From rewards to the gradient of the policy's and the value heads' losses."""
-    rewards, values = torch.randn(2, N, B, T, device=device)
+    rewards, values = normal(2, N, B, T, device=device)
     mask = torch.rand(B, T, device=device) < 0.8
     old_logp = -torch.rand(B, T, device=device)
-    logp = (old_logp + 0.1 * torch.randn(B, T, device=device)).requires_grad_()
+    logp = (old_logp + 0.1 * normal(B, T, device=device)).requires_grad_()
     heads = values.clone().requires_grad_()
 
     def call() -> Results:
@@ -58,7 +59,7 @@ def token_door(device: torch.device = CUDA) -> Door:
 
 def gradient_door(device: torch.device = CUDA, dtype: torch.dtype = torch.float32) -> Door:
     """From gradients to their combination, under a few weightings."""
-    grads = [[torch.randn(s, device=device).to(dtype) for s in SHAPES] for _ in range(N)]
+    grads = [[normal(s, device=device).to(dtype) for s in SHAPES] for _ in range(N)]
 
     def call() -> Results:
         gram = po.gram(grads)
@@ -75,7 +76,7 @@ def backward_door(device: torch.device = CUDA) -> Door:
     """pareto_backward through a small network, with and without a `.grad` to add to."""
     layers = torch.nn.Linear(32, 64), torch.nn.Tanh(), torch.nn.Linear(64, N)
     model = torch.nn.Sequential(*layers).to(device)
-    x = torch.randn(128, 32, device=device)
+    x = normal(128, 32, device=device)
     parameters = list(model.parameters())
 
     def call() -> Results:
@@ -181,7 +182,7 @@ def test_a_captured_graph_replays_on_changed_inputs(make):
 @pytest.mark.parametrize("start", [1, 3, 5])
 def test_views_at_odd_addresses_give_what_aligned_ones_do(dtype, start):
     size = 10_007
-    aligned = [torch.randn(size, device=CUDA).to(dtype) for _ in range(3)]
+    aligned = [normal(size, device=CUDA).to(dtype) for _ in range(3)]
     odd = []
     for i, x in enumerate(aligned):
         view = torch.empty(size + 16, device=CUDA, dtype=dtype)[start + i : start + i + size]
@@ -228,7 +229,7 @@ def test_scratch_does_not_grow_with_the_gradients(n):
     """`gram` and `combine` into a given tensor take O(n² + grid), whatever the size."""
 
     def peak(size: int) -> int:
-        rows = [torch.randn(size, device=CUDA) for _ in range(n)]
+        rows = [normal(size, device=CUDA) for _ in range(n)]
         out = torch.empty_like(rows[0])
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

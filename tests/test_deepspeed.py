@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from strategies import normal
 from torch import Tensor, nn
 
 import pama_ops as po
@@ -27,8 +28,8 @@ def policy() -> nn.Sequential:
 def loss_of(net: nn.Module, k: slice, group: Any) -> Tensor:
     """Of some sequences of a batch, over the token count of all of it."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(6, 8, 4, generator=generator)
-    advantages = torch.randn(2, 6, 8, generator=generator)[:, k]
+    x = normal(6, 8, 4, generator=generator)
+    advantages = normal(2, 6, 8, generator=generator)[:, k]
     mask = torch.arange(8) < (1 + torch.arange(6))[:, None]
     count, mask = mask.sum(), mask[k]
     whitened = po.whiten(advantages, mask, group=group)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from strategies import normal
 
 import pama_ops as po
 
@@ -29,7 +30,7 @@ def whiten_shard(rank: int, first: int, x: torch.Tensor, mask: torch.Tensor) -> 
 def test_whiten_over_ranks_is_that_of_the_whole_batch(ranks, first):
     """Also where a rank holds no sequence."""
     generator = torch.Generator().manual_seed(0)
-    x = 3 + torch.randn(2, 5, 40, generator=generator, dtype=torch.float64)
+    x = 3 + normal(2, 5, 40, generator=generator, dtype=torch.float64)
     mask = torch.rand(5, 40, generator=generator) < 0.6
     got = torch.cat(ranks(whiten_shard, first, x, mask), 1)
     torch.testing.assert_close(got, po.whiten(x, mask), rtol=1e-13, atol=1e-13)
@@ -42,7 +43,7 @@ def whiten_twin(rank: int, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_whiten_gives_ranks_the_same_bits(ranks):
-    x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(1))
+    x = normal(2, 3, 40, generator=torch.Generator().manual_seed(1))
     ours, theirs = ranks(whiten_twin, x)
     assert torch.equal(ours, theirs)
 
@@ -64,7 +65,7 @@ def pama_shard(
 def test_pama_over_ranks_is_that_of_the_whole_batch(ranks, first, reduction):
     """An objective that is active on one rank alone is active on all, and in one problem."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 5, 40, generator=generator, dtype=torch.float64)
+    x = normal(3, 5, 40, generator=generator, dtype=torch.float64)
     x[1, :4] = 0
     mask = torch.rand(5, 40, generator=generator) < 0.6
     whole = po.pama_advantages(x, mask, reduction=reduction)
@@ -88,7 +89,7 @@ def pama_of_four(rank: int, x: torch.Tensor, mask: torch.Tensor, reduction: str)
 @pytest.mark.parametrize("reduction", ["gram", "batch"])
 def test_four_uneven_ranks_have_the_weights_of_the_whole_batch(four_ranks, reduction):
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(3, 6, 40, generator=generator, dtype=torch.float64)
+    x = normal(3, 6, 40, generator=generator, dtype=torch.float64)
     mask = torch.rand(6, 40, generator=generator) < 0.6
     whole = po.pama_advantages(po.whiten(x, mask), mask, reduction=reduction)
     parts = four_ranks(pama_of_four, x, mask, reduction)
@@ -102,7 +103,7 @@ def compiled_with_group(rank: int) -> bool:
         group = torch.distributed.group.WORLD
         return po.pama_advantages(po.whiten(x, group=group), reduction="gram", group=group)[0]
 
-    x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(rank))
+    x = normal(2, 3, 5, generator=torch.Generator().manual_seed(rank))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     return torch.equal(compiled(x), step(x))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from strategies import normal
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -38,7 +39,7 @@ SHAPES = [(5, 4), (3,), (1, 6), (7, 2)]
 def gradients(seed: int = 0) -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+        [normal(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
         for _ in range(N)
     ]
 
@@ -126,6 +127,19 @@ def test_gram_adds_the_parts_that_ranks_of_a_group_hold(ranks):
     ours, theirs = ranks(gram_of_parts)
     assert torch.equal(ours, theirs)
     close(ours, po.gram(gradients()))
+
+
+def gram_of_many_rows(rank: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    rows = [[normal(5, generator=generator, dtype=torch.float64)] for _ in range(40)]
+    return po.gram(rows, group=dist.group.WORLD)
+
+
+def test_gram_of_a_group_is_symmetric_to_the_bit(four_ranks):
+    """A ring of ranks begins the sum of each stretch of the matrix at another of them."""
+    ours, *theirs = four_ranks(gram_of_many_rows)
+    assert torch.equal(ours, ours.T)
+    assert all(torch.equal(ours, other) for other in theirs)
 
 
 def collectives(rank: int) -> list[list[tuple[str, int, torch.dtype]]]:
@@ -407,7 +421,7 @@ def rank_losses(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def batches(world: int) -> torch.Tensor:
-    return torch.randn(2, world, 4, 3, generator=torch.Generator().manual_seed(1))
+    return normal(2, world, 4, 3, generator=torch.Generator().manual_seed(1))
 
 
 def unsharded(world: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -592,7 +606,7 @@ def parallel(net: Norm, mesh: Any) -> Norm:
 
 
 def tokens(world: int) -> torch.Tensor:
-    return torch.randn(world, 2, 8, 4, generator=torch.Generator().manual_seed(3))
+    return normal(world, 2, 8, 4, generator=torch.Generator().manual_seed(3))
 
 
 def with_tensor_parallel(rank: int, sharded: bool) -> Any:
@@ -716,20 +730,26 @@ def test_features_under_hsdp_give_the_gradient_of_the_whole_batch(four_ranks):
     check_features(four_ranks(features_with, "hsdp", True), True)
 
 
+def independent(z: torch.Tensor, i: int) -> torch.Tensor:
+    """One of losses whose gradients are independent, so that weights are unique."""
+    return (z ** (i + 1) - i).square().sum()
+
+
 def features_in_parts(rank: int) -> Any:
     """Features that a mesh holds in parts: their Gram matrix is that of the whole."""
     mesh = init_device_mesh("cpu", (2,))
-    x = distribute_tensor(batches(2)[0].flatten(0, 1), mesh, [Shard(0)]).requires_grad_()
+    whole = batches(2)[0].flatten(0, 1).double()
+    x = distribute_tensor(whole, mesh, [Shard(0)]).requires_grad_()
     z = torch.tanh(x)
-    losses = [(z - i).square().sum().full_tensor() for i in range(N)]
+    losses = [independent(z, i).full_tensor() for i in range(N)]
     w = po.pareto_backward(losses, features=z)
     return w, x.grad.full_tensor()
 
 
 def test_features_may_be_dtensors(ranks):
-    x = batches(2)[0].flatten(0, 1).requires_grad_()
+    x = batches(2)[0].flatten(0, 1).double().requires_grad_()
     z = torch.tanh(x)
-    w = po.pareto_backward([(z - i).square().sum() for i in range(N)], features=z)
+    w = po.pareto_backward([independent(z, i) for i in range(N)], features=z)
     for weights, got in ranks(features_in_parts):
         close(weights, w)
         close(got, x.grad)

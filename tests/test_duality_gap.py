@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import exactly
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_rounds
-from strategies import draw_gradients, gram_matrices, gram_of
+from strategies import draw_gradients, gram_matrices, gram_of, normal
 
 import pama_ops as po
 
@@ -27,10 +28,17 @@ def assert_is_its_definition(gram: torch.Tensor, weights: torch.Tensor) -> None:
     n = len(weights)
     got = po.duality_gap(gram, weights)
     g = gram.double()
-    slope = g @ weights
-    size = (g.abs() @ weights.abs()).amax()
-    assert_rounds(got, weights @ slope - slope.amin(), size * (1 + weights.abs().sum()), 2 * n + 2)
+    slope = exactly.times(g, weights)
+    size = exactly.times(g.abs(), weights.abs()).amax() * (1 + exactly.total(weights.abs()))
+    size = size + torch.finfo(torch.float64).smallest_normal  # below it, rounding is absolute
+    assert_rounds(got, exactly.dot(weights, slope) - slope.amin(), size, 2 * n + 2)
     assert got.dtype == gram.dtype
+
+
+def test_duality_gap_of_subnormal_weights_is_its_definition(backend):
+    gram = gram_of(draw_gradients("common", 3)).to(backend.device)
+    weights = torch.tensor([2.225073858507203e-309, 5e-324, 1e-310], dtype=torch.float64)
+    assert_is_its_definition(gram, weights.to(backend.device))
 
 
 @given(data=st.data())
@@ -43,15 +51,15 @@ def test_duality_gap_bounds_the_distance_to_the_optimum(backend, data):
     w = torch.tensor(numbers, dtype=torch.float64, device=backend.device)
     w = w / w.sum()
     best = po.min_norm(gram)
-    excess = w @ gram @ w - best @ gram @ best
+    excess = exactly.dot(w, exactly.times(gram, w)) - exactly.dot(best, exactly.times(gram, best))
     rounding = 8 * n * 2.0**-53 * gram.diagonal().max()
     assert float(excess) <= 2 * float(po.duality_gap(gram, w) + rounding)
 
 
 def test_duality_gap_goes_over_a_batch_of_any_strides(backend):
     generator = torch.Generator().manual_seed(0)
-    j = torch.randn((2, 3, 4, 5), generator=generator, dtype=torch.float64)
-    gram = (j @ j.mT).to(backend.device)
+    j = normal((2, 3, 4, 5), generator=generator, dtype=torch.float64)
+    gram = gram_of(j).to(backend.device)
     weights = torch.rand((4, 3, 2), generator=generator).to(backend.device).permute(2, 1, 0)
     got = po.duality_gap(gram, weights)
     assert got.shape == (2, 3)

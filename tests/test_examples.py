@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from strategies import normal
 from torch import nn
 
 import pama_ops as po
@@ -78,7 +79,7 @@ def names() -> dict[str, object]:
     """What the snippets take as given."""
     torch.manual_seed(0)
     model = TwoLosses()
-    x, y = torch.randn(8, 3), torch.randn(8, 1)
+    x, y = normal(8, 3), normal(8, 1)
     return {
         "torch": torch,
         "pareto_backward": po.pareto_backward,
@@ -181,7 +182,7 @@ def test_ppo_snippet_makes_a_loss(names: dict[str, object]) -> None:
     functions = {name: getattr(po, name) for name in ("gae", "whiten", "pama_advantages")}
     losses = {name: getattr(po, name) for name in ("ppo_loss", "value_loss")}
     given = {
-        "rewards": torch.randn(shape),
+        "rewards": normal(shape),
         "values": values,
         "mask": torch.ones(shape[1:], dtype=torch.bool),
         "logp": logp,

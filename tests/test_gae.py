@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_rounds
-from strategies import Tokens, tokens
+from strategies import Tokens, normal, tokens
 
 import pama_ops as po
 from pama_ops import _schemas, reference
@@ -53,7 +53,7 @@ def test_gae_cuts_masked_tokens_out(backend):
     """The result is that of the sequence without its masked tokens, to the bit on one backend."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(1, 200, generator=generator) < 0.5
-    rewards, values = torch.randn(2, 3, 1, 200, generator=generator, dtype=torch.float64)
+    rewards, values = normal(2, 3, 1, 200, generator=generator, dtype=torch.float64)
     got = po.gae(*(x.to(backend.device) for x in (rewards, values, mask)))
     kept = po.gae(
         rewards[:, :, mask[0]].to(backend.device), values[:, :, mask[0]].to(backend.device)
@@ -78,7 +78,7 @@ def test_gae_of_an_empty_batch_is_empty(backend, shape):
 
 def test_gae_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
-    rewards, values = torch.randn(2, 3, 37, 300, generator=generator)
+    rewards, values = normal(2, 3, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
     assert_independent_of_thread_count(lambda: po.gae(rewards, values, mask))
 
@@ -158,10 +158,10 @@ def test_gae_refuses_a_gradient(backend):
 @pytest.mark.parametrize("ragged", [False, True])
 def test_gae_passes_opcheck(ragged):
     shape = (2, 6) if ragged else (2, 3, 4)
-    x = torch.randn(shape)
+    x = normal(shape)
     mask = torch.ones(shape[1:], dtype=torch.bool)
     cu = torch.tensor([0, 2, 6]) if ragged else None
-    last = torch.randn(2, 2 if ragged else 3)
+    last = normal(2, 2 if ragged else 3)
     torch.library.opcheck(_schemas.gae, (x, x, mask, last, cu, 0.9, 0.95))
 
 
@@ -170,5 +170,5 @@ def test_gae_compiles_whole():
     def compiled(rewards, values, mask):
         return po.gae(rewards, values, mask, gamma=0.99).advantages
 
-    x, mask = torch.randn(2, 3, 4), torch.ones(3, 4)
+    x, mask = normal(2, 3, 4), torch.ones(3, 4)
     torch.testing.assert_close(compiled(x, x, mask), po.gae(x, x, mask, gamma=0.99).advantages)

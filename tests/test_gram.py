@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 
+import exactly
 import pytest
 import torch
 from allocations import largest_allocations
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count
-from strategies import DTYPES, gradient_lists, lay, tiny_gradients
+from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 
 import pama_ops as po
 from pama_ops import _schemas
@@ -29,24 +30,23 @@ def matrix(grads: list[list[torch.Tensor | None]]) -> torch.Tensor:
 def bound(grads: list[list[torch.Tensor | None]], backend) -> torch.Tensor:
     """|ΔG_ij|: products rounded L + 2 times in float32 sums, then float64, or float64 throughout.
 
-    float64 sums: at most 64 roundings in a block, which is compensated from there on; the bound of
-    1e-14 holds for them, and for the float64 comparison itself. A GPU's tensor cores, which take
-    halves from 9 rows on, round in ways of their own: 1e-5 of the norms' product.
+    float64 sums: at most 64 roundings in a block, which is compensated from there on, within 1e-14.
+    A GPU's tensor cores, which take halves from 9 rows on, round in ways of their own: 1e-5 of the
+    norms' product. The default's float64 products add up in whatever order a library takes.
     """
     chain = 16 if backend.name == "cpu" else 64
     total = torch.zeros(len(grads), len(grads), dtype=torch.float64)
     for p in range(len(grads[0])):
         rows = matrix([[row[p]] for row in grads]).abs()
         wide = any(row[p] is not None and row[p].dtype == torch.float64 for row in grads)
-        if backend.name == "default":  # a matrix product of whatever library torch has
-            chain, wide = 16, False
-            total += rows.shape[1] * 2.0**-53 * (rows @ rows.mT)
-        unit = 1e-14 if wide else (chain + 2) * 2.0**-24
+        unit = 1e-14 if wide else 1e-14 + (chain + 2) * 2.0**-24
+        if backend.name == "default":
+            unit = 1.01 * (rows.shape[1] + len(grads[0]) + 1) * 2.0**-53
         half = any(row[p] is not None and row[p].itemsize == 2 for row in grads)
         if backend.name == "cuda" and half and len(grads) > 8:
-            norms = rows.norm(dim=1)
+            norms = exactly.norm(rows)
             total += 1e-5 * norms[:, None] * norms
-        total += (unit + 1e-14) * (rows @ rows.mT)
+        total += unit * exactly.gram(rows)
     return total
 
 
@@ -57,8 +57,19 @@ def test_gram_is_its_definition(backend, data):
     j = matrix(grads)
     assert got.dtype == torch.float64
     assert torch.equal(got, got.mT)
-    excess = (got - j @ j.mT).abs() - bound(grads, backend)
+    excess = (got - exactly.gram(j)).abs() - bound(grads, backend)
     assert float(excess.max()) <= 2.0**-126, f"off by {float(excess.max())} beyond its bound"
+
+
+def test_gram_is_symmetric_to_the_bit(backend):
+    generator = torch.Generator().manual_seed(0)
+    for size in range(97, 161):
+        for n in (2, 3, 5):
+            x = normal(n, size, generator=generator, dtype=torch.float64).to(backend.device)
+            total = po.gram(list(x))
+            assert torch.equal(total, total.T)
+            po.gram_accumulate(total, list(x.flip(1)))
+            assert torch.equal(total, total.T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,25 +91,25 @@ def test_gram_of_many_rows_is_its_definition(backend, dtype, n):
 
     def draw(size: int, offset: int, i: int) -> torch.Tensor | None:
         scale = 10.0 ** (i % 3)  # also drawn for absent rows: all rows differ
-        x = torch.randn(size + offset, generator=generator, dtype=torch.float64) * scale
+        x = normal(size + offset, generator=generator, dtype=torch.float64) * scale
         return None if i % 5 == 3 and size > 600 else x.to(backend.device, dtype)[offset:]
 
     pieces = [(1, 0), (611, 1), (256, 0), (777, 0), (7, 3)]
     grads = [[draw(size, offset, i) for size, offset in pieces] for i in range(n)]
     got, j = po.gram(grads).cpu(), matrix(grads)
     assert torch.equal(got, got.mT)
-    assert bool(((got - j @ j.mT).abs() <= bound(grads, backend)).all())
+    assert bool(((got - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 @pytest.mark.parametrize("n", [9, 20, 40, 70])
 def test_gram_takes_dtypes_that_differ_between_parameters(backend, n):
     generator = torch.Generator().manual_seed(5)
     grads = [
-        [torch.randn(301, generator=generator).to(backend.device, dtype) for dtype in DTYPES]
+        [normal(301, generator=generator).to(backend.device, dtype) for dtype in DTYPES]
         for _ in range(n)
     ]
     j = matrix(grads)
-    assert bool(((po.gram(grads).cpu() - j @ j.mT).abs() <= bound(grads, backend)).all())
+    assert bool(((po.gram(grads).cpu() - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,7 +132,7 @@ def test_float16_gradients_do_not_overflow(backend):
 @pytest.mark.parametrize("layout", ["odd", "transposed", "channels last"])
 def test_equal_layouts_are_walked_without_a_copy(backend, layout):
     """To the bit what a walk over the same memory as one dimension gives."""
-    x = [lay(torch.randn(2, 3, 4, 5), layout).to(backend.device) for _ in range(3)]
+    x = [lay(normal(2, 3, 4, 5), layout).to(backend.device) for _ in range(3)]
     y = [g.as_strided((g.numel(),), (1,)) for g in x]
     if backend.name == "default":
         torch.testing.assert_close(po.gram(x), po.gram(y))
@@ -132,14 +143,14 @@ def test_equal_layouts_are_walked_without_a_copy(backend, layout):
 def test_thousands_of_tiny_tensors(backend):
     grads = tiny_gradients(backend)
     j = matrix(grads)
-    assert bool(((po.gram(grads).cpu() - j @ j.mT).abs() <= bound(grads, backend)).all())
+    assert bool(((po.gram(grads).cpu() - exactly.gram(j)).abs() <= bound(grads, backend)).all())
 
 
 def test_gram_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
     grads = [
-        [torch.randn(s, generator=generator) for s in [(300, 301), (17,), (100_003,)]]
-        + [torch.randn(50_001, generator=generator).bfloat16()]
+        [normal(s, generator=generator) for s in [(300, 301), (17,), (100_003,)]]
+        + [normal(50_001, generator=generator).bfloat16()]
         for _ in range(5)
     ]
     assert_independent_of_thread_count(lambda: po.gram(grads))
@@ -148,12 +159,13 @@ def test_gram_is_independent_of_thread_count():
 @pytest.mark.parametrize("level", ["1", "3", "4"])
 def test_older_processors_keep_the_bound(level):
     script = (
-        "import torch, pama_ops as po; torch.manual_seed(0)\n"
+        "import sys, torch, pama_ops as po; sys.path.insert(0, 'tests')\n"
+        "import exactly; from strategies import normal; torch.manual_seed(0)\n"
         "for n in (1, 2, 3, 5, 6, 8, 11):\n"
-        "    j = torch.randn(n, 5003)\n"
+        "    j = normal(n, 5003)\n"
         "    for x, u in ((j, 18 * 2**-24), (j.bfloat16(), 18 * 2**-24), (j.double(), 1e-14)):\n"
-        "        d = x.double(); error = (po.gram(list(x)) - d @ d.mT).abs()\n"
-        "        assert bool((error <= (u + 1e-14) * (d.abs() @ d.abs().mT)).all()), n\n"
+        "        error = (po.gram(list(x)) - exactly.gram(x)).abs()\n"
+        "        assert bool((error <= (u + 1e-14) * exactly.gram(x.abs())).all()), n\n"
     )
     environment = {**os.environ, "PAMA_CPU_LEVEL": level}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
@@ -161,9 +173,12 @@ def test_older_processors_keep_the_bound(level):
 
 def test_no_allocation_is_above_a_megabyte():
     largest = largest_allocations("""
+import sys
+sys.path.insert(0, "tests")
+from strategies import normal
 for n in (1, 2, 8, 16, 32):
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        grads = [[torch.randn(s).to(dtype) for s in (600_000, 77, 1)] for _ in range(n)]
+        grads = [[normal(s).to(dtype) for s in (600_000, 77, 1)] for _ in range(n)]
         out, w = [torch.empty_like(x) for x in grads[0]], torch.rand(n)
         total = torch.zeros(n, n, dtype=torch.float64)
         measure(f"gram {n} {dtype}", lambda: po.gram(grads))
@@ -179,11 +194,11 @@ def test_only_gradients_whose_layouts_differ_are_copied():
     largest = largest_allocations("""
 import sys
 sys.path.insert(0, "tests")
-from strategies import LAYOUTS, lay
+from strategies import LAYOUTS, lay, normal
 w = torch.rand(3)
 for layout in LAYOUTS:
     kinds = ["contiguous", "transposed", "odd"] if layout == "mixed" else [layout] * 3
-    grads = [lay(torch.randn(16, 32, 32, 64), kind) for kind in kinds]
+    grads = [lay(normal(16, 32, 32, 64), kind) for kind in kinds]
     out = lay(grads[0], kinds[0])
     measure(f"gram, {layout}", lambda: po.gram(grads))
     if layout != "sliced":  # out has no holes
@@ -205,21 +220,23 @@ def test_non_finite_gradients_show(backend):
 
 def test_pieces_accumulate(backend):
     generator = torch.Generator().manual_seed(2)
-    grads = [[torch.randn(s, generator=generator).to(backend.device) for s in (100, 2000)]
+    grads = [[normal(s, generator=generator).to(backend.device) for s in (100, 2000)]
              for _ in range(4)]  # fmt: skip
     j = matrix(grads)
     total = torch.ones(4, 4, dtype=torch.float64, device=backend.device)
     for p in range(2):
         assert po.gram_accumulate(total, [g[p] for g in grads]) is total
     rounding = 4 * 2.0**-53 * total.abs().cpu()
-    assert bool(((total.cpu() - 1 - j @ j.mT).abs() <= bound(grads, backend) + rounding).all())
+    assert bool(
+        ((total.cpu() - 1 - exactly.gram(j)).abs() <= bound(grads, backend) + rounding).all()
+    )
 
 
 @pytest.mark.parametrize("objectives", [1, 3])
 def test_gram_is_differentiable_twice(backend, objectives):
     generator = torch.Generator().manual_seed(3)
     flat = [
-        torch.randn(s, generator=generator, dtype=torch.float64).to(backend.device)
+        normal(s, generator=generator, dtype=torch.float64).to(backend.device)
         for _ in range(objectives)
         for s in ((2, 3), (4,))
     ]
@@ -236,7 +253,7 @@ def test_gram_is_differentiable_twice(backend, objectives):
 def test_gram_is_differentiable_in_every_layout_and_beside_absent_gradients(backend, layout):
     generator = torch.Generator().manual_seed(4)
     flat = [
-        lay(torch.randn(s, generator=generator, dtype=torch.float64), layout)
+        lay(normal(s, generator=generator, dtype=torch.float64), layout)
         .to(backend.device)
         .requires_grad_()
         for s in ((2, 1, 2, 3), (2, 1, 2, 3), (2,))
@@ -249,7 +266,7 @@ def test_gram_is_differentiable_in_every_layout_and_beside_absent_gradients(back
 
 
 def test_the_slope_of_gram_keeps_the_gradients_dtype(backend):
-    x = torch.randn(50, device=backend.device, dtype=torch.bfloat16, requires_grad=True)
+    x = normal(50, device=backend.device, dtype=torch.bfloat16, requires_grad=True)
     po.gram([x, x.detach()]).sum().backward()
     assert x.grad.dtype == torch.bfloat16
     torch.testing.assert_close(x.grad, 4 * x.detach(), rtol=2.0**-8, atol=0)
@@ -302,7 +319,7 @@ def test_gram_accumulate_names_the_bad_argument():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gram_passes_opcheck(dtype):
-    flat = [torch.randn(s).to(dtype).requires_grad_() for _ in range(3) for s in ((4, 5), (7,))]
+    flat = [normal(s).to(dtype).requires_grad_() for _ in range(3) for s in ((4, 5), (7,))]
     torch.library.opcheck(_schemas.gram, (flat, 3))
     plain = [x.detach() for x in flat]
     total = torch.zeros(3, 3, dtype=torch.float64)
@@ -314,6 +331,6 @@ def test_gram_min_norm_combine_compile_whole():
     def compiled(grads):
         return po.combine(grads, po.min_norm(po.gram(grads)))
 
-    grads = [[torch.randn(4, 5), torch.randn(7)] for _ in range(3)]
+    grads = [[normal(4, 5), normal(7)] for _ in range(3)]
     want = po.combine(grads, po.min_norm(po.gram(grads)))
     torch.testing.assert_close(compiled(grads), want)

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import numpy as np
+import exactly
 import pytest
+import second_solver
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from strategies import (
     gradients,
     gram_matrices,
     gram_of,
+    normal,
     preferences,
 )
 from strategies import draw_gradients as draw
@@ -132,21 +134,12 @@ def test_min_norm_tells_rows_apart_that_are_nearly_equal(backend, apart):
 @settings(max_examples=15)
 @given(n=st.integers(2, 12), d=st.integers(1, 20), seed=st.integers(0, 2**31))
 def test_min_norm_agrees_with_cvxpy(backend, n, d, seed):
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     generator = torch.Generator().manual_seed(seed)
-    j = torch.randn((n, d), generator=generator, dtype=torch.float64)
+    j = normal((n, d), generator=generator, dtype=torch.float64)
     gram = gram_of(j)
     weights = po.min_norm(gram.to(backend.device)).cpu()
-    c = cvxpy.Variable(n, nonneg=True)
-    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(j.numpy().T @ c)), [cvxpy.sum(c) == 1])
-    problem.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
-    ours, scale = float(((weights @ j) ** 2).sum()), float(gram.diagonal().max())
-    # Ours is optimal to rounding, and Clarabel's to its tolerances.
-    assert abs(ours - problem.value) <= 1e-9 * scale
-    # The combined gradient is unique: ‖x − x*‖² <= f − f* for any point of the hull.
-    theirs = np.maximum(c.value, 0) / np.maximum(c.value, 0).sum()
-    apart = np.linalg.norm((weights.numpy() - theirs) @ j.numpy()) ** 2
-    assert apart <= 4e-9 * scale
+    slack = 2 * gap_bound(gram) * float(gram.diagonal().max())
+    second_solver.assert_no_longer(j, weights, second_solver.shortest(j), slack)
 
 
 @CASES
@@ -204,15 +197,15 @@ def test_min_norm_gives_zero_gradients_all_the_weight(backend):
 def test_min_norm_shares_evenly_among_equal_rows(backend, data):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     distinct, n = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
-    j = torch.randn((distinct, 6), generator=generator, dtype=torch.float64)
+    j = normal((distinct, 6), generator=generator, dtype=torch.float64)
     which = torch.randint(0, distinct, (n,), generator=generator)
     dtype = data.draw(st.sampled_from(DTYPES))
-    gram = (j @ j.mT)[which][:, which].to(dtype)
+    gram = gram_of(j)[which][:, which].to(dtype)
     weights = po.min_norm(gram.to(backend.device)).cpu()
     for i in range(n):
         assert bool((weights[which == which[i]] == weights[i]).all())
     # Rows that differ by a rounding or two count as equal.
-    noise = 1 + unit_roundoff(dtype) * torch.randn((n, n), generator=generator, dtype=torch.float64)
+    noise = 1 + unit_roundoff(dtype) * normal((n, n), generator=generator, dtype=torch.float64)
     noise = noise.triu() + noise.triu(1).mT
     weights = po.min_norm((gram.double() * noise.clamp(0, 1)).to(dtype).to(backend.device)).cpu()
     close = 8 * unit_roundoff(dtype)
@@ -234,9 +227,9 @@ def test_min_norm_is_permutation_equivariant(backend, data):
     # Two points of gaps at most the bound are this near in the metric of G: ‖x − x*‖² <= 2 gap.
     g = gram[order][:, order].cpu()
     bound = 4 * 2 * gap_bound(gram) * g.diagonal().max()
-    assert float(apart @ g @ apart) <= bound
+    assert float(exactly.dot(apart, exactly.times(g, apart))) <= bound
     # Where the minimiser is unique, so are the weights, as far as the condition lets one tell.
-    condition = float(torch.linalg.cond(g))
+    condition = exactly.condition(g)
     if condition < 1e8:
         assert float(apart.abs().max()) <= 8 * len(g) * 2.0**-53 * condition
 
@@ -268,7 +261,7 @@ def test_min_norm_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(20):
-            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = normal((n, n), generator=generator, dtype=torch.float64)
             power = torch.randint(-150, 150, (1,), generator=generator).double()
             g = (g + g.mT) * 10.0**power
             assert_on_simplex(po.min_norm(g.to(backend.device)))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
+from fractions import Fraction
 
+import exactly
 import numpy as np
 import pytest
+import second_solver
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_non_conflicting, is_null_combination, unit_roundoff
-from strategies import DTYPES, GRADIENT_FAMILIES, gram_matrices, gram_of
+from rational import projection, rational, solve
+from strategies import DTYPES, GRADIENT_FAMILIES, gram_matrices, gram_of, normal
 from strategies import draw_gradients as draw
 from strategies import matrix_on as on
 
@@ -38,7 +43,7 @@ def assert_solves(gram: torch.Tensor, weights: torch.Tensor, beta: float = 1.0) 
     assert bool((w[used] > 0).all()), w
     v = (w * norm)[used]
     share = w[used] ** (1 - beta)
-    residual = (w * (g @ w))[used] - share
+    residual = (w * exactly.times(g, w))[used] - share
     u = (len(g) + 16) * 2.0**-53 + 8 * unit_roundoff(gram.dtype)
     power = 0 if beta == 1 else abs(math.log2(float(g.diagonal().max())))
     bound = u * (v * v.sum() + (1 + beta) * share) + 2.0**-53 * power * (1 + beta) * share
@@ -82,7 +87,7 @@ def test_nash_mtl_of_256_stationary_rows():
 
 @pytest.mark.parametrize("family", SOLVABLE)
 def test_nash_mtl_agrees_with_cvxpy(backend, family):
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
+    """The minimum of ½‖Jᵀw‖² − Σ log w."""
     for n in (2, 5, 8):
         j = draw(family, n, n + 1)
         j = j[(j != 0).any(1)]
@@ -91,19 +96,39 @@ def test_nash_mtl_agrees_with_cvxpy(backend, family):
         if is_null_combination(gram, weights):
             continue
         # For unit gradients, whose weights are those times the norms: Clarabel needs the scale.
-        norm = gram.diagonal().sqrt()
-        v = cvxpy.Variable(len(j))
-        unit = (j / norm[:, None]).numpy()
-        objective = cvxpy.sum_squares(unit.T @ v) / 2 - cvxpy.sum(cvxpy.log(v))
-        problem = cvxpy.Problem(cvxpy.Minimize(objective))
-        problem.solve(solver=cvxpy.CLARABEL)  # to 1e-8, beyond which Clarabel warns
-        ours = (weights * norm).numpy()
-        value = np.sum((unit.T @ ours) ** 2) / 2 - np.log(ours).sum()
-        tolerance = 1e-8 * max(1, abs(value))
-        assert value <= problem.value + tolerance
-        # Theirs has a gap of that and constraints off by as much; by self-concordance the root of
-        # twice the gap bounds the distance relative to v.
-        assert np.abs(ours / v.value - 1).max() <= 2 * math.sqrt(2 * tolerance)
+        norm = exactly.norm(j)
+        assert_as_good_as_cvxpy(j / norm[:, None], weights * norm, 0.0)
+
+
+def assert_as_good_as_cvxpy(j: torch.Tensor, ours: torch.Tensor, power: float) -> None:
+    """f(w) = ½‖Jᵀw‖² − Σ w^power / power is no more than that of a second solver's w, whatever w.
+
+    And x = Jᵀw is as near as it must be where ours is the minimum: f(w') − f(w) >= ½‖x' − x‖². For
+    power 0 the sum is of logarithms, which are self-concordant: with t the distance relative to
+    ours, f(w') − f(w) >= t − log(1 + t) (Boyd and Vandenberghe, Convex Optimization, §9.6.2).
+    """
+    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
+    w = cvxpy.Variable(len(j))
+    gains = cvxpy.sum(cvxpy.power(w, power)) / power if power else cvxpy.sum(cvxpy.log(w))
+    square = cvxpy.sum_squares(j.numpy().T @ w)
+    theirs = second_solver.answer(w, cvxpy.Minimize(square / 2 - gains), []).clamp(min=1e-300)
+
+    def terms(w: torch.Tensor) -> list[float]:
+        x = exactly.times(j.mT, w)
+        gains = [-(y**power) / power if power else -math.log(y) for y in w.tolist()]
+        return [float(exactly.dot(x, x)) / 2, *gains]
+
+    # Each term is right to 4 u64 of itself, and the minimum is flat to roundings of its w.
+    slack = 8 * 2.0**-53 * math.fsum(map(abs, terms(theirs) + terms(ours)))
+    behind = math.fsum(terms(theirs) + [-y for y in terms(ours)])
+    assert behind >= -slack, behind
+    apart = exactly.times(j.mT, theirs - ours)
+    assert float(exactly.dot(apart, apart)) <= 2 * (behind + slack)
+    if not power:
+        t = math.hypot(float(exactly.norm(apart)), float(exactly.norm(theirs / ours - 1)))
+        assert t - math.log1p(t) <= behind + slack
+    near = second_solver.NEAR * max(1.0, *map(abs, terms(ours)))
+    assert behind <= near, "the second solver has no answer"
 
 
 def test_nash_mtl_of_published_gradients(backend):
@@ -141,35 +166,48 @@ STATIONARY = [
 def test_nash_mtl_of_stationary_gradients_is_the_largest_product(backend, rows, want):
     j = torch.tensor(rows, dtype=torch.float64)
     weights = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
-    norm = j.norm(dim=1)
-    assert abs(float(weights.sum()) - 1) <= 2.0**-50
-    assert float((weights @ j).norm()) <= 2.0**-48 * float(weights @ norm)
+    norm = exactly.norm(j)
+    assert abs(float(exactly.total(weights)) - 1) <= 2.0**-50
+    combined = exactly.norm(exactly.times(j.T, weights))
+    assert float(combined) <= 2.0**-48 * float(exactly.dot(weights, norm))
     if want is not None:
         np.testing.assert_allclose(weights.numpy(), want, rtol=1e-12, atol=1e-12)
         return
     # Stationarity of Σ_S log w: 1/w is in the span of 1 and the columns of J, over S.
     s = weights > 0
     assert bool(s.all())
-    span = torch.cat([torch.ones_like(norm)[:, None], j], 1) * weights[:, None]
-    span = span / span.norm(dim=0)
-    fit = span @ torch.linalg.lstsq(span, torch.ones_like(norm)[:, None]).solution
-    assert float((fit - 1).abs().max()) <= 1e-10
+    columns = rational([weights.tolist(), *(j.T.tolist())])
+    span = [columns[0], *([w * x for w, x in zip(columns[0], y, strict=True)] for y in columns[1:])]
+    fit = projection(span, [Fraction(1)] * len(j))
+    assert max(abs(float(x - 1)) for x in fit) <= 1e-10
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nash_mtl_of_stationary_gradients_has_the_largest_support(backend, seed):
-    """S by a linear program for each gradient, whose dual says why the others are not in it."""
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
+    """S in rational arithmetic: of those i for which −g_i is in the cone of the others, which by
+    Carathéodory are independent ones of them."""
     generator = torch.Generator().manual_seed(seed)
     j = torch.randint(-2, 3, (7, 3), generator=generator).double()
     j = torch.cat([j, -j[:1]])
     j = j[(j != 0).any(1)]
     weights = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
+    rows = rational(j.tolist())
     for i in range(len(j)):
-        c = cvxpy.Variable(len(j), nonneg=True)
-        problem = cvxpy.Problem(cvxpy.Maximize(c[i]), [j.numpy().T @ c == 0, cvxpy.sum(c) == 1])
-        problem.solve(solver=cvxpy.CLARABEL)
-        assert (problem.value > 1e-4) == (float(weights[i]) > 1e-6)
+        assert in_the_support(rows, i) == (float(weights[i]) > 1e-6)
+
+
+def in_the_support(rows: list[list[Fraction]], i: int) -> bool:
+    others = [row for k, row in enumerate(rows) if k != i]
+    for size in range(1, len(rows[0]) + 1):
+        for cone in itertools.combinations(others, size):
+            gram = [[sum(map(operator.mul, x, y)) for y in cone] for x in cone]
+            shares = solve(gram, [-sum(map(operator.mul, x, rows[i])) for x in cone])
+            if shares is None or min(shares) < 0:
+                continue
+            total = [sum(map(operator.mul, shares, column)) for column in zip(*cone, strict=True)]
+            if all(x + y == 0 for x, y in zip(total, rows[i], strict=True)):
+                return True
+    return False
 
 
 @pytest.mark.parametrize("family", ["gaussian", "condition 1e6", "twelve decades", "zero rows"])
@@ -187,7 +225,7 @@ def test_nash_mtl_of_longer_gradients_is_the_same_combination(backend):
     factor = torch.tensor([1e-6, 1.0, 1e3, 2.0, 1e-3], dtype=torch.float64)
     plain = po.nash_mtl(gram_of(j).to(backend.device)).cpu()
     longer = po.nash_mtl(gram_of(j * factor[:, None]).to(backend.device)).cpu()
-    condition = float(torch.linalg.cond(gram_of(j)))
+    condition = exactly.condition(gram_of(j))
     torch.testing.assert_close(longer * factor, plain, rtol=64 * 2.0**-53 * condition, atol=0)
 
 
@@ -213,7 +251,7 @@ def test_nash_mtl_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(10):
-            g = torch.randn((n, n), generator=generator, dtype=torch.float64)
+            g = normal((n, n), generator=generator, dtype=torch.float64)
             power = torch.randint(-150, 150, (1,), generator=generator).double()
             g = (g + g.mT) * 10.0**power
             assert po.nash_mtl(g.to(backend.device)).shape == (n,)
@@ -261,24 +299,14 @@ def assert_fair(gram: torch.Tensor, alpha: float) -> None:
 )
 def test_fairgrad_agrees_with_cvxpy(backend, family, alpha):
     """The minimum of ½‖Jᵀw‖² − Σ φ(w), φ' = w^(−1/α), is convex for every α."""
-    cvxpy = pytest.importorskip("cvxpy", reason="needs cvxpy")
     for n in (2, 5, 8):
         j = draw(family, n, n + 1)
         j = j[(j != 0).any(1)]
         gram = gram_of(j)
-        weights = po.fairgrad(gram.to(backend.device), alpha=alpha).cpu().numpy()
-        power = 1 - 1 / alpha
-
-        w = cvxpy.Variable(len(j))
-        gains = cvxpy.sum(cvxpy.power(w, power)) / power
-        problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(j.numpy().T @ w) / 2 - gains))
-        problem.solve(solver=cvxpy.CLARABEL)  # to 1e-8, beyond which Clarabel warns
-        tolerance = 1e-7 * max(1, abs(problem.value))
-        ours = np.sum((j.numpy().T @ weights) ** 2) / 2 - np.sum(weights**power) / power
-        assert ours <= problem.value + tolerance
-        # Half the square is 1-strongly convex in x = Jᵀw: ‖x − x*‖² <= 2 (f − f*), for either.
-        apart = j.numpy().T @ (weights - w.value)
-        assert np.sum(apart**2) <= 8 * tolerance
+        weights = po.fairgrad(gram.to(backend.device), alpha=alpha).cpu()
+        if is_null_combination(gram, weights):  # for alpha <= 1 there is no minimum
+            continue
+        assert_as_good_as_cvxpy(j, weights, 1 - 1 / alpha)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "twelve decades", "opposite", "zero rows"])
@@ -308,13 +336,12 @@ def test_fairgrad_of_stationary_gradients_is_the_fairest_zero(backend, alpha):
     torch.testing.assert_close(weights, on(backend, 0.5, 0.25, 0.25), rtol=1e-12, atol=0)
     j = torch.tensor([[1.0], [-1.0], [3.0], [-3.0]], dtype=torch.float64)
     weights = po.fairgrad(gram_of(j).to(backend.device), alpha=alpha).cpu()
-    assert abs(float(weights.sum()) - 1) <= 2.0**-50
-    assert float((weights @ j).abs()) <= 2.0**-48
+    assert abs(float(exactly.total(weights)) - 1) <= 2.0**-50
+    assert float(exactly.times(j.T, weights).abs()) <= 2.0**-48
     # w^(−1/α) is in the span of 1 and J.
-    span = torch.cat([torch.ones(4, 1, dtype=torch.float64), j], 1)
-    slopes = (weights / weights.max()) ** (-1 / alpha)
-    fit = span @ torch.linalg.lstsq(span, slopes[:, None]).solution
-    assert float((fit[:, 0] / slopes - 1).abs().max()) <= 1e-12
+    slopes = rational([[(w / max(weights.tolist())) ** (-1 / alpha) for w in weights.tolist()]])[0]
+    fit = projection(rational([[1] * 4, j[:, 0].tolist()]), slopes)
+    assert max(abs(float(x / y - 1)) for x, y in zip(fit, slopes, strict=True)) <= 1e-12
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -333,5 +360,5 @@ def test_fairgrad_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for alpha in (0.1, 10.0):
         for _ in range(10):
-            g = torch.randn((5, 5), generator=generator, dtype=torch.float64)
+            g = normal((5, 5), generator=generator, dtype=torch.float64)
             assert po.fairgrad((g + g.mT).to(backend.device), alpha=alpha).shape == (5,)

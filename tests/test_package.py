@@ -220,7 +220,7 @@ def test_cuda_can_be_forbidden(tmp_path):
 def test_unknown_architectures_are_left_out(tmp_path):
     run = configure(tmp_path, "-DTORCH_CUDA_ARCH_LIST=1.0", "-DPAMA_CUDA=1")
     assert run.returncode != 0
-    assert "TORCH_CUDA_ARCH_LIST=1.0" in run.stderr or "no nvcc was found" in run.stderr
+    assert "TORCH_CUDA_ARCH_LIST='1.0'" in run.stderr or "no nvcc was found" in run.stderr
 
 
 def test_a_missing_compiler_is_named_in_one_line():

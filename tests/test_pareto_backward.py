@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from strategies import normal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +27,7 @@ class Model(nn.Module):
         self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh())
         self.heads = nn.ModuleList(nn.Linear(5, 2) for _ in range(N))
         for x in self.parameters():
-            x.data = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype) / 2
+            x.data = normal(x.shape, generator=generator, dtype=torch.float64).to(dtype) / 2
         self.reentrant = reentrant
 
     def features(self, x):
@@ -40,7 +41,7 @@ class Model(nn.Module):
 
 
 def batch(dtype=torch.float64, seed: int = 1) -> torch.Tensor:
-    return torch.randn(16, 6, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return normal(16, 6, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def expected(losses, parameters, weighting=po.min_norm):
@@ -181,8 +182,8 @@ class LoRA(nn.Module):
     def __init__(self, base: nn.Linear, rank: int = 2) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        self.down = nn.Parameter(torch.randn(rank, base.in_features, dtype=torch.float64))
-        self.up = nn.Parameter(torch.randn(base.out_features, rank, dtype=torch.float64))
+        self.down = nn.Parameter(normal(rank, base.in_features, dtype=torch.float64))
+        self.up = nn.Parameter(normal(base.out_features, rank, dtype=torch.float64))
 
     def forward(self, x):
         return self.base(x) + x @ self.down.mT @ self.up.mT

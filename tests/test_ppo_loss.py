@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_rounds
-from strategies import Tokens, long_batch, tokens
+from strategies import Tokens, long_batch, normal, tokens
 
 import pama_ops as po
 from pama_ops import _schemas, reference
@@ -165,7 +167,7 @@ def textbook(logp, old_logp, advantages, mask, clip, aggregate, ref_logp, kl_coe
 @pytest.mark.parametrize("clip", [(0.2, 0.2), (0.1, 0.4)])
 def test_ppo_loss_and_its_gradient_are_those_of_the_formula(backend, aggregate, clip):
     generator = torch.Generator().manual_seed(0)
-    draws = 0.3 * torch.randn(4, 5, 40, generator=generator, dtype=torch.float64)
+    draws = 0.3 * normal(4, 5, 40, generator=generator, dtype=torch.float64)
     logp, old_logp, advantages, ref_logp = draws.to(backend.device)
     mask = torch.arange(40) < torch.tensor([[40], [7], [1], [39], [20]])
     mask = mask.to(backend.device)
@@ -198,7 +200,7 @@ def test_ppo_loss_and_its_gradient_are_those_of_the_formula(backend, aggregate, 
 def test_ppo_loss_of_micro_batches_adds_up(backend, aggregate):
     """With the normalizer of the whole batch, losses and gradients of its parts sum to its own."""
     generator = torch.Generator().manual_seed(1)
-    logp, old_logp, a = torch.randn(3, 6, 9, generator=generator, dtype=torch.float64)
+    logp, old_logp, a = normal(3, 6, 9, generator=generator, dtype=torch.float64)
     logp, old_logp, a = (x.to(backend.device) for x in (logp, old_logp, a))
     mask = (torch.rand(6, 9, generator=generator) < 0.5).to(backend.device)
     total = {"token-mean": mask.sum(), "token-sum": 1.0}.get(aggregate, mask.any(-1).sum())
@@ -219,7 +221,7 @@ def test_ppo_loss_of_micro_batches_adds_up(backend, aggregate):
 def test_ppo_loss_of_ragged_sequences_is_that_of_padded_ones(backend):
     generator = torch.Generator().manual_seed(2)
     lengths = torch.tensor([3, 0, 40, 1])
-    padded = torch.randn(3, 4, 40, generator=generator, dtype=torch.float64).to(backend.device)
+    padded = normal(3, 4, 40, generator=generator, dtype=torch.float64).to(backend.device)
     inside = (torch.arange(40) < lengths[:, None]).to(backend.device)
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).to(backend.device)
     for aggregate in AGGREGATES:
@@ -257,7 +259,7 @@ def test_ppo_loss_without_unmasked_tokens_is_zero(backend, aggregate, normalizer
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_ppo_loss_leaves_empty_sequences_out(backend, aggregate):
     generator = torch.Generator().manual_seed(3)
-    arrays = torch.randn(3, 4, 6, generator=generator).to(backend.device)
+    arrays = normal(3, 4, 6, generator=generator).to(backend.device)
     mask = torch.ones(4, 6, device=backend.device)
     mask[1] = mask[3] = 0
     kept = po.ppo_loss(*arrays[:, [0, 2]], aggregate=aggregate).loss
@@ -281,10 +283,10 @@ def test_ppo_loss_propagates_nan_inside_the_mask(backend, where):
 
 
 def test_ppo_loss_does_not_clip_at_the_bounds_nor_where_the_advantage_is_zero(backend):
-    u = torch.tensor([[1.5, 1.5000001, 0.5, 0.4999999, 9.0, 0.1]], dtype=torch.float64)
-    a = torch.tensor([[1.0, 1.0, -1.0, -1.0, 0.0, 0.0]], dtype=torch.float64)
     # log1p(0.5) and log1p(-0.5) themselves: the bounds, to the last bit.
-    logp = torch.where((u == 1.5) | (u == 0.5), torch.log1p(u - 1), u.log()).to(backend.device)
+    u = [math.log1p(0.5), math.log(1.5000001), math.log1p(-0.5), math.log(0.4999999), 2.0, -2.0]
+    logp = torch.tensor([u], dtype=torch.float64, device=backend.device)
+    a = torch.tensor([[1.0, 1.0, -1.0, -1.0, 0.0, 0.0]], dtype=torch.float64)
     a, logp = a.to(backend.device), logp.requires_grad_()
     out = po.ppo_loss(logp, torch.zeros_like(a), a, clip=0.5, aggregate="token-sum")
     assert float(out.clip_fraction) == pytest.approx(2 / 6)
@@ -329,7 +331,7 @@ def test_ppo_loss_takes_the_widest_dtype(backend):
 
 
 def test_ppo_loss_takes_gradients_to_logp_alone(backend):
-    x, y, z, ref = torch.randn(4, 2, 3, device=backend.device).requires_grad_().unbind()
+    x, y, z, ref = normal(4, 2, 3, device=backend.device).requires_grad_().unbind()
     out = po.ppo_loss(x, y, z, ref_logp=ref, kl_coef=0.1)
     grads = torch.autograd.grad(out.loss, [x, y, z, ref], allow_unused=True)
     assert [g is None for g in grads] == [False, True, True, True]
@@ -338,7 +340,7 @@ def test_ppo_loss_takes_gradients_to_logp_alone(backend):
 
 def test_ppo_loss_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
-    logp, old_logp, a, ref_logp = torch.randn(4, 37, 300, generator=generator)
+    logp, old_logp, a, ref_logp = normal(4, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
 
     def call():
@@ -411,7 +413,7 @@ def test_ppo_loss_checks_values_before_it_writes(backend):
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_ppo_loss_passes_gradcheck(backend, aggregate, estimator):
     generator = torch.Generator().manual_seed(4)
-    draws = 0.3 * torch.randn(4, 2, 4, generator=generator, dtype=torch.float64)
+    draws = 0.3 * normal(4, 2, 4, generator=generator, dtype=torch.float64)
     logp, old_logp, a, ref_logp = draws.to(backend.device)
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], device=backend.device)
     options = {"kl_coef": 0.3, "kl_estimator": estimator, "aggregate": aggregate}
@@ -422,7 +424,7 @@ def test_ppo_loss_passes_gradcheck(backend, aggregate, estimator):
 
 
 def test_ppo_loss_refuses_a_second_derivative(backend):
-    x = torch.randn(2, 3, device=backend.device, requires_grad=True)
+    x = normal(2, 3, device=backend.device, requires_grad=True)
     y = x.detach()
     (slope,) = torch.autograd.grad(po.ppo_loss(x, y, y).loss, x, create_graph=True)
     with pytest.raises(
@@ -435,7 +437,7 @@ def test_ppo_loss_refuses_a_second_derivative(backend):
 @pytest.mark.parametrize("full", [False, True])
 def test_ppo_loss_passes_opcheck(full, aggregate):
     shape = (6,) if full else (2, 3)
-    logp, old_logp, a, ref_logp = torch.randn(4, *shape)
+    logp, old_logp, a, ref_logp = normal(4, *shape)
     mask = torch.ones(shape, dtype=torch.bool) if full else None
     cu_seqlens = torch.tensor([0, 2, 6]) if full else None
     ref_logp, norm = (ref_logp, torch.tensor(5)) if full else (None, None)
@@ -455,7 +457,7 @@ def test_ppo_loss_compiles_whole_with_its_gradient():
         return out.loss, out.approx_kl
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    logp, old_logp, a = torch.randn(3, 3, 4)
+    logp, old_logp, a = normal(3, 3, 4)
     for normalizer in (None, 4.0, 5.0, torch.tensor(6)):
         results = []
         for function in (compiled, run):

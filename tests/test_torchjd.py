@@ -7,12 +7,16 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 
+import exactly
 import pytest
 import torch
 
 pytest.importorskip("torchjd", reason="wants torchjd: pip install 'pama_ops[torchjd]'")
 
+from rational import rational, solve
+from strategies import normal
 from torchjd import aggregation as jd
 from torchjd import scalarization
 from torchjd.autogram import Engine
@@ -44,8 +48,8 @@ def model_and_losses(
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
     model = model.to(dtype)
     before_forward(model)
-    x = torch.randn(16, 3, dtype=dtype)
-    return model, ((model(x) - torch.randn(16, 4, dtype=dtype)) ** 2).mean(0)
+    x = normal(16, 3, dtype=dtype)
+    return model, ((model(x) - normal(16, 4, dtype=dtype)) ** 2).mean(0)
 
 
 def name_of(function) -> str:
@@ -65,7 +69,7 @@ def perturbation(gram: torch.Tensor, d: int, dtype: torch.dtype) -> float:
     """
     g = gram.double()
     unit = g.diagonal().rsqrt()
-    condition = float(torch.linalg.cond(g * unit[:, None] * unit))
+    condition = exactly.condition(g * unit[:, None] * unit)
     return 2 * (d + 8) * torch.finfo(dtype).eps / 2 * len(g) * condition
 
 
@@ -129,18 +133,20 @@ def test_autogram_gives_the_gradient_of_pareto_backward(ours):
 def test_aggregators_agree_with_torchjd_within_its_regularisation(function, aggregator):
     """TorchJD adds 1e-4 of the trace of G to its diagonal."""
     got, want = GramAggregator(function)(JACOBIAN), aggregator(JACOBIAN)
-    gram = JACOBIAN @ JACOBIAN.T
+    gram = exactly.gram(JACOBIAN)
     # w = G⁻¹ b: the shift δ moves weights by δ / λ_min of themselves, to first order.
-    shift = 1e-4 * float(gram.trace() / torch.linalg.eigvalsh(gram)[0])
+    shift = 1e-4 * float(gram.trace() / exactly.eigen(gram)[0][0])
     weights = as_weights(JACOBIAN, want)
     torch.testing.assert_close(function(gram), weights, rtol=shift, atol=shift)
-    size = float(JACOBIAN.norm(dim=1) @ weights.abs())
+    size = float(exactly.dot(exactly.norm(JACOBIAN), weights.abs()))
     assert float((got - want).norm()) <= shift * size
 
 
 def as_weights(jacobian: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The weights of a combination of independent rows."""
-    return torch.linalg.lstsq(jacobian.T, x[:, None]).solution[:, 0]
+    right = exactly.times(jacobian, x).tolist()
+    weights = solve(rational(exactly.gram(jacobian).tolist()), [Fraction(y) for y in right])
+    return torch.tensor([float(w) for w in weights], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +179,8 @@ def test_as_function_takes_a_batch_and_runs_hooks():
     weighting = jd.UPGradWeighting()
     weighting.register_forward_hook(lambda *_: calls.append(1))
     function = as_function(weighting)
-    j = torch.randn((2, 3, 4, 8), dtype=torch.float64, requires_grad=True)
-    gram = j @ j.mT
+    j = normal((2, 3, 4, 8), dtype=torch.float64, requires_grad=True)
+    gram = exactly.product(j, j.mT)
     got = function(gram)
     assert got.shape == (2, 3, 4)
     assert not got.requires_grad

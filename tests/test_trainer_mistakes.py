@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from strategies import normal
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +19,7 @@ Ranks = Callable[..., list[Any]]
 def batch(sequences: int = 6, tokens: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Advantages [2, B, T] with ones of either sign, and a ragged mask [B, T]."""
     generator = torch.Generator().manual_seed(seed)
-    advantages = torch.randn(2, sequences, tokens, generator=generator)
+    advantages = normal(2, sequences, tokens, generator=generator)
     lengths = 1 + torch.arange(sequences) % tokens
     return advantages, torch.arange(tokens) < lengths[:, None]
 
@@ -91,7 +92,7 @@ def test_whitening_by_rank_takes_the_difference_of_ranks_away(ranks: Ranks) -> N
     means = [x[:, part].mean(1) for (x, _), part in zip(together, parts, strict=True)]
     assert (means[1] > means[0] + 0.2).all()
     for (x, _), part in zip(apart, parts, strict=True):  # zero to the rounding of each entry
-        assert (x[:, part].mean(1).abs() <= eps * x.abs().max()).all()
+        assert (x[:, part].double().mean(1).abs() <= eps * x.abs().max()).all()
     assert not torch.equal(apart[0][1], apart[1][1])  # and ranks weight by their own
 
 
@@ -102,7 +103,7 @@ def policy() -> nn.Linear:
 
 def policy_loss(net: nn.Module, k: slice, normalizer: Tensor | None) -> Tensor:
     """The PPO loss of some sequences of a batch."""
-    x = torch.randn(6, 8, 4, generator=torch.Generator().manual_seed(1))
+    x = normal(6, 8, 4, generator=torch.Generator().manual_seed(1))
     advantages, mask = batch()
     combined = po.pama_advantages(po.whiten(advantages, mask), mask).advantages
     logp = nn.functional.logsigmoid(net(x[k])).squeeze(-1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_rounds
-from strategies import Tokens, long_batch, tokens
+from strategies import Tokens, long_batch, normal, tokens
 
 import pama_ops as po
 from pama_ops import _schemas, reference
@@ -62,7 +62,7 @@ def test_value_loss_gradient_is_its_definition(backend, data):
     batch, arrays, options = drawn(data, backend)
     values = arrays["values"].clone().requires_grad_()
     loss = po.value_loss(**{**arrays, "values": values}, **options)
-    grad = torch.randn(batch.objectives, generator=batch.generator).to(backend.device)
+    grad = normal(batch.objectives, generator=batch.generator).to(backend.device)
     loss.backward(grad.to(loss.dtype))
     _, scale = reference.value_loss(**arrays, **code(options))
     want = reference.value_loss_backward(grad, scale, **arrays, clip=options["clip"])
@@ -99,7 +99,7 @@ def textbook(values, returns, mask, old_values=None, clip=0.2):
 @pytest.mark.parametrize("clipped", [False, True])
 def test_value_loss_and_its_gradient_are_those_of_the_formula(backend, clipped):
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(3, 2, 5, 40, generator=generator, dtype=torch.float64)
+    draws = normal(3, 2, 5, 40, generator=generator, dtype=torch.float64)
     values, returns, old_values = draws.to(backend.device)
     mask = torch.rand(5, 40, generator=generator) < 0.7
     mask = mask.to(backend.device)
@@ -116,7 +116,7 @@ def test_value_loss_and_its_gradient_are_those_of_the_formula(backend, clipped):
 def test_value_loss_of_ragged_sequences_is_that_of_padded_ones(backend):
     generator = torch.Generator().manual_seed(2)
     lengths = torch.tensor([3, 0, 40, 1])
-    padded = torch.randn(3, 2, 4, 40, generator=generator, dtype=torch.float64)
+    padded = normal(3, 2, 4, 40, generator=generator, dtype=torch.float64)
     inside = torch.arange(40) < lengths[:, None]
     ragged = [x[:, inside].to(backend.device) for x in padded]
     values, returns, old_values = padded.to(backend.device)
@@ -174,7 +174,7 @@ def test_value_loss_takes_the_widest_dtype(backend):
 
 
 def test_value_loss_takes_gradients_to_values_alone(backend):
-    x, y, z = torch.randn(3, 1, 2, 3, device=backend.device).requires_grad_().unbind()
+    x, y, z = normal(3, 1, 2, 3, device=backend.device).requires_grad_().unbind()
     loss = po.value_loss(x, y, old_values=z).sum()
     grads = torch.autograd.grad(loss, [x, y, z], allow_unused=True)
     assert [g is None for g in grads] == [False, True, True]
@@ -182,7 +182,7 @@ def test_value_loss_takes_gradients_to_values_alone(backend):
 
 def test_value_loss_is_independent_of_thread_count():
     generator = torch.Generator().manual_seed(1)
-    values, returns, old_values = torch.randn(3, 3, 37, 300, generator=generator)
+    values, returns, old_values = normal(3, 3, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
 
     def call():
@@ -237,7 +237,7 @@ def test_value_loss_checks_values_before_it_writes(backend):
 @pytest.mark.parametrize("clipped", [False, True])
 def test_value_loss_passes_gradcheck(backend, clipped):
     generator = torch.Generator().manual_seed(4)
-    draws = torch.randn(3, 2, 2, 4, generator=generator, dtype=torch.float64)
+    draws = normal(3, 2, 2, 4, generator=generator, dtype=torch.float64)
     values, returns, old_values = draws.to(backend.device)
     mask = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1]], device=backend.device)
     old_values = old_values if clipped else None
@@ -247,7 +247,7 @@ def test_value_loss_passes_gradcheck(backend, clipped):
 
 
 def test_value_loss_refuses_a_second_derivative(backend):
-    x = torch.randn(1, 2, 3, device=backend.device, requires_grad=True)
+    x = normal(1, 2, 3, device=backend.device, requires_grad=True)
     loss = po.value_loss(x, torch.zeros_like(x)).sum()
     (slope,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"pama_ops\.value_loss can be differentiated once, not"):
@@ -257,14 +257,14 @@ def test_value_loss_refuses_a_second_derivative(backend):
 @pytest.mark.parametrize("full", [False, True])
 def test_value_loss_passes_opcheck(full):
     shape = (2, 6) if full else (2, 2, 3)
-    values, returns, old_values = torch.randn(3, *shape)
+    values, returns, old_values = normal(3, *shape)
     mask = torch.ones(shape[1:]) if full else None
     cu_seqlens = torch.tensor([0, 2, 6]) if full else None
     old_values, norm = (old_values, torch.tensor(5.0)) if full else (None, None)
     arguments = (values.requires_grad_(), returns, mask, old_values, norm, cu_seqlens, 0.2, 0.0)
     torch.library.opcheck(_schemas.value_loss, arguments)
     scale = torch.tensor(0.5, dtype=torch.float64)
-    arguments = (torch.randn(2), scale, values.detach(), returns, mask, old_values, cu_seqlens, 0.2)
+    arguments = (normal(2), scale, values.detach(), returns, mask, old_values, cu_seqlens, 0.2)
     torch.library.opcheck(_schemas.value_loss_backward, arguments)
 
 
@@ -273,7 +273,7 @@ def test_value_loss_compiles_whole_with_its_gradient():
         return po.value_loss(values, returns, mask, old_values=returns).sum()
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    values, returns = torch.randn(2, 2, 3, 4)
+    values, returns = normal(2, 2, 3, 4)
     results = []
     for function in (compiled, run):
         x = values.clone().requires_grad_()

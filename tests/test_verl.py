@@ -16,6 +16,7 @@ import hydra  # noqa: E402
 import ray  # noqa: E402
 import transfer_queue  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from strategies import normal  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
 from verl import DataProto  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
@@ -274,11 +275,11 @@ def actor(**counts: object) -> ActorConfig:
 )
 def test_loss_is_vanilla_of_positive_advantages_in_every_mode(mode: str) -> None:
     torch.manual_seed(0)
-    old, advantages = -torch.rand(8, 5), torch.randn(8, 5)
+    old, advantages = -torch.rand(8, 5), normal(8, 5)
     mask = batch().batch["response_mask"]
     importance = torch.rand(8, 5)
     for counts in ({}, {"dp_size": 4, "batch_num_tokens": 90, "global_batch_size": 24}):
-        logp = (old + 0.3 * torch.randn(8, 5)).requires_grad_()
+        logp = (old + 0.3 * normal(8, 5)).requires_grad_()
         ours, metrics = core_algos.get_policy_loss_fn("pama_noon")(
             old, logp, advantages, mask, mode, actor(**counts), importance
         )
@@ -293,7 +294,7 @@ def test_loss_is_vanilla_of_positive_advantages_in_every_mode(mode: str) -> None
 
 def test_micro_batches_of_unequal_length_add_up_to_the_whole_batch() -> None:
     torch.manual_seed(0)
-    old, advantages = -torch.rand(8, 5), torch.randn(8, 5)
+    old, advantages = -torch.rand(8, 5), normal(8, 5)
     logp, mask = old + 0.1, batch().batch["response_mask"]
     mask[:3, 1:] = 0
     loss = core_algos.get_policy_loss_fn("pama_noon")

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 
 import claims
+import exactly
 import pytest
 import torch
 from claims import claiming, weighting
@@ -23,7 +24,7 @@ from properties import (
     is_null_combination,
     sum_of_lengths,
 )
-from strategies import GRADIENT_FAMILIES, gradients, gram_matrices
+from strategies import GRADIENT_FAMILIES, gradients, gram_matrices, gram_of, normal
 
 import pama_ops as po
 
@@ -99,7 +100,7 @@ def attenuation(name: str, gram: torch.Tensor) -> float:
     """
     if name != "aligned_mtl":
         return 1.0
-    values = torch.linalg.eigvalsh(gram)
+    values, _ = exactly.eigen(gram)
     # An eigenvalue within rounding of the cut may be kept or not: take the least that may be.
     cut = len(gram) * 2.0**-53 * values[-1]
     kept = values[values > cut]
@@ -141,15 +142,20 @@ def equivariance_bound(name: str, gram: torch.Tensor, weights: torch.Tensor) -> 
         if is_null_combination(gram, weights):
             return 2 * (16 * n * U) ** 0.5  # twice as far from 0 as that test allows
         # D G D + I, the Hessian in relative changes of w (D = diag w), is at least I.
-        return 2 * gap * n * float((weights.abs() @ gram.abs()) @ weights.abs())
+        return (
+            2
+            * gap
+            * n
+            * float(exactly.dot(weights.abs(), exactly.times(gram.abs(), weights.abs())))
+        )
     # Eigenvectors turn by rounding over the least eigenvalue that counts.
     scaled = gram if name == "aligned_mtl" else gram[used][:, used] / norm[:, None] / norm
-    values, vectors = torch.linalg.eigh(scaled)
+    values, vectors = exactly.eigen(scaled)
     kept = values > 1e-10 * values[-1]
     condition = float(values[-1] / values[kept][0])
     cancelled = 1.0
     if name == "imtl_g":  # Σ of the unscaled weights
-        cancelled = float(weights.abs().sum())
+        cancelled = float(exactly.total(weights.abs()))
     elif name == "config":  # what is in the range of 1, and the length Σ ‖g_i‖ cos_i
         inside = float((vectors[:, kept].sum(0) ** 2).sum()) / len(values)
         cancelled = float(norm.sum()) / combined_length(gram, weights) / inside
@@ -167,21 +173,21 @@ def test_continuous(name, family, n, seed):
     """
     generator = torch.Generator().manual_seed(seed)
     j = gradients(family, n, generator)
-    move = torch.randn(j.shape, generator=generator, dtype=torch.float64)
-    move = move / move.norm(dim=1).max()
+    move = normal(j.shape, generator=generator, dtype=torch.float64)
+    move = move / exactly.norm(move).max()
     x = combination(name, j)
-    largest = float(j.norm(dim=1).max())
+    largest = float(exactly.norm(j).max())
     for k in range(0, 13, 2):
-        delta = 10.0**-k * largest
+        delta = float(f"1e-{k}") * largest
         other = combination(name, j + delta * move)
-        bound = (delta * float(x.norm() + other.norm())) ** 0.5
+        bound = (delta * float(exactly.norm(x) + exactly.norm(other))) ** 0.5
         # Each is its optimum but for rounding, G's own included: 4 n products in a sum.
-        rounding = 2 * (largest + delta) * (gap_bound(j @ j.T) + 8 * n * U) ** 0.5
-        assert float((x - other).norm()) <= bound + rounding
+        rounding = 2 * (largest + delta) * (gap_bound(gram_of(j)) + 8 * n * U) ** 0.5
+        assert float(exactly.norm(x - other)) <= bound + rounding
 
 
 def combination(name: str, j: torch.Tensor) -> torch.Tensor:
-    return j.T @ weighting(name)(j @ j.T)
+    return exactly.times(j.T, weighting(name)(gram_of(j)))
 
 
 # --- no -----------------------------------------------------------------------------------------

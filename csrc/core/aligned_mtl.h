@@ -15,7 +15,7 @@ class AlignedMtl {
  public:
   static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kPreference;
-  static constexpr int kOptions = 2;
+  static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
@@ -28,13 +28,13 @@ class AlignedMtl {
         norm_(preference_ + n_),
         eigen_(team_, n_, problem.gram, norm_ + n_) {}
 
-  // Options: which σ, and the cut of small eigenvalues relative to the largest.
+  // Options: which σ.
   PAMA_HD void solve() {
     double* out = problem_.out;
     int half = 0;
     if (!normalize_gram(team_, n_, problem_.gram, norm_, &half)) return fill(team_, n_, NAN, out);
     normalize_preference(team_, n_, problem_.vector, preference_);
-    eigen_.solve(problem_.options[1]);
+    eigen_.solve(n_ * problem_.rtol);
     const int rank = eigen_.rank();
     if (rank == 0) {
       for (int i = team_.rank(); i < n_; i += team_.size()) out[i] = preference_[i];

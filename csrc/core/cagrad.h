@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/cone_active_set.h"
 #include "core/gram_problem.h"
 #include "core/normalize_gram.h"
@@ -47,7 +48,7 @@ class CaGrad {
       : team_(problem.team),
         n_(problem.n),
         problem_(problem),
-        noise_(16 * n_ * DBL_EPSILON + 4 * problem.roundoff),
+        noise_(16 * n_ * DBL_EPSILON + 2 * problem.rtol),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
         inner_(mean_ + n_),
@@ -82,15 +83,11 @@ class CaGrad {
   // (Gx)_i as if in twice the precision: where ‖g_x‖ is small, what rounding leaves of the terms is
   // larger than their sum.
   PAMA_HD double product(int i, const double* x) const {
-    double high = 0, low = 0;
+    double total = 0, rest = 0;
     for (int j = 0; j < n_; ++j) {
-      if (x[j] == 0) continue;
-      const double g = problem_.gram[j * n_ + i], term = g * x[j], sum = high + term;
-      const double taken = sum - high;
-      low += fma(g, x[j], -term) + ((high - (sum - taken)) + (term - taken));
-      high = sum;
+      if (x[j] != 0) add_product(problem_.gram[j * n_ + i], x[j], &total, &rest);
     }
-    return high + low;
+    return total + rest;
   }
 
   PAMA_HD void multiply(const double* x) {
@@ -179,8 +176,7 @@ class CaGrad {
   // radius goes, and t, where that is less, set to that of its weights, which is no more than the
   // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
-    ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_,
-                               ConeActiveSet<Team>::widening(problem_.roundoff), rest_);
+    ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
     const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);

@@ -28,18 +28,14 @@ class ConeActiveSet {
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
-  // The square of the added coordinate for unit gradients, of a G rounded to `roundoff`: Σ v_i v_j
-  // ‖g_i‖ ‖g_j‖ times that is what rounding may have taken from vᵀGv.
-  PAMA_HD static constexpr double widening(double roundoff) { return kNoise + 2 * roundoff; }
-
-  // `gram`: entries of magnitude up to 4; `norm`: roots of its diagonal; `lower` >= 0; `widening`:
-  // as above, or 0 where G must stay as it is.
+  // `gram`: entries of magnitude up to 4, in error by `rtol` of the norms' products; `norm`: roots
+  // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is.
   PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
-                        const double* lower, double widening, Workspace workspace)
+                        const double* lower, double rtol, bool widens, Workspace workspace)
       : team_(team),
         n_(n),
-        widening_(widening),
-        noise_(fmax(kNoise, widening)),
+        widening_(widens ? kNoise + rtol : 0),
+        noise_(fmax(kNoise, rtol)),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -332,6 +328,8 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
+  // The square of the coordinate that is added to unit gradients: Σ v_i v_j ‖g_i‖ ‖g_j‖ times that
+  // is more than errors of G may have taken from vᵀGv.
   double widening_;
   double noise_;        // what rounding makes of the square of a unit vector
   double widened_ = 0;  // 0 until it is done

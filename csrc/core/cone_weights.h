@@ -30,8 +30,7 @@ class ConeWeights {
         norm_(problem.workspace.reals),
         preference_(norm_ + n_),
         lower_(preference_ + n_),
-        method_(team_, n_, problem.gram, norm_, lower_,
-                ConeActiveSet<Team>::widening(problem.roundoff),
+        method_(team_, n_, problem.gram, norm_, lower_, problem.rtol, true,
                 {lower_ + n_, problem.workspace.integers}) {}
 
   // Sets the norms, the preference with sum 1, and lower and the result to 0. False, and the result

@@ -16,18 +16,17 @@ class Config {
  public:
   static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 1;
+  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return UnitGram<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
 
-  // Options: the cut of small eigenvalues relative to the largest.
   PAMA_HD void solve() {
     const Team& team = problem_.team;
     const int n = problem_.n;
-    const double cut = problem_.options[0];
+    const double cut = n * problem_.rtol;
     double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);

@@ -8,8 +8,8 @@
 
 namespace pama {
 
-// e^x and the differences that cancel near 0. `value` and `minus_one` are right to an ulp or two,
-// `remainder` to 1e-14 of itself.
+// e^x and the differences that cancel near 0. `value` is right to an ulp, `minus_one` to that ulp
+// of e^x or to two of its own, `remainder` to 1e-14 of itself.
 struct Exponential {
   double value;      // e^x
   double minus_one;  // e^x − 1

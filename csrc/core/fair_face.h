@@ -74,7 +74,7 @@ class FairFace {
     for (int i = team_.rank(); i < n_; i += team_.size()) norm_[i] = length_[i] > 0 ? 1 : 0;
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
-    ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, 0, rest_);
+    ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, noise, false, rest_);
     double nearest = INFINITY;
     for (int i = 0; i < n_; ++i) {
       if (total_[i] > 0 || norm_[i] == 0) continue;

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/fair_face.h"
 #include "core/fair_line.h"
 #include "core/gram_problem.h"
@@ -35,6 +36,8 @@ class FairWeights {
   PAMA_HD static constexpr int64_t integers(int64_t n) { return FairFace<Team>::integers(n); }
   // Of Newton steps for each β.
   static constexpr int kLimit = 100;
+  // Of a weight in one step.
+  static constexpr double kGrowth = 0x1p20;
 
   PAMA_HD FairWeights(const GramProblem<Team>& problem, double beta)
       : problem_(problem),
@@ -57,16 +60,16 @@ class FairWeights {
       return fill(team_, n_, NAN, problem_.out);
     }
     make_unit();
-    const double noise = 4 * n_ * DBL_EPSILON + 2 * problem_.roundoff;
-    Outcome outcome = descend(1, noise);
+    noise_ = 4 * n_ * DBL_EPSILON + problem_.rtol;
+    Outcome outcome = descend(1);
     for (double beta = 1; outcome == kInterior && beta != beta_;) {
       beta = beta_ > beta ? fmin(2 * beta, beta_) : fmax(beta / 2, beta_);
-      outcome = descend(beta, noise);
+      outcome = descend(beta);
     }
     if (outcome == kLost) return fill(team_, n_, NAN, problem_.out);
     if (outcome == kStationary) {
       FairFace<Team> face(team_, n_, problem_.gram, length_, v_, share_, q_, slope_, rest_);
-      return face.solve(beta_, noise, problem_.out);
+      return face.solve(beta_, noise_, problem_.out);
     }
     // G was divided by 4^half.
     const double scale = exp2(-2 * half / (1 + beta_));
@@ -94,7 +97,7 @@ class FairWeights {
     team_.sync();
   }
 
-  PAMA_HD Outcome descend(double beta, double noise) {
+  PAMA_HD Outcome descend(double beta) {
     const bool last = beta == beta_;
     for (int step = 0; step < kLimit; ++step) {
       const double total = differentiate(beta);
@@ -107,9 +110,16 @@ class FairWeights {
       sum = team_.sum(sum);
       if (sum == 0) return kInterior;  // zero gradients only
       if (!(fabs(value) <= DBL_MAX && total <= DBL_MAX)) return kLost;
-      if (!(value > noise * sum * sum)) return kStationary;
+      if (!(value > noise_ * sum * sum)) {
+        // No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+        noise_ = fmax(noise_, 4 * fabs(value) / sum / sum);
+        return kStationary;
+      }
+      // Where gradients nearly cancel, their combination is less than rounding of its terms: sums
+      // are exact from here on.
+      precise_ = precise_ || value < 0x1p-24 * sum * sum;
       rescale(beta, power_of_ratio(total / value, beta));
-      if (solved(sum * power_of_ratio(total / value, beta))) return kInterior;
+      if (!precise_ && solved(sum * power_of_ratio(total / value, beta))) return kInterior;
       factorise(beta);
       const double descent = aim();
       double bent = 0, longest = 0;
@@ -121,7 +131,9 @@ class FairWeights {
       const double curvature = fmax(descent - beta * team_.sum(bent), 0.0);
       // Convergence is quadratic: the step after a short one would be about its square.
       const bool close = longest <= 0x1p-27;
-      const double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
+      double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
+      // Where errors of G make it indefinite, the objective may fall without end.
+      if (t * longest > kGrowth) t = kGrowth / longest;
       for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] *= 1 + t * q_[i];
       team_.sync();
       if (close || (!last && longest <= 0.1)) return kInterior;
@@ -136,12 +148,20 @@ class FairWeights {
   // slope = Ĝv and share = w^(1−β), whose sum is returned.
   PAMA_HD double differentiate(double beta) {
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = 0;
+    double* __restrict__ rest = row_;  // what rounding took from it
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = rest[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = v_[i];
       const double* __restrict__ row = problem_.gram + i * n_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      if (precise_) {
+        for (int r = team_.rank(); r < n_; r += team_.size()) {
+          add_product(row[r], vi, &slope[r], &rest[r]);
+        }
+      } else {
+        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      }
     }
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
     double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       share_[i] = length_[i] > 0 ? power(v_[i] / length_[i], 1 - beta) : 0;
@@ -216,6 +236,8 @@ class FairWeights {
   Workspace rest_;
   double* row_;
   Ldl<Team> factor_;
+  bool precise_ = false;
+  double noise_ = 0;  // the square of a unit gradient's part that may be rounding
 };
 
 }  // namespace pama

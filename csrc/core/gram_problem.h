@@ -14,7 +14,7 @@ struct GramProblem {
   int n;
   double* gram;           // n x n, symmetric to the bit; the solver may overwrite it
   const double* vector;   // null unless the solver takes one; a preference: null if uniform
-  double roundoff;        // unit roundoff of the dtype that gram came in
+  double rtol;            // of gram's entries: their error is at most rtol ‖g_i‖ ‖g_j‖
   const double* options;  // the op's scalar arguments
   double* out;            // n, or 1 if the solver is kScalar
   Workspace workspace;    // as large as its reals(n) and integers(n)

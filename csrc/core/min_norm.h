@@ -41,7 +41,7 @@ class MinNorm {
       : team_(problem.team),
         n_(problem.n),
         gram_(problem.gram),
-        roundoff_(problem.roundoff),
+        rtol_(problem.rtol),
         wanted_(problem.vector),
         weights_(problem.out),
         preference_(problem.workspace.reals),
@@ -156,7 +156,7 @@ class MinNorm {
   }
 
   PAMA_HD bool equal_rows(int i, int j) {
-    const double tolerance = 4 * roundoff_;
+    const double tolerance = 2 * rtol_;
     // ‖g_i − g_j‖² first: it tells all but a few pairs apart.
     const double apart = (gram(i, i) - gram(i, j)) + (gram(j, j) - gram(i, j));
     if (!(apart <= 4 * tolerance * gram(i, i))) return false;
@@ -195,7 +195,7 @@ class MinNorm {
   Team team_;
   int n_;
   double* gram_;
-  double roundoff_;
+  double rtol_;
   const double* wanted_;  // the preference as it came, or null
   double* weights_;
   double* preference_;  // relative to the largest; 0: dropped

@@ -23,11 +23,19 @@ PAMA_INLINE bool held_flat(const ActivePart& rule, double a, double log_ratio) {
   return a < 0 ? log_ratio < rule.log_low : log_ratio > rule.log_high;
 }
 
+// The largest log ratio that weighs I(a): beyond it products of two parts would leave the range of
+// numbers, and every other weight is 0 long before.
+constexpr double kLargestLogRatio = 340;
+
+PAMA_INLINE double ratio_weight(double log_ratio) {
+  return exponential(log_ratio > kLargestLogRatio ? kLargestLogRatio : log_ratio).value;
+}
+
 // I(a) of an advantage after Noon; a ratio that is NaN makes it NaN.
 PAMA_INLINE double active_part(const ActivePart& rule, double a, double log_ratio) {
   if (held_flat(rule, a, log_ratio)) return 0.0;
   const double part = log_ratio != log_ratio ? log_ratio : a;
-  return rule.ratio_weighted ? part * exponential(log_ratio).value : part;
+  return rule.ratio_weighted ? part * ratio_weight(log_ratio) : part;
 }
 
 inline ActivePart active_part_rule(double low, double high, bool noon, bool ratio_weighted) {

@@ -115,7 +115,8 @@ class PamaWeights {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (relative_[i] != 0) largest = fmax(largest, fabs(values[i]));
     }
-    const int exponent = 900 - ilogb(team_.largest(largest));
+    // As large as its inverse allows, so that what is smaller by all the range of numbers stays.
+    const int exponent = 1021 - ilogb(team_.largest(largest));
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       weights[i] = preference_[i];
       slope_[i] = relative_[i] == 0 ? 0 : ldexp(values[i], exponent);

@@ -24,7 +24,8 @@ struct Surrogate {
   double approx_kl;  // u − 1 − log u, the k3 estimate of KL(π_old ‖ π)
 };
 
-// A NaN in the ratio or the advantage is never clipped, so that it goes through to the value.
+// A NaN in the ratio or the advantage is never clipped, so that it goes through to the value. An
+// advantage of 0 counts 0 whatever the ratio, as one that is not finite times 0 would not.
 PAMA_INLINE Surrogate surrogate(const Clip& clip, double log_ratio, double advantage) {
   const Exponential u = exponential(log_ratio);
   // How far beyond the bound that can hold this advantage. A difference of two numbers has the sign
@@ -32,7 +33,8 @@ PAMA_INLINE Surrogate surrogate(const Clip& clip, double log_ratio, double advan
   const double beyond = advantage > 0   ? log_ratio - clip.log_high
                         : advantage < 0 ? clip.log_low - log_ratio
                                         : 0;
-  const double plain = u.value * advantage,
+  const double nothing = log_ratio == log_ratio ? 0 : log_ratio;
+  const double plain = advantage == 0 ? nothing : u.value * advantage,
                held = (advantage > 0 ? clip.high : clip.low) * advantage;
   return {beyond > 0 ? held : plain, beyond > 0 ? 0 : plain, beyond > 0 ? 1.0 : 0.0, u.value,
           u.remainder};

@@ -23,8 +23,8 @@ PAMA_INLINE ValueError value_error(double value, double target, double old, doub
   const double plain = value - target, clipped = held - target;
   const double plain_size = plain < 0 ? -plain : plain;
   const double clipped_size = clipped < 0 ? -clipped : clipped;
-  // False for NaN, which `clipped` is wherever `plain` is.
-  const bool free = plain_size >= clipped_size;
+  // A NaN of either goes through, also where the other is infinite.
+  const bool free = clipped == clipped && !(plain_size < clipped_size);
   const double held_slope = clipped != clipped ? clipped : 0;
   return {free ? plain : clipped, free ? plain : held_slope};
 }

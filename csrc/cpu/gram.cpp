@@ -21,6 +21,7 @@
 #endif
 
 #include "cpu/gram_tile.h"
+#include "cpu/level.h"
 #include "cpu/rows.h"
 #include "gradient_list.h"
 
@@ -67,11 +68,11 @@ const Processor& processor() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    if (v4 && level >= 4) return v4::processor_of<64, 4>();
-    if (v3 && level >= 3) return v3::processor_of<32, 2>();
+    if (v4 && level >= 4) return v4::processor_of<4, 64, 4>();
+    if (v3 && level >= 3) return v3::processor_of<3, 32, 2>();
 #endif
     (void)level;
-    return baseline::processor_of<16, 2>();
+    return baseline::processor_of<1, 16, 2>();
   }();
   return chosen;
 }
@@ -310,4 +311,24 @@ STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
 
 }  // namespace
 }  // namespace gram
+
+int gram_level() { return gram::processor().level; }
+
+int clone_level() {
+#if defined(PAMA_X86) && !defined(__SANITIZE_THREAD__) && !defined(PAMA_ONE_CLONE)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return 4;
+  if (__builtin_cpu_supports("x86-64-v3")) return 3;
+  return 1;
+#elif defined(__AVX512F__)
+  return 4;
+#elif defined(__AVX2__)
+  return 3;
+#elif defined(__SSE4_2__)
+  return 2;
+#else
+  return 1;
+#endif
+}
+
 }  // namespace pama

@@ -93,6 +93,7 @@ struct Tiles {
 };
 
 struct Processor {
+  int level;  // the generation of x86-64
   Tiles<float> floats;
   Tiles<double> doubles;
   Tiles<BFloat16> bfloats;

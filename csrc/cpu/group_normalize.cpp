@@ -6,14 +6,22 @@
 namespace pama {
 namespace {
 
-// Around the first reward that applies, then around the mean.
-Moments group_moments(const View& rewards, int64_t first, int64_t size) {
+double unit_of_group(const View& rewards, int64_t first, int64_t size) {
+  double largest = 0;
+  for (int64_t j = 0; j < size; ++j) {
+    largest = std::fmax(largest, std::fabs(load(rewards, first + j * rewards.token)));
+  }
+  return group_unit(largest);
+}
+
+// Of rewards times `unit`: around the first one that applies, then around the mean.
+Moments group_moments(const View& rewards, int64_t first, int64_t size, double unit) {
   Moments moments{};
   double shift = 0;
   for (int pass = 0; pass < 2; ++pass) {
     double count = 0, sum = 0, squares = 0;
     for (int64_t j = 0; j < size; ++j) {
-      const double reward = load(rewards, first + j * rewards.token);
+      const double reward = load(rewards, first + j * rewards.token) * unit;
       if (reward != reward) continue;
       if (pass == 0 && count == 0) shift = reward;
       count += 1;
@@ -37,9 +45,10 @@ Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / groups, token = i % groups * group_size;
       const int64_t from = n * in.sequence + token * in.token, to = n * out.sequence + token;
-      const Moments group = group_moments(in, from, group_size);
+      const double unit = unit_of_group(in, from, group_size);
+      const Moments group = group_moments(in, from, group_size, unit);
       for (int64_t j = 0; j < group_size; ++j) {
-        store(out, to + j, group_normalized(load(in, from + j * in.token), group, eps));
+        store(out, to + j, group_normalized(load(in, from + j * in.token), group, unit, eps));
       }
     }
   });

@@ -148,7 +148,7 @@ template <class Real>
 PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) {
 #pragma omp simd
   for (int64_t j = 0; j < count; ++j) {
-    part[j] = part[j] == 0 ? Real(0) : static_cast<Real>(part[j] * exponential(log_ratio[j]).value);
+    part[j] = part[j] == 0 ? Real(0) : static_cast<Real>(part[j] * ratio_weight(log_ratio[j]));
   }
 }
 

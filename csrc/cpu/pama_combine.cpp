@@ -427,7 +427,7 @@ void combine_by_batch(const Combine& job, Reduction reduction, const double* sta
                          .n = size,
                          .gram = problem.data(),
                          .vector = job.preference.raw.data(),
-                         .roundoff = 0x1p-53,
+                         .rtol = 0x1p-52,
                          .options = nullptr,
                          .out = weights.data(),
                          .workspace = {reals.data(), integers.data()}})

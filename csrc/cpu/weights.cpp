@@ -107,9 +107,9 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
 
 template <template <class> class Solver>
 Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
-             const std::vector<double>& options) {
+             const std::vector<double>& options, const std::optional<double>& rtol) {
   using Method = Solver<SerialTeam>;
-  check_problem<Method>(gram, vector, options);
+  check_problem<Method>(gram, vector, options, rtol);
   if (Method::kTakes == Takes::kPreference) check_preference(vector);
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
@@ -135,7 +135,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
               .n = static_cast<int>(n),
               .gram = memory.input,
               .vector = vectors.data ? memory.vector : nullptr,
-              .roundoff = unit_roundoff(from.dtype),
+              .rtol = rtol.value_or(2 * unit_roundoff(from.dtype)),
               .options = options.data(),
               .out = memory.out,
               .workspace = memory.workspace})

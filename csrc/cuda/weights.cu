@@ -30,8 +30,8 @@ void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args,
 
 template <template <class> class Solver>
 Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
-             const std::vector<double>& options) {
-  check_problem<Solver<WarpTeam>>(gram, vector, options);
+             const std::vector<double>& options, const std::optional<double>& rtol) {
+  check_problem<Solver<WarpTeam>>(gram, vector, options, rtol);
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1);
   if (!Solver<WarpTeam>::kScalar) shape.push_back(n);
@@ -45,6 +45,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   args.n = static_cast<int>(n);
   static_assert(Solver<WarpTeam>::kOptions <= kMaxOptions);
   std::copy(options.begin(), options.end(), args.options);
+  args.rtol = rtol.value_or(2 * unit_roundoff(args.input.dtype));
   launch_stack(gram, gram_kernel<Solver>, args, gram_workspace<Solver>(n));
   return out;
 }

@@ -1,9 +1,11 @@
 // Normalising rewards within groups of consecutive completions, a warp for each group, which it
-// reads twice: for the moments, each lane around the first reward it meets, and for the result.
+// reads three times: for the largest reward, for the moments, each lane around the first reward it
+// meets, and for the result.
 #pragma once
 
 #include "core/group.h"
 #include "kernels/reduce.cuh"
+#include "kernels/warp_team.cuh"
 
 namespace pama {
 
@@ -22,10 +24,16 @@ __global__ void __launch_bounds__(128)
   const int64_t row = group / args.groups, token = group % args.groups * args.size;
   const View &in = args.rewards, &out = args.out;
   const int64_t from = row * in.sequence + token * in.token, to = row * out.sequence + token;
+  double largest = 0;
+#pragma unroll 1
+  for (int64_t j = lane(); j < args.size; j += kWarp) {
+    largest = fmax(largest, fabs(load(in, from + j * in.token)));
+  }
+  const double unit = group_unit(WarpTeam{}.largest(largest));
   double shift = 0, count = 0, sum = 0, squares = 0;
 #pragma unroll 1  // or ptxas spills around the division below
   for (int64_t j = lane(); j < args.size; j += kWarp) {
-    const double reward = load(in, from + j * in.token);
+    const double reward = load(in, from + j * in.token) * unit;
     if (reward != reward) continue;
     if (count == 0) shift = reward;
     count += 1;
@@ -39,7 +47,7 @@ __global__ void __launch_bounds__(128)
   moments.squares = __shfl_sync(kFullWarp, moments.squares, 0);
 #pragma unroll 1
   for (int64_t j = lane(); j < args.size; j += kWarp) {
-    store(out, to + j, group_normalized(load(in, from + j * in.token), moments, args.eps));
+    store(out, to + j, group_normalized(load(in, from + j * in.token), moments, unit, args.eps));
   }
 }
 

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(32, 1)
     gram.n = static_cast<int>(n);
     gram.gram = problem;
     gram.vector = preference;
-    gram.roundoff = 0x1p-53;
+    gram.rtol = 0x1p-52;
     gram.options = nullptr;
     gram.out = weights;
     gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<WarpTeam>::reals(n))};

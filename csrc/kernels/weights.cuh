@@ -19,6 +19,7 @@ struct StackArgs {
   int64_t count;
   int n;
   double* scratch;  // null: shared memory
+  double rtol;
   double options[kMaxOptions];
 };
 
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
     problem.n = n;
     problem.gram = gram;
     problem.vector = args.vector.data ? vector : nullptr;
-    problem.roundoff = unit_roundoff(args.input.dtype);
+    problem.rtol = args.rtol;
     problem.options = args.options;
     problem.out = out;
     problem.workspace = {reals, integers};

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pama_ops.reference.simplex import differences_inverse, shortest_combination
-from pama_ops.reference.weighting import each, roundoff, share, weighting
+from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
 def _inverse(g: Tensor) -> Tensor:
@@ -58,30 +58,36 @@ def least_combination(g: Tensor, lower: Tensor) -> Tensor:
 
 
 @weighting
-def dualproj(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def dualproj(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
     return each(gram, lambda g: p + _cone(g, p))
 
 
 @weighting
-def upgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def upgrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64)).diag()
     return each(gram, lambda g: torch.stack([q + _cone(g, q) for q in p]).sum(0))
 
 
 @weighting
-def cagrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def cagrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     """The t for which the w that minimises ½ ‖g_w‖² + t ⟨g_w, g_0⟩ has ‖g_w‖ = φ t."""
-    return each(gram, lambda g: _cagrad(g, options[0], roundoff(gram)))
+    return each(gram, lambda g: _cagrad(g, options[0], tolerance(gram, rtol)))
 
 
-def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
+def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     p = g.new_full((n,), 1 / n)
     if c == 0:
         return p
     inner = _product(g, p)
-    square, noise = c * c * max(float(p @ inner), 0.0), 32 * n * 2.0**-53 + 4 * roundoff
+    square, noise = c * c * max(float(p @ inner), 0.0), 16 * n * 2.0**-52 + 2 * rtol
     tried: list[tuple[float, Tensor]] = []
 
     def offer(v: Tensor, slope: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
     offer(p, inner)
     t, low, high, wide, projected = 0.0, 0.0, math.inf, math.inf, False
     for step in range(n + 64):
-        x = shortest_combination(g, roundoff, t * inner, t * float(p @ norm))
+        x = shortest_combination(g, 2.0**-53, t * inner, t * float(p @ norm))
         slope = _product(g, x)
         found, rounding = float(x @ slope), noise * float(x @ norm) ** 2
         told = found > rounding
@@ -118,7 +124,7 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
             low = found / square
             t = math.sqrt(low)
             continue
-        response = _response(g, inner, x, roundoff)
+        response = _response(g, inner, x)
         if not told:
             found = t * t * response
         excess = found - square * (t * t)
@@ -137,7 +143,9 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
         ratio = high / low
         if not low < following < high or ratio * ratio > wide:
             bounded = high < math.inf
-            following = math.sqrt(low) * math.sqrt(high) if bounded else max(16 * low, found / square)
+            following = (
+                math.sqrt(low) * math.sqrt(high) if bounded else max(16 * low, found / square)
+            )
         wide = ratio
         if not low < following < high:
             break
@@ -145,12 +153,12 @@ def _cagrad(g: Tensor, c: float, roundoff: float) -> Tensor:
     return best()
 
 
-def _response(g: Tensor, b: Tensor, x: Tensor, roundoff: float) -> float:
+def _response(g: Tensor, b: Tensor, x: Tensor) -> float:
     """The square of the part of b's gradient along the support of x."""
     base, *rest = torch.nonzero(x > 0).flatten().tolist()
     h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
     along = b[rest] - b[base]
-    return float(along @ (differences_inverse(h, roundoff) @ along))
+    return float(along @ (differences_inverse(h, 2.0**-53) @ along))
 
 
 def _product(g: Tensor, x: Tensor) -> Tensor:

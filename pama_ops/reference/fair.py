@@ -9,24 +9,28 @@ import torch
 from torch import Tensor
 
 from pama_ops.reference.cone import least_combination
-from pama_ops.reference.weighting import roundoff, unit_of, weighting
+from pama_ops.reference.weighting import tolerance, unit_of, weighting
 
 
 @weighting
-def nash_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
-    return _fair(gram, 1.0)
+def nash_mtl(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
+    return _fair(gram, 1.0, tolerance(gram, rtol))
 
 
 @weighting
-def fairgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
-    return _fair(gram, 1 / options[0])
+def fairgrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
+    return _fair(gram, 1 / options[0], tolerance(gram, rtol))
 
 
-def _fair(gram: Tensor, beta: float) -> Tensor:
+def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
     w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
-    noise = 4 * n * 2.0**-52 + 2 * roundoff(gram)
+    noise = 4 * n * 2.0**-52 + rtol
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)
         if not bool(m.isfinite().all()):

@@ -13,12 +13,17 @@ def _rows(grads: list[Tensor], n: int, p: int) -> Tensor:
     return torch.stack([x if x.numel() == size else x.new_zeros(size) for x in mine])
 
 
+def inner_products(rows: Tensor) -> Tensor:
+    """Symmetric to the bit, which a library's product of a matrix and its transpose need not be."""
+    upper = (rows @ rows.mT).triu()
+    return upper + upper.triu(1).mT
+
+
 def gram(grads: list[Tensor], n: int) -> Tensor:
     total = grads[0].new_zeros((n, n), dtype=torch.float64)
     for p in range(len(grads) // n):
-        rows = _rows(grads, n, p)
-        total += rows @ rows.mT
-    return torch.triu(total) + torch.triu(total, 1).mT
+        total += inner_products(_rows(grads, n, p))
+    return total
 
 
 def gram_accumulate(total: Tensor, grads: list[Tensor]) -> None:

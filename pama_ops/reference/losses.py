@@ -54,7 +54,8 @@ def _ppo_tokens(
     """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
     log_ratio = tokens.select(logp) - tokens.select(old_logp)
     a = tokens.select(advantages)
-    plain = log_ratio.exp() * a
+    # An advantage of 0 counts 0, also where the ratio is infinite.
+    plain = torch.where((a == 0) & ~log_ratio.isnan(), 0.0, log_ratio.exp() * a)
     # In logarithms, so that the test is exact; false for NaN, which so goes through.
     above = (a > 0) & (log_ratio > math.log1p(high))
     under = (a < 0) & (log_ratio < (math.log1p(-low) if low < 1 else -math.inf))

@@ -7,10 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from pama_ops.reference.gradients import inner_products
 from pama_ops.reference.simplex import min_norm, pama_weights
 from pama_ops.reference.tokens import Tokens
 
 TOKEN, SEQUENCE, GRAM, BATCH = range(4)
+# Beyond it products of two parts that the ratio weighs would leave the range of numbers.
+LARGEST_LOG_RATIO = 340.0
 
 
 def active_part(
@@ -34,7 +37,9 @@ def active_part(
         a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high)
     )
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
-    return a, torch.where(flat, 0.0, part * l.exp()) if ratio_weighted else part
+    return a, torch.where(
+        flat, 0.0, part * l.clamp(max=LARGEST_LOG_RATIO).exp()
+    ) if ratio_weighted else part
 
 
 def pama_statistics(
@@ -59,7 +64,7 @@ def pama_statistics(
     if reduction == BATCH:
         parts += [tokens.mask.sum().double()[None], part.sum(-1)]
     if reduction == GRAM:
-        parts += [(part @ part.T).flatten()]
+        parts += [inner_products(part).flatten()]
     return torch.cat(parts)
 
 

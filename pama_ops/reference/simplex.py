@@ -7,11 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from pama_ops.reference.weighting import each, relative, roundoff, unit_of, weighting
+from pama_ops.reference.weighting import each, relative, tolerance, unit_of, weighting
 
 
 @weighting
-def min_norm(gram: Tensor, preference: Tensor | None, options: list[float] | None = None) -> Tensor:
+def min_norm(
+    gram: Tensor,
+    preference: Tensor | None,
+    options: list[float] | None = None,
+    rtol: float | None = None,
+) -> Tensor:
     """Wolfe's method with a dense solve on each corral, problem by problem."""
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
@@ -22,7 +27,9 @@ def min_norm(gram: Tensor, preference: Tensor | None, options: list[float] | Non
     w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
-        w[b, kept] = _min_norm(m, q, roundoff(gram)) if bool(m.isfinite().all()) else math.nan
+        w[b, kept] = (
+            _min_norm(m, q, tolerance(gram, rtol) / 2) if bool(m.isfinite().all()) else math.nan
+        )
         if bool(w[b].isnan().any()):
             w[b] = math.nan
     return w.reshape(g.shape[:-1])
@@ -100,7 +107,9 @@ def differences_inverse(h: Tensor, roundoff: float) -> Tensor:
 
 
 @weighting
-def gapo(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def gapo(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     power = options[0]
     g = gram.detach().to(torch.float64)
 
@@ -110,7 +119,7 @@ def gapo(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tenso
         if len(s):
             unit = m.diagonal()[s] ** (-power / 2)
             h = m[s][:, s] * unit[:, None] * unit
-            w[s] = _min_norm(h, torch.ones_like(unit), roundoff(gram)) * unit
+            w[s] = _min_norm(h, torch.ones_like(unit), tolerance(gram, rtol) / 2) * unit
         return w
 
     n = g.shape[-1]
@@ -118,7 +127,12 @@ def gapo(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tenso
     return each(gram, solve) / units.reshape(g.shape[:-2])[..., None].to(g.device) ** power
 
 
-def duality_gap(gram: Tensor, weights: Tensor, options: list[float] | None = None) -> Tensor:
+def duality_gap(
+    gram: Tensor,
+    weights: Tensor,
+    options: list[float] | None = None,
+    rtol: float | None = None,
+) -> Tensor:
     g = gram.detach().to(torch.float64)
     w = weights.detach().to(torch.float64)
     slope = (((g + g.mT) / 2) @ w[..., None])[..., 0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pama_ops.reference.weighting import each, share, weighting
+from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
 @weighting
-def aligned_mtl(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def aligned_mtl(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
-    which, cut = int(options[0]), options[1]
+    which, cut = int(options[0]), gram.shape[-1] * tolerance(gram, rtol)
 
     def solve(g: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(g)
@@ -36,33 +38,41 @@ def _unit_gram(g: Tensor, cut: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @weighting
-def imtl_g(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def imtl_g(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
+    cut = gram.shape[-1] * tolerance(gram, rtol)
+
     def solve(g: Tensor) -> Tensor:
-        s, norm, values, vectors = _unit_gram(g, options[0])
+        s, norm, values, vectors = _unit_gram(g, cut)
         w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
         if len(values) == len(s):
             w[s] = vectors @ (vectors.sum(0) / values) / norm
         else:
             span = torch.linalg.qr(norm[:, None] * vectors).Q  # the range of G
             d = span @ (span.T @ norm)
-            if not float(d.abs().amax()) > options[0] * float(norm.amax()):
+            if not float(d.abs().amax()) > cut * float(norm.amax()):
                 return w
             w[s] = span @ (span.T @ (vectors @ ((vectors.T @ (d / norm)) / values) / norm))
         total = w.sum()
-        nothing = not float(total.abs()) > options[0] * float(w.abs().sum())
+        nothing = not float(total.abs()) > cut * float(w.abs().sum())
         return torch.zeros_like(w) if nothing else w / total
 
     return each(gram, solve)
 
 
 @weighting
-def config(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def config(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
+    cut = gram.shape[-1] * tolerance(gram, rtol)
+
     def solve(g: Tensor) -> Tensor:
-        s, norm, values, vectors = _unit_gram(g, options[0])
+        s, norm, values, vectors = _unit_gram(g, cut)
         along = vectors.sum(0)
         w = torch.zeros(len(g), dtype=torch.float64, device=g.device)
         cosines = vectors @ along  # Ĝ v
-        if not len(s) or not float(cosines.abs().amax()) > options[0]:
+        if not len(s) or not float(cosines.abs().amax()) > cut:
             return w
         w[s] = vectors @ (along / values) / norm * (norm @ cosines) / (along**2 / values).sum()
         return w

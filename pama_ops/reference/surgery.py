@@ -58,7 +58,9 @@ def _surgery(
 
 
 @weighting
-def pcgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def pcgrad(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     """`preference` holds the seed, int64: [] or [..., 1]."""
 
     def meet(cur: Tensor, j: int, g: Tensor, _targets: None, _i: int) -> float:
@@ -70,7 +72,9 @@ def pcgrad(gram: Tensor, preference: Tensor | None, options: list[float]) -> Ten
 
 
 @weighting
-def gradvac(gram: Tensor, preference: Tensor | None, options: list[float]) -> Tensor:
+def gradvac(
+    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+) -> Tensor:
     """`preference` holds the bits of the seed and the n x n target cosines."""
 
     def meet(cur: Tensor, j: int, g: Tensor, targets: Tensor, i: int) -> float:

@@ -104,10 +104,16 @@ def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
     r = r.reshape(*r.shape[:-1], batch // group_size, group_size)
     valid = ~r.isnan()
     count = valid.sum(-1, keepdim=True)
+    # In units of the largest, by a power of two, where squares would leave the range of numbers.
+    largest = torch.where(valid, r.abs(), 0.0).amax(-1, keepdim=True)
+    ordinary = (largest == 0) | ((largest > 2.0**-400) & (largest < 2.0**400))
+    scaled = ~ordinary & largest.isfinite()
+    unit = torch.where(scaled, 2.0 ** (1.0 - torch.frexp(largest).exponent).clamp(max=1000), 1.0)
+    r = r * unit
     # Around the first valid reward, so that equal rewards deviate by exactly 0.
     r = r - r.gather(-1, valid.int().argmax(-1, keepdim=True))
     mean = torch.where(valid, r, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
     deviation = torch.where(valid, r - mean, 0.0)
     std = ((deviation**2).sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    normalized = deviation / (std + eps)
+    normalized = deviation / (std + eps * unit)
     return torch.where((count > 1) & (deviation != 0), normalized, 0.0).reshape(rewards.shape)

@@ -12,13 +12,14 @@ WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
 
 
 def weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Makes a function (Gram matrix, preference, options) -> weights the default of its op."""
+    """Makes a function (Gram matrix, preference, options, rtol) -> weights the default of its op."""
     WEIGHTINGS[function.__name__] = function
     return function
 
 
-def roundoff(x: Tensor) -> float:
-    return torch.finfo(x.dtype).eps / 2
+def tolerance(gram: Tensor, rtol: float | None) -> float:
+    """The relative error of a Gram matrix's entries: None stands for the eps of its dtype."""
+    return torch.finfo(gram.dtype).eps if rtol is None else rtol
 
 
 def relative(preference: Tensor | None, like: Tensor) -> Tensor:
