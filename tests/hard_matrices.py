@@ -197,6 +197,13 @@ def draw_matrix(family: str, origin: str, n: int, seed: int) -> Tensor:
     return torch.tensor(gram_of(rows), dtype=torch.float64).to(dtype)
 
 
+def signs(n: int, seed: int) -> Tensor:
+    """A symmetric matrix of ±1."""
+    draw = random.Random(seed)
+    below = [[draw.choice([-1, 1]) for _ in range(i + 1)] for i in range(n)]
+    return torch.tensor([[below[max(i, j)][min(i, j)] for j in range(n)] for i in range(n)])
+
+
 # --- the judge: in exact arithmetic ---------------------------------------------------------------
 
 
@@ -252,8 +259,8 @@ def worst_of_cagrad(
 
     By weak duality each w on the simplex bounds min_i <g_i, d> by <g_w, g_0> + φ ‖g_w‖. Where
     ‖g_w‖² is within `noise` of 0 relative to (Σ w ‖g‖)², G does not tell it from 0: what is wanted
-    there is that no slope is below that of w, or 0. Rounding leaves noise · Σ |w_i| ‖g_i‖ in a slope
-    per length and its square in a square. `shortest`: min_norm's weights, one of the w.
+    there is that no slope is below that of w, or 0. Rounding leaves noise · Σ |w_i| ‖g_i‖ in a
+    slope per length and its square in a square. `shortest`: min_norm's weights, one of the w.
     """
     judge = Judge(gram)
     n = len(judge.gram)

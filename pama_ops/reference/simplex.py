@@ -52,9 +52,11 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
 def shortest_combination(
     g: Tensor, roundoff: float, linear: Tensor | None = None, shift: float = 0.0
 ) -> Tensor:
-    """argmin ½ xᵀ G x + linear · x over the simplex; at the limit, the visited point of least
-    duality gap. `shift`: the length that entries of `linear` are rounded to, per length of a row."""
-    n, norm = g.shape[0], g.diagonal().sqrt()
+    """argmin ½ xᵀ G x + linear · x over the simplex; at the limit, the visited point of least gap.
+
+    `shift`: the length that entries of `linear` are rounded to, per length of a row.
+    """
+    n, norm = g.shape[0], g.diagonal().clamp(min=0).sqrt()
     corral = [int(g.diagonal().argmin())]
     x = g.new_zeros(n)
     x[corral] = 1.0
