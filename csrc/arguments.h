@@ -153,6 +153,7 @@ inline void check_kl(const std::optional<Tensor>& grad, const Tensor& logp, cons
 
 inline void check_pama(const Tensor& advantages, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& log_ratio,
+                       const std::optional<Tensor>& preference,
                        const std::optional<Tensor>& cu_seqlens, int64_t reduction) {
   check_tokens("advantages", advantages, mask, cu_seqlens);
   const Sizes sizes = advantages.sizes();
@@ -160,12 +161,17 @@ inline void check_pama(const Tensor& advantages, const std::optional<Tensor>& ma
   if (reduction < 0 || reduction > static_cast<int64_t>(Reduction::kBatch)) {
     refuse("reduction must be 0, 1, 2 or 3, got " + std::to_string(reduction));
   }
+  if (by_sequence(preference)) {
+    const int64_t count = sequences_in(advantages, cu_seqlens);
+    check_reals("preference", preference, {advantages.size(0), count}, advantages);
+  } else {
+    check_reals("preference", preference, {advantages.size(0)}, advantages);
+  }
 }
 
-inline void check_pama_combine(const Tensor& advantages, const std::optional<Tensor>& preference,
-                               const Tensor& statistics, int64_t reduction) {
+inline void check_pama_combine(const Tensor& advantages, const Tensor& statistics,
+                               int64_t reduction) {
   const int64_t n = advantages.size(0);
-  check_reals("preference", preference, {n}, advantages);
   check_sizes("statistics", statistics, {statistics_size(n, static_cast<Reduction>(reduction))},
               advantages);
   if (statistics.scalar_type() != ScalarType::Double || !statistics.is_contiguous()) {

@@ -97,11 +97,25 @@ inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_s
           cu_seqlens->stride(0)};
 }
 
+// Whether a preference is [N, B], one for each sequence.
+inline bool by_sequence(const std::optional<Tensor>& preference) {
+  return preference && preference->dim() == 2;
+}
+
+inline View preference_view(const std::optional<Tensor>& x) {
+  if (!x) return view_of(x);
+  return {const_cast<void*>(x->const_data_ptr()), dtype_of(*x), x->stride(0),
+          by_sequence(x) ? x->stride(1) : 0, 0};
+}
+
 // Shape of what PAMA solves one problem for: of the weights without their leading N.
 inline std::vector<int64_t> pama_problem_shape(const Tensor& advantages, const Sequences& sequences,
-                                               Reduction reduction) {
+                                               Reduction reduction,
+                                               const std::optional<Tensor>& preference) {
   if (reduction == Reduction::kSequence) return {sequences.count};
-  if (reduction != Reduction::kToken) return {};
+  if (reduction != Reduction::kToken) {
+    return by_sequence(preference) ? std::vector<int64_t>{sequences.count} : std::vector<int64_t>{};
+  }
   const auto sizes = advantages.sizes();
   return {sizes.begin() + 1, sizes.end()};
 }

@@ -9,7 +9,15 @@ Weights: `min_norm`, `pama_weights`, `duality_gap`, `dualproj`, `upgrad`, `cagra
 """
 
 from pama_ops import _library
-from pama_ops.advantages import GAE, PAMAStep, gae, group_normalize, pama_advantages, whiten
+from pama_ops.advantages import (
+    GAE,
+    GroupAdvantages,
+    PAMAStep,
+    gae,
+    group_normalize,
+    pama_advantages,
+    whiten,
+)
 from pama_ops.backward import pareto_backward
 from pama_ops.gradients import combine, gram, gram_accumulate
 from pama_ops.losses import PPOLoss, kl_divergence, ppo_loss, value_loss
@@ -34,6 +42,7 @@ from pama_ops.weights import (
 __version__ = "0.1.0"
 __all__ = [
     "GAE",
+    "GroupAdvantages",
     "PAMAStep",
     "PAMAWeights",
     "PPOLoss",

@@ -204,11 +204,24 @@ def symmetric(gram: Tensor) -> None:
     )
 
 
-def preference(x: Tensor | Sequence[float] | None, n: int, like: Tensor) -> Tensor | None:
-    """A preference over n objectives as a tensor on `like`'s device."""
+def preference(
+    x: Tensor | Sequence[float] | None, n: int, like: Tensor, sequences: int | None = None
+) -> Tensor | None:
+    """A preference over n objectives as a tensor on `like`'s device.
+
+    Where the number of `sequences` is given, a tensor [n, sequences] may hold one for each of them.
+    """
     if x is None:
         return None
     if isinstance(x, Tensor):
+        if sequences is not None and x.shape != (n,):
+            floating("preference", x)
+            if x.shape != (n, sequences):
+                raise ValueError(
+                    f"preference must have the shape {[n]} that goes with the objectives, or "
+                    f"{[n, sequences]} with one for each sequence, got {list(x.shape)}"
+                )
+            return match("preference", x, x.shape, "the objectives", like.device)
         return match("preference", x, (n,), "the objectives", like.device)
     if isinstance(x, str) or not isinstance(x, Sequence):
         raise TypeError(f"preference must be a tensor or a sequence, got {type(x).__name__}")
@@ -242,10 +255,15 @@ def seed(x: object, gram: Tensor) -> Tensor:
 
 def preference_values(p: Tensor | None) -> None:
     """The check of a preference tensor that a CPU kernel makes by itself; synchronises."""
-    if p is not None:
-        total = p.double().sum()
-        good = (p >= 0).all() & (total > 0) & (total < math.inf)
-        require(good, "preference must be nonnegative and finite with a positive sum", p.tolist)
+    if p is None:
+        return
+    if p.dim() == 2:
+        good = ((p >= 0) & (p < math.inf)).all()
+        require(good, "preference must be nonnegative and finite", lambda: "values that are not")
+        return
+    total = p.double().sum()
+    good = (p >= 0).all() & (total > 0) & (total < math.inf)
+    require(good, "preference must be nonnegative and finite with a positive sum", p.tolist)
 
 
 def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, float]:

@@ -172,20 +172,46 @@ group_normalize = _define(
     lambda rewards, group_size, eps: rewards.new_empty(rewards.shape, dtype=result_dtype(rewards)),
 )
 
+group_informative = _define(
+    "group_informative",
+    "(Tensor rewards, int group_size) -> Tensor",
+    reference.group_informative,
+    lambda rewards, group_size: rewards.new_empty(rewards.shape, dtype=torch.bool),
+)
+
+
+def _by_sequence(preference: Tensor | None) -> bool:
+    """Whether a preference is [N, B]."""
+    return preference is not None and preference.dim() == 2
+
+
+def _fake_pama_statistics(
+    advantages: Tensor,
+    mask: Tensor | None,
+    log_ratio: Tensor | None,
+    preference: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reduction: int,
+    *_: Any,
+) -> Tensor:
+    n = advantages.shape[0]
+    size = statistics_size(n, reduction)
+    if _by_sequence(preference) and size > n:
+        size += n
+    return advantages.new_empty((size,), dtype=torch.float64)
+
+
 pama_statistics = _define(
     "pama_statistics",
-    "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? cu_seqlens, int reduction,"
-    " float low, float high, bool noon, bool ratio_weighted) -> Tensor",
+    "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
+    " int reduction, float low, float high, bool noon, bool ratio_weighted) -> Tensor",
     reference.pama_statistics,
-    lambda advantages, mask, log_ratio, cu_seqlens, reduction, low, high, noon, ratio_weighted: (
-        advantages.new_empty(
-            (statistics_size(advantages.shape[0], reduction),), dtype=torch.float64
-        )
-    ),
+    _fake_pama_statistics,
 )
 
 
 def statistics_size(n: int, reduction: int) -> int:
+    """Of a preference [N] or none, or made so by `reference.of_own_tokens`."""
     if reduction == reference.GRAM:
         return n + n * n
     return 2 * n + 1 if reduction == reference.BATCH else n
@@ -204,11 +230,15 @@ def _fake_pama_combine(
     n, tokens = advantages.shape[0], advantages.shape[1:]
     rows = advantages.shape[1] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = result_dtype(advantages, log_ratio)
-    batch = {reference.TOKEN: tuple(tokens), reference.SEQUENCE: (rows,)}.get(reduction, ())
-    optimum = (0,) if reduction == reference.GRAM else batch
+    problems: tuple[int, ...] = ()
+    if reduction == reference.TOKEN:
+        problems = tuple(tokens)
+    elif reduction == reference.SEQUENCE or _by_sequence(preference):
+        problems = (rows,)
+    optimum = (0,) if reduction == reference.GRAM else problems
     return (
         advantages.new_empty(tokens, dtype=dtype),
-        advantages.new_empty((n, *batch), dtype=dtype),
+        advantages.new_empty((n, *problems), dtype=dtype),
         advantages.new_empty(optimum, dtype=dtype),
         advantages.new_empty((n,), dtype=torch.bool),
     )

@@ -136,7 +136,7 @@ def exercise(device: torch.device, dtype: torch.dtype) -> None:
     for cu_seqlens in (None, torch.tensor([0, T, T + 5, 3 * T, B * T], device=device)):
         shape = (B, T) if cu_seqlens is None else (B * T,)
         _token_space(draw, shape, mask.view(shape), cu_seqlens)
-    po.group_normalize(draw(N, 4 * B), 4)
+    po.group_normalize(draw(N, 4 * B), 4, return_informative=True)
     for n in (2, 3, 8, 12):
         _gradient_space(draw, n)
     po.pama_weights(draw(B, N))
@@ -154,10 +154,13 @@ def _token_space(
     advantages = po.whiten(advantages, mask, **cu)
     old_logp = -draw(*shape).abs()
     logp = (old_logp + 0.3 * draw(*shape)).requires_grad_()
+    known = (draw(N, B) > 0).to(advantages.dtype)
     for reduction in po.advantages.REDUCTIONS:
-        step = po.pama_advantages(
-            advantages, mask, logp.detach() - old_logp, reduction=reduction, **cu
-        )
+        for preference in (known, None):
+            step = po.pama_advantages(
+                advantages, mask, logp.detach() - old_logp, reduction=reduction,
+                preference=preference, **cu,
+            )  # fmt: skip
     for aggregate in po.losses.AGGREGATES:
         loss = po.ppo_loss(
             logp, old_logp, step.advantages, mask, aggregate=aggregate, ref_logp=old_logp,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -12,6 +12,7 @@ from pama_ops import _checks as check
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 from pama_ops._autograd import constant
+from pama_ops.reference import of_own_tokens
 
 REDUCTIONS = ("token", "sequence", "gram", "batch")
 
@@ -23,15 +24,30 @@ class GAE(NamedTuple):
     returns: Tensor
 
 
+class GroupAdvantages(NamedTuple):
+    """Result of `group_normalize` with `return_informative`, each shaped like its rewards.
+
+    Attributes:
+        advantages: what it returns without.
+        informative: bool, whether the reward applies and its group has unequal rewards.
+    """
+
+    advantages: Tensor
+    informative: Tensor
+
+
 class PAMAStep(NamedTuple):
     """Result of `pama_advantages`.
 
     Attributes:
         advantages: Ā, shape [B, T] (ragged: [total]): what the trainer optimises.
-        weights: c, shape [N] for "gram" and "batch", [N, B] for "sequence", [N, B, T] for "token".
+        weights: c, shape [N] for "gram" and "batch", [N, B] for "sequence", [N, B, T] for "token";
+            with a preference [N, B] also [N, B] for "gram" and "batch".
         gram: float64 [N, N] for "gram", else None.
-        optimum: s* = Σ c_i a_i of Theorem 1, shape [B, T], [B] or []; None for "gram".
-        active: bool [N]: whether the objective has a nonzero I(A) anywhere in the batch.
+        optimum: s* = Σ c_i a_i of Theorem 1, shape [B, T], [B] or [] as the weights without their
+            N; None for "gram".
+        active: bool [N]: whether the objective has a nonzero I(A) anywhere in the batch where a
+            preference [N, B] does not drop it.
     """
 
     advantages: Tensor
@@ -161,7 +177,21 @@ def whiten(
     return constant("whiten", out.squeeze(1) if by_sequence else out, advantages)
 
 
-def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> Tensor:
+@overload
+def group_normalize(
+    rewards: Tensor, group_size: int, *, eps: float = ..., return_informative: Literal[False] = ...
+) -> Tensor: ...
+
+
+@overload
+def group_normalize(
+    rewards: Tensor, group_size: int, *, eps: float = ..., return_informative: Literal[True]
+) -> GroupAdvantages: ...
+
+
+def group_normalize(
+    rewards: Tensor, group_size: int, *, eps: float = 1e-4, return_informative: bool = False
+) -> Tensor | GroupAdvantages:
     """Advantages relative to the group of completions of one prompt (GRPO, GDPO).
 
     (r − μ_g) / (σ_g + ε) with the unbiased σ_g, over each run of `group_size` entries of the last
@@ -171,9 +201,14 @@ def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> T
         rewards: [N, B] or [B], floating, any strides; B a multiple of `group_size`.
         group_size: completions of one prompt, consecutive.
         eps: ε >= 0, added to the deviation.
+        return_informative: whether to tell as well where a reward says anything: not where it is
+            NaN, nor in a group whose other rewards are NaN or all equal to it (exactly). A 0 there
+            means "nothing known", where elsewhere it means "average": as a `preference` of
+            `pama_advantages` this keeps such a reward from silencing the others.
 
     Returns:
-        Same shape, contiguous, at least float32. A group with one valid reward gives 0.
+        Same shape, contiguous, at least float32. A group with one valid reward gives 0. With
+        `return_informative`, `GroupAdvantages(advantages, informative)`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -183,6 +218,8 @@ def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> T
 
     >>> group_normalize(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), 2)
     tensor([[-0.7071,  0.7071,  0.0000,  0.0000]])
+    >>> group_normalize(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2, return_informative=True).informative
+    tensor([ True,  True, False, False])
     """
     rewards = check.floating("rewards", rewards)
     if rewards.dim() not in (1, 2):
@@ -196,8 +233,13 @@ def group_normalize(rewards: Tensor, group_size: int, *, eps: float = 1e-4) -> T
     eps = check.number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    out: Tensor = ops.group_normalize(rewards, group_size, eps)
-    return constant("group_normalize", out, rewards)
+    return_informative = check.flag("return_informative", return_informative)
+    out: Tensor = constant(
+        "group_normalize", ops.group_normalize(rewards, group_size, eps), rewards
+    )
+    if not return_informative:
+        return out
+    return GroupAdvantages(out, ops.group_informative(rewards, group_size))
 
 
 def pama_advantages(
@@ -229,6 +271,23 @@ def pama_advantages(
     advantage: with Noon the n clipped losses collapse into that one loss exactly. With
     `noon=False`, Ā = Σ c_i A_i is a definition, not an identity. An objective whose I(A) is 0 over
     the whole batch is already stationary: it gets weight 0 and is reported in `active`.
+
+    Where an objective says nothing about a sequence (its reward does not apply, or its group is
+    flat), the 0 of its advantage is no value to choose weights by: Theorem 1 on (x, 0) gives it all
+    the weight, and the sequence teaches nothing. A `preference` [N, B] that is 0 there takes it out
+    of that sequence's problem:
+
+        normalized = group_normalize(rewards, group_size, return_informative=True)
+        preference = normalized.informative.float()
+
+    Each sequence b then has a problem of its own, over the objectives with p_ib > 0: for "token"
+    and "sequence" as above; for "gram" and "batch" the batch's one problem (G or the means), solved
+    by the preference of b, so that sequences of one preference share one c. There I(A)_i counts in
+    the sequences with p_ib > 0 only, of Z_i tokens, and an objective weighs the same however rarely
+    it applies: means are over its own Z_i tokens, and G is that of √(max_j Z_j / Z_i) I(A)_i. With
+    nothing dropped, that is the G and the means from above. A sequence without objectives gets
+    Ā = 0 and weights 0.
+
     Ā and c are constants of the optimisation: no gradient flows through them.
 
     Args:
@@ -237,24 +296,28 @@ def pama_advantages(
         log_ratio: [B, T], log π − log π_old; None is 0, as before the first update.
         clip: ε, or the pair (ε_low, ε_high).
         reduction: one of "token", "sequence", "gram", "batch".
-        preference: N nonnegative numbers, uniform if None; 0 drops an objective.
+        preference: N nonnegative numbers, uniform if None; 0 drops an objective. Or a tensor
+            [N, B], one for each sequence, such as where each is informative times what it is worth.
         noon: drop negative advantages, as the paper does.
         ratio_weighted: multiply I(A)_t by u_t when choosing weights.
         group: process group whose ranks hold disjoint sequences of one batch; only the statistics
-            (at most N + N² numbers) travel, after a header as in `whiten`. All ranks get the same
-            bits of them.
+            (at most N + N² numbers, N more with a preference [N, B], of which each rank holds its
+            own sequences') travel, after a header as in `whiten`. All ranks get the same bits of
+            them.
         cu_seqlens: ragged [N, total], see `gae`.
         check_values: see `gae`; also checks a `preference` tensor on a GPU.
 
     Returns:
         `PAMAStep(advantages, weights, gram, optimum, active)`; 0 at masked positions, and
-        everywhere if no objective is both active and preferred.
+        where no objective is both active and preferred.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: O(N B T) and, for "gram", O(N² B T); on a GPU at most 4 launches.
+    Complexity: O(N B T) and, for "gram", O(N² B T); on a GPU at most 4 launches. With a preference
+    [N, B], for "gram" and "batch" also the problem once for each distinct one (on a GPU for each
+    sequence, and some launches of a few numbers more).
     Source: He & Maghsudi, arXiv 2508.07768, Theorem 1 and §4.
 
     >>> advantages = torch.tensor([[[2.0, -1.0]], [[1.0, 3.0]]])
@@ -262,21 +325,21 @@ def pama_advantages(
     tensor([[1., 0.]])
     """
     try:
-        advantages, _ = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+        advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
         if log_ratio is not None:
             tokens = advantages.shape[1:]
             check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
         low, high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
-        p = check.preference(preference, n, advantages)
+        p = check.preference(preference, n, advantages, *rows)
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         if check.flag("check_values", check_values):
             check.values(mask, cu_seqlens, advantages.shape[-1])
             check.preference_values(p)
         statistics = ops.pama_statistics(
-            advantages, mask, log_ratio, cu_seqlens, kind, low, high, noon, ratio_weighted
+            advantages, mask, log_ratio, p, cu_seqlens, kind, low, high, noon, ratio_weighted
         )
     except (TypeError, ValueError) as error:
         distributed.refuse(error, advantages, group, wait=check_values)
@@ -289,10 +352,14 @@ def pama_advantages(
                 "clip": (low, high),
                 "noon": noon,
                 "ratio_weighted": ratio_weighted,
-                "preference": None if p is None else p.tolist(),
+                "preference": (
+                    p if p is None else p.tolist() if p.dim() == 1 else "one for each sequence"
+                ),
             }
             distributed.agree([(group, facts)], advantages.device)
         statistics = distributed.gathered(statistics, group).sum(0)
+    if p is not None and p.dim() == 2 and reduction in ("gram", "batch"):
+        statistics = of_own_tokens(statistics, n, kind)
     combined, weights, optimum, active = ops.pama_combine(
         advantages,
         mask,
@@ -314,4 +381,4 @@ def pama_advantages(
         None if by_gram else optimum,
         active,
     )
-    return constant("pama_advantages", step, advantages, log_ratio)
+    return constant("pama_advantages", step, advantages, log_ratio, p)

@@ -48,10 +48,13 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
         moments = reference.whiten_moments(x, mask, cu)
         yield "whiten_apply", (x, mask, cu, moments[None], 1e-8)
         for reduction in reference.TOKEN, reference.SEQUENCE, reference.BATCH, reference.GRAM:
-            options = (cu, reduction, 0.8, 1.2, True, False)
-            statistics = reference.pama_statistics(x, mask, p, *options)
-            yield "pama_statistics", (x, mask, p, *options)
-            yield "pama_combine", (x, mask, p, None, cu, statistics, *options[1:])
+            options = (reduction, 0.8, 1.2, True, False)
+            for preference in None, torch.randint(3, (3, sequences), generator=generator).float():
+                statistics = reference.pama_statistics(x, mask, p, preference, cu, *options)
+                yield "pama_statistics", (x, mask, p, preference, cu, *options)
+                if len(statistics) > 3 and preference is not None:
+                    statistics = reference.of_own_tokens(statistics, 3, reduction)
+                yield "pama_combine", (x, mask, p, preference, cu, statistics, *options)
         for aggregate in (
             reference.TOKEN_MEAN,
             reference.TOKEN_SUM,
@@ -71,6 +74,7 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
             yield "kl_divergence", (p, q, mask, estimator)
             yield "kl_divergence_backward", (a, p, q, mask, estimator)
     yield "group_normalize", (normal((3, 70), generator=generator), 14, 1e-8)
+    yield "group_informative", (torch.randint(2, (3, 280), generator=generator).double(), 35)
 
 
 def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:

@@ -112,6 +112,38 @@ def test_the_token_space_of_a_group_compiles_whole(ranks):
     assert ranks(compiled_with_group) == [True, True]
 
 
+def dropped_on_ranks(rank: int, reduction: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, preference = with_preference()
+    k = slice(4 * rank, 4 * rank + 4)
+    group = torch.distributed.group.WORLD
+    step = po.pama_advantages(
+        x[:, k], reduction=reduction, preference=preference[:, k], group=group
+    )
+    return step.advantages, step.weights, step.active
+
+
+def with_preference() -> tuple[torch.Tensor, torch.Tensor]:
+    """Objective 2 counts in no sequence of the first rank; a sequence has none at all."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(-8, 9, (3, 8, 4), generator=generator).double()
+    preference = torch.randint(3, (3, 8), generator=generator).double()
+    preference[2, :4] = 0
+    preference[:, 6] = 0
+    return x, preference
+
+
+@pytest.mark.parametrize("reduction", po.advantages.REDUCTIONS)
+def test_preferences_of_ranks_sequences_are_those_of_one_batch(ranks, reduction):
+    """Integers add to the same bits in any order."""
+    x, preference = with_preference()
+    whole = po.pama_advantages(x, reduction=reduction, preference=preference)
+    ours, theirs = ranks(dropped_on_ranks, reduction)
+    assert torch.equal(torch.cat([ours[0], theirs[0]]), whole.advantages)
+    assert torch.equal(torch.cat([ours[1], theirs[1]], dim=1), whole.weights)
+    assert torch.equal(ours[2], whole.active)
+    assert torch.equal(theirs[2], whole.active)
+
+
 # --- disagreement -------------------------------------------------------------------------------
 
 
@@ -139,6 +171,10 @@ def disagreements(rank: int) -> dict[str, str]:
         "noon": pama({}, {"noon": False}),
         "ratio_weighted": pama({}, {"ratio_weighted": True}),
         "preference": pama({"preference": [1, 2, 3]}, {"preference": torch.tensor([1.0, 2, 4])}),
+        "its form": pama({"preference": [1, 2, 3]}, {"preference": torch.ones(3, 2)}),
+        "a preference is refused": pama(
+            {"preference": torch.ones(3, 2)}, {"preference": -torch.ones(3, 2)}
+        ),
         "one refuses": pama({}, {"mask": torch.ones(2, 5)}),
         "a kernel refuses": pama({}, {"mask": twos}),
         "whitened": message(po.whiten, x[: 2 + rank], group=group),
@@ -152,7 +188,7 @@ def disagreements(rank: int) -> dict[str, str]:
 
 def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
     ours, theirs = ranks(disagreements)
-    refused = {"one refuses", "a kernel refuses", "whiten refuses"}
+    refused = {"a preference is refused", "one refuses", "a kernel refuses", "whiten refuses"}
     assert all(ours[case] == theirs[case] for case in ours.keys() - refused)
     for case, got in {
         "objectives": "the number of objectives, got 2 on ranks [0], 3 on ranks [1]",
@@ -161,13 +197,16 @@ def test_a_disagreement_is_an_error_on_every_rank_that_names_it(ranks):
         "noon": "noon, got True on ranks [0], False on ranks [1]",
         "ratio_weighted": "ratio_weighted, got False on ranks [0], True on ranks [1]",
         "preference": "preference, got [1.0, 2.0, 3.0] on ranks [0], [1.0, 2.0, 4.0] on ranks [1]",
+        "its form": (
+            "preference, got [1.0, 2.0, 3.0] on ranks [0], one for each sequence on ranks [1]"
+        ),
         "whitened": "the number of objectives, got 2 on ranks [0], 3 on ranks [1]",
         "eps": "eps, got 1e-08 on ranks [0], 2e-08 on ranks [1]",
         "function": "the function, got whiten on ranks [0], pama_advantages on ranks [1]",
     }.items():
         assert ours[case] == f"ValueError: group must have ranks that agree in {got}"
     for case in refused:
-        assert theirs[case].startswith("ValueError: mask must")
+        assert theirs[case].startswith(("ValueError: mask must", "ValueError: preference must"))
         assert ours[case].endswith(f"but ranks [1] raise {theirs[case]}")
 
 

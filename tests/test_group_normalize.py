@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,43 @@ def test_group_normalize_is_that_of_numpy(backend):
     torch.testing.assert_close(got.cpu(), want, rtol=1e-12, atol=1e-14)
 
 
+@given(data=st.data())
+def test_informative_is_where_a_group_is_not_flat(backend, data):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    size = data.draw(st.sampled_from([1, 2, 3, 8, 33, 100]))
+    lead = data.draw(st.sampled_from([(), (1,), (3,)]))
+    shape = (*lead, size * data.draw(st.integers(0, 5)))
+    kinds = data.draw(st.sampled_from([[0.1], [0.0, -0.0], [0.1, 0.1, 0.1, 0.2], [1.0, torch.inf]]))
+    rewards = torch.tensor(kinds)[torch.randint(len(kinds), shape, generator=generator)]
+    missing = torch.rand(shape, generator=generator) < data.draw(st.sampled_from([0.0, 0.3, 0.9]))
+    rewards = torch.where(missing, torch.nan, rewards).to(data.draw(st.sampled_from(DTYPES)))
+    layout = data.draw(st.sampled_from(["contiguous", "permuted", "sliced"]))
+    x = arrange(rewards, layout).to(backend.device)
+    got = po.group_normalize(x, size, return_informative=True)
+    assert isinstance(got, po.GroupAdvantages)
+    torch.testing.assert_close(
+        got.advantages, po.group_normalize(x, size), rtol=0, atol=0, equal_nan=True
+    )
+    assert got.informative.dtype == torch.bool
+    assert got.informative.shape == shape
+    want = []
+    for group in rewards.reshape(-1, size).tolist():
+        valid = {r for r in group if r == r}
+        want += [r == r and len(valid) > 1 for r in group]
+    assert got.informative.flatten().tolist() == want
+    # What is not informative has no advantage, but for infinities, of which none is known.
+    silent = got.advantages[~got.informative]
+    assert bool((silent == 0).logical_or(silent.isnan()).all())
+
+
+def test_informative_is_exact_where_the_deviation_vanishes(backend):
+    """One ulp apart, at a size where its square underflows, and with ε = 0."""
+    tiny = 2.0**-1074
+    rewards = torch.tensor([[0.0, tiny, 1.0, 1.0 + 2.0**-52]], dtype=torch.float64)
+    got = po.group_normalize(rewards.to(backend.device), 2, return_informative=True)
+    assert got.informative.tolist() == [[True] * 4]
+
+
 @pytest.mark.parametrize("eps", [0.0, 1e-4])
 def test_group_normalize_of_equal_rewards_is_zero(backend, eps):
     """To the bit, although 0.1 · 3 / 3 is not 0.1: rounding must not be scaled up to ±1."""
@@ -115,6 +154,7 @@ BAD = [
     (lambda a: {**a, "eps": -1e-4}, ValueError, "eps must not be negative, got -0.0001"),
     (lambda a: {**a, "eps": float("nan")}, ValueError, "eps must not be negative, got nan"),
     (lambda a: {**a, "eps": None}, TypeError, "eps must be a number, got NoneType"),
+    (lambda a: {**a, "return_informative": 1}, TypeError, "return_informative must be a bool"),
 ]
 
 
@@ -134,6 +174,7 @@ def test_group_normalize_refuses_a_gradient(backend):
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4)])
 def test_group_normalize_passes_opcheck(shape):
+    torch.library.opcheck(_schemas.group_informative, (normal(shape), 2))
     torch.library.opcheck(_schemas.group_normalize, (normal(shape), 2, 1e-4))
 
 
@@ -141,3 +182,11 @@ def test_group_normalize_compiles_whole():
     compiled = torch.compile(po.group_normalize, fullgraph=True, backend="aot_eager")
     rewards = normal(2, 8)
     torch.testing.assert_close(compiled(rewards, 4), po.group_normalize(rewards, 4))
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e300, 5e-324])
+def test_group_normalize_keeps_rewards_whose_squares_leave_the_range_of_numbers(backend, size):
+    rewards = torch.tensor([[size, -size, 1.0, 3.0]], dtype=torch.float64, device=backend.device)
+    got = po.group_normalize(rewards, 2, eps=0.0)
+    want = torch.tensor([[1.0, -1.0, -1.0, 1.0]], dtype=torch.float64) / math.sqrt(2)
+    torch.testing.assert_close(got.cpu(), want, rtol=4 * 2.0**-53, atol=0)

@@ -100,7 +100,7 @@ def test_ops_refuse_numbers_that_their_loops_rely_on(ops):
         with pytest.raises(ValueError, match="grads must hold"):
             ops.gram([x, x, x], n)
     with pytest.raises(ValueError, match="reduction must be"):
-        ops.pama_statistics(x[None], None, None, None, 4, 0.2, 0.2, True, False)
+        ops.pama_statistics(x[None], None, None, None, None, 4, 0.2, 0.2, True, False)
 
 
 def test_offsets_may_have_any_stride(backend):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import exactly
 import pytest
 import second_solver
@@ -62,7 +64,7 @@ def reference_step(batch, advantages, log_ratio, reduction, options):
     kind = REDUCTIONS.index(reduction)
     rule = (kind, low, high, options["noon"], options["ratio_weighted"])
     cu = batch.cu_seqlens
-    statistics = reference.pama_statistics(advantages, batch.mask, log_ratio, cu, *rule)
+    statistics = reference.pama_statistics(advantages, batch.mask, log_ratio, p, cu, *rule)
     return statistics, reference.pama_combine(
         advantages, batch.mask, log_ratio, p, cu, statistics, *rule
     )
@@ -393,10 +395,10 @@ def test_ops_pass_opcheck(kind, ragged):
     cu = torch.tensor([0, 2, 6]) if ragged else None
     mask = torch.ones(shape, dtype=torch.bool)
     rule = (kind, 0.2, 0.2, False, True)
-    args = (a, mask, log_ratio, cu, *rule)
+    preference = torch.tensor([1.0, 2.0, 0.0])
+    args = (a, mask, log_ratio, preference, cu, *rule)
     torch.library.opcheck(_schemas.pama_statistics, args)
     statistics = _schemas.pama_statistics(*args)
-    preference = torch.tensor([1.0, 2.0, 0.0])
     torch.library.opcheck(
         _schemas.pama_combine, (a, mask, log_ratio, preference, cu, statistics, *rule)
     )
@@ -416,3 +418,21 @@ def test_the_token_door_compiles_whole(reduction):
     compiled = torch.compile(door, fullgraph=True, backend="aot_eager")
     args = (rewards, values, mask, log_ratio)
     assert torch.equal(compiled(*args), door(*args))
+
+
+@pytest.mark.parametrize("log_ratio", [400.0, 1000.0, math.inf])
+@pytest.mark.parametrize("noon", [True, False])
+@pytest.mark.parametrize("reduction", ["token", "sequence", "gram", "batch"])
+def test_weights_by_a_ratio_beyond_the_range_of_numbers(backend, reduction, noon, log_ratio):
+    """An advantage of 0 has no part in the weights, and one below 0 a large one."""
+    advantages = torch.tensor([[[0.0, 1.0]], [[1.0, -1.0]]], device=backend.device)
+    ratios = torch.tensor([[log_ratio, 0.0]], device=backend.device)
+    options = {"reduction": reduction, "noon": noon, "ratio_weighted": True}
+    step = po.pama_advantages(advantages, None, ratios, **options)
+    assert step.advantages.isfinite().all()
+    assert step.weights.isfinite().all()
+    below = torch.tensor([[[-1.0, 1.0]], [[0.0, 1.0]]], device=backend.device)
+    step = po.pama_advantages(below, None, ratios, **options)
+    assert step.weights.isfinite().all()
+    if reduction == "gram" and not noon:  # the first one's part is as long as numbers go
+        torch.testing.assert_close(step.weights.cpu(), torch.tensor([0.0, 1.0]).to(step.weights))

@@ -276,3 +276,18 @@ def test_pama_weights_compiles_whole():
     values = normal(5, 3)
     want = po.pama_weights(values, preference=[1.0, 2.0, 3.0])
     assert all(map(torch.equal, compiled(values), want))
+
+
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        ([-1e-300, 1e300], [1.0, 0.0]),
+        ([1e300, -1e-300], [0.0, 1.0]),
+        ([-1e-300, 1e300, 1e300], [1.0, 0.0, 0.0]),
+        ([-1e300, 1e-300, 1e-300], [0.0, 0.5, 0.5]),
+    ],
+)
+def test_pama_weights_of_all_the_range_of_numbers(backend, values, weights):
+    got = po.pama_weights(torch.tensor(values, dtype=torch.float64, device=backend.device))
+    torch.testing.assert_close(got.weights.cpu(), torch.tensor(weights, dtype=torch.float64))
+    assert got.optimum.item() == 0

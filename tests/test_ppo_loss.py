@@ -466,3 +466,27 @@ def test_ppo_loss_compiles_whole_with_its_gradient():
             loss.backward()
             results.append((loss.detach(), kl, x.grad))
         torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("old", [0.0, -1e10, -math.inf])
+def test_an_advantage_of_zero_counts_zero_whatever_the_ratio(backend, old, dtype, aggregate):
+    """Noon makes 0 the commonest advantage, and 0 times an infinite ratio would be NaN."""
+    logp = torch.tensor([[1000.0, 0.0]], dtype=dtype, device=backend.device, requires_grad=True)
+    old_logp = torch.tensor([[old, 0.0]], dtype=dtype, device=backend.device)
+    advantages = torch.tensor([[0.0, 1.0]], dtype=dtype, device=backend.device)
+    loss = po.ppo_loss(logp, old_logp, advantages, aggregate=aggregate).loss
+    loss.backward()
+    want = -0.5 if aggregate in ("token-mean", "sequence-mean-token-mean") else -1.0
+    assert loss.item() == want
+    assert logp.grad.tolist() == [[0.0, want]]
+
+
+def test_a_ratio_of_nan_is_nan_whatever_the_advantage(backend):
+    logp = torch.tensor([[math.nan, 0.0]], device=backend.device, requires_grad=True)
+    loss = po.ppo_loss(logp, torch.zeros_like(logp), torch.zeros_like(logp)).loss
+    loss.backward()
+    assert math.isnan(loss.item())
+    assert math.isnan(logp.grad[0, 0].item())
+    assert logp.grad[0, 1].item() == 0

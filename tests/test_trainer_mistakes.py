@@ -64,6 +64,17 @@ def test_weights_of_the_whole_batch_are_not_those_of_its_micro_batches() -> None
     assert not torch.allclose(torch.stack(apart).mean(0), whole, rtol=1e-2)
 
 
+def test_zeros_of_a_flat_group_silence_the_others_unless_they_are_dropped() -> None:
+    rewards = torch.tensor([[0.0, 1, 0, 1], [1, 1, 1, 1]])
+    advantages, informative = po.group_normalize(rewards, 4, return_informative=True)
+    by_token, preference = advantages.unsqueeze(-1), informative.float()
+    step = po.pama_advantages(by_token, reduction="sequence", preference=preference)
+    assert torch.equal(step.advantages[:, 0], advantages[0].clamp(min=0))
+    one = torch.tensor([[0.0, 1, 0, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 0, 0, 1]])
+    mistaken = po.pama_advantages(po.group_normalize(one, 4).unsqueeze(-1), reduction="sequence")
+    assert not mistaken.advantages[:4].any()  # the second group shows format active
+
+
 def whiten_on_two_ranks(rank: int, with_group: bool) -> tuple[Tensor, Tensor]:
     """This rank's half of a batch whose second half went better, whitened and combined."""
     group = torch.distributed.group.WORLD if with_group else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -48,6 +49,16 @@ def share_of_b(completions: list[str], **kwargs: object) -> list[float]:
 def sometimes(completions: list[str], **kwargs: object) -> list[float | None]:
     """Does not apply to every other completion."""
     return [None if k % 2 else r for k, r in enumerate(share_of_b(completions))]
+
+
+def share_of(
+    completions: list[str], prompts: list[str], word: str, where: str, **kwargs: object
+) -> list[float | None]:
+    """Applies to the prompts in `where` only."""
+    return [
+        text.count(word) / 8 if prompt in where else None
+        for text, prompt in zip(completions, prompts, strict=True)
+    ]
 
 
 def make_trainer(
@@ -99,6 +110,78 @@ def test_twenty_steps_raise_both_rewards_and_log_what_led(tmp_path: Path) -> Non
     assert all(0 <= c <= 1 + 1e-12 for c in cosines if c is not None)
 
 
+def test_rewards_for_different_prompts_both_rise_on_their_own(tmp_path: Path) -> None:
+    """Two partials of one function, each None on the other's prompts."""
+    rewards = [
+        functools.partial(share_of, word="a", where="abcd"),
+        functools.partial(share_of, word="b", where="efgh"),
+    ]
+    trainer = make_trainer(tmp_path, rewards, steps=20)
+    trainer.train()
+    history = [row for row in trainer.state.log_history if "pama/weight/share_of" in row]
+    assert len(history) == 20
+    for name in ("share_of", "share_of_2"):
+        means = [row[f"rewards/{name}/mean"] for row in history]
+        # From one word in 9 to some .4. A mean over five steps is of some 160 completions, as half
+        # of the prompts are this reward's, which deviate by at most .25: its standard error is .02.
+        assert sum(means[-5:]) / 5 - sum(means[:5]) / 5 > 0.1
+    said = [
+        row["pama/informative/share_of"] + row["pama/informative/share_of_2"] for row in history
+    ]
+    assert max(said) <= 1
+    assert sum(said) / 20 > 0.9  # but for groups that came out flat
+    for row in history:  # alone where it speaks, and it teaches there
+        assert row["pama/weight/share_of"] == row["pama/informative/share_of"]
+        assert row["pama/weight/share_of_2"] == row["pama/informative/share_of_2"]
+
+
+def test_rewards_of_one_name_get_their_own_keys(tmp_path: Path) -> None:
+    def share_of_2(completions: list[str], **kwargs: object) -> list[float]:
+        return share_of_b(completions)
+
+    def factory(word: str) -> Callable[..., list[float | None]]:
+        def reward(completions: list[str], **kwargs: object) -> list[float | None]:
+            return [text.count(word) / 8 for text in completions]
+
+        return reward
+
+    first, second = (functools.partial(share_of, word=word, where="abcdefgh") for word in "ab")
+    rewards = [first, share_of_2, second, factory("a"), factory("b")]
+    trainer = make_trainer(tmp_path, rewards)
+    names = ["share_of", "share_of_2", "share_of_3", "reward", "reward_2"]
+    assert trainer.reward_func_names == names
+    trainer.train()
+    row = trainer.state.log_history[0]
+    for name in names:
+        for key in ("rewards/{}/mean", "pama/weight/{}", "pama/active/{}", "pama/informative/{}"):
+            assert key.format(name) in row
+    assert row["rewards/share_of/mean"] == row["rewards/reward/mean"]
+    assert row["rewards/share_of_3/mean"] == row["rewards/reward_2/mean"]
+    assert row["rewards/reward/mean"] != row["rewards/reward_2/mean"]
+    assert "pama/cosine/reward/reward_2" in row
+    assert {*trainer._logs["rewards"]} == {*names}
+    for rewarded in trainer._logs["rewards"].values():
+        assert len(rewarded) == len(trainer._logs["completion"])
+
+
+def test_advantages_of_ones_own_speak_for_a_flat_group(tmp_path: Path) -> None:
+    class Raw(PAMAGRPOTrainer):
+        """The rewards themselves, of which a flat group's are not 0."""
+
+        def advantages_of_objectives(
+            self, rewards: torch.Tensor, output: dict[str, torch.Tensor]
+        ) -> torch.Tensor:
+            return rewards.nan_to_num()
+
+    def right(completions: list[str], **kwargs: object) -> list[float]:
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(tmp_path, [share_of_a, right], kind=Raw, reduction="token")
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([{"prompt": w} for w in WORDS for _ in WORDS])
+    assert torch.equal(output["advantages"], trainer._rewards[:, 0])  # below 1 as a rule
+
+
 @pytest.mark.parametrize("reduction", ["token", "sequence", "gram", "batch"])
 def test_loss_gets_the_combination_of_the_rewards_that_trl_computed(
     tmp_path: Path, reduction: str
@@ -111,10 +194,14 @@ def test_loss_gets_the_combination_of_the_rewards_that_trl_computed(
     rewards = trainer._rewards
     assert rewards.shape == (64, 2)
     assert rewards[1::2, 1].isnan().all()
-    advantages = po.group_normalize(rewards.T, 8)
+    advantages, informative = po.group_normalize(rewards.T, 8, return_informative=True)
     assert (advantages[1, 1::2] == 0).all()
+    assert not informative[1, 1::2].any()
     expected = po.pama_advantages(
-        advantages.unsqueeze(-1), reduction=reduction, preference=[1, 3], noon=False
+        advantages.unsqueeze(-1),
+        reduction=reduction,
+        preference=informative * torch.tensor([[1.0], [3.0]]),
+        noon=False,
     )
     assert torch.equal(output["advantages"], expected.advantages[:, 0])
     assert output["advantages"].isfinite().all()

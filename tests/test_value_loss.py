@@ -281,3 +281,13 @@ def test_value_loss_compiles_whole_with_its_gradient():
         loss.backward()
         results.append((loss.detach(), x.grad))
     torch.testing.assert_close(*results)
+
+
+def test_value_loss_of_infinite_values_and_returns_is_nan(backend):
+    """Infinity less itself is NaN, also where the clipped error is infinite."""
+    values = torch.full((1, 1, 1), torch.inf, device=backend.device, requires_grad=True)
+    returns, old = values.detach(), torch.zeros(1, 1, 1, device=backend.device)
+    loss = po.value_loss(values, returns, old_values=old)
+    loss.sum().backward()
+    assert loss.isnan().all()
+    assert values.grad.isnan().all()

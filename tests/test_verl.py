@@ -65,17 +65,36 @@ def test_trainer_hands_over_scores_and_gets_pama(reduction: str) -> None:
     data = batch()
     config = settings(pama={"reduction": reduction}, gdpo_reward_weights=[1, 3])
     out = compute_advantage(data, "gdpo", config=config).batch["advantages"]
-    advantages = torch.zeros(2, 8)
+    advantages, informative = torch.zeros(2, 8), torch.zeros(2, 8)
     for n, key in enumerate(KEYS):
         scores = np.asarray(data.non_tensor_batch[key], dtype=np.float64)
         for prompt in "abc":
             rows = np.flatnonzero((data.non_tensor_batch["uid"] == prompt) & ~np.isnan(scores))
             r = torch.tensor(scores[rows])
             advantages[n, rows] = ((r - r.mean()) / (r.std() + 1e-4)).float()
-    step = po.pama_advantages(advantages.unsqueeze(-1), reduction=reduction, preference=[1, 3])
+            informative[n, rows] = float(len(set(r.tolist())) > 1)
+    assert int(informative.sum()) == 15  # of 16 scores one is None
+    preference = informative * torch.tensor([[1.0], [3.0]])
+    step = po.pama_advantages(advantages.unsqueeze(-1), reduction=reduction, preference=preference)
     expected = step.advantages * data.batch["response_mask"]
     # A few float32 roundings of numbers of the size of 1, in either order.
     torch.testing.assert_close(out, expected, rtol=0, atol=8 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("reduction", po.advantages.REDUCTIONS)
+def test_keys_that_say_nothing_leave_sessions_to_the_others(reduction: str) -> None:
+    """Accuracy applies to prompts a and b; format applies to c and is the same in all of b."""
+    data = batch()
+    prompts = data.non_tensor_batch["uid"].tolist()
+    accuracy = [None if u == "c" else float(k < 4) for k, u in enumerate(prompts)]
+    form = [{"a": None, "b": 1.0, "c": float(k)}[u] for k, u in enumerate(prompts)]
+    data.non_tensor_batch.update(accuracy=np.array(accuracy), format=np.array(form))
+    config = settings(pama={"reduction": reduction, "noon": False})
+    out = compute_advantage(data, "gdpo", config=config).batch["advantages"]
+    taught = (out != 0).any(1)
+    of_c = torch.tensor([u == "c" for u in prompts])
+    assert taught[~of_c].all()
+    assert taught[of_c].any()  # one of three may be average
 
 
 def test_gdpo_without_pama_is_verls_own() -> None:
@@ -221,7 +240,11 @@ def test_default_trainer_fetches_scores_and_counts_each_session_once(
     trainer = object.__new__(get_trainer_cls("sync"))
     trainer.config = compose(default if chosen == "pama" else [*default[1:], *legacy])
     meta = put(f"{chosen} {as_columns}", as_columns)
-    trainer._compute_advantage(meta, {})
+    metrics: dict[str, float] = {}
+    trainer._compute_advantage(meta, metrics)
+    # Of the five sessions, without the padding, format has no score of one.
+    assert metrics["pama/informative/accuracy"] == 1
+    assert metrics["pama/informative/format"] == pytest.approx(0.8)
     out = transfer_queue.kv_batch_get(
         keys=meta.keys, partition_id=meta.partition_id, select_fields=["advantages"]
     )["advantages"]

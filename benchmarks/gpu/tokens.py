@@ -54,7 +54,7 @@ def definition(advantages: Tensor, mask: Tensor, log_ratio: Tensor) -> Call:
     rule = (reference.TOKEN, 0.2, 0.2, True, False)
 
     def call() -> tuple[Tensor, ...]:
-        statistics = reference.pama_statistics(advantages, mask, log_ratio, None, *rule)
+        statistics = reference.pama_statistics(advantages, mask, log_ratio, None, None, *rule)
         return reference.pama_combine(advantages, mask, log_ratio, None, None, statistics, *rule)
 
     return call

@@ -48,4 +48,11 @@ PAMA_INLINE int64_t statistics_size(int64_t n, Reduction reduction) {
   return n + (reduction == Reduction::kGram ? n * n : reduction == Reduction::kBatch ? n + 1 : 0);
 }
 
+// The same as they are gathered: with a preference by sequence each objective's own tokens (n)
+// stand at the end of those of `batch` and `gram`.
+PAMA_INLINE int64_t gathered_size(int64_t n, Reduction reduction, bool by_sequence) {
+  const int64_t size = statistics_size(n, reduction);
+  return by_sequence && size > n ? size + n : size;
+}
+
 }  // namespace pama

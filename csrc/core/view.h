@@ -111,6 +111,13 @@ struct Sequences {
   }
 };
 
+// A preference [N], the same for all sequences (`sequence` is 0), or [N, B]. A view without data
+// prefers all objectives alike.
+PAMA_INLINE double preferred(const View& preference, int64_t objective, int64_t b) {
+  if (!preference.data) return 1;
+  return load(preference, objective * preference.objective + b * preference.sequence);
+}
+
 PAMA_INLINE bool unmasked(const View& mask, int64_t i) { return !mask.data || load(mask, i) != 0; }
 
 }  // namespace pama

@@ -66,11 +66,22 @@ void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total) {
 
 void check_preference(const std::optional<Tensor>& preference) {
   if (!preference) return;
-  const View view = view_of(*preference);
+  const View view = preference_view(preference);
+  if (by_sequence(preference)) {
+    for (int64_t b = 0; b < preference->size(1); ++b) {
+      for (int64_t i = 0; i < preference->size(0); ++i) {
+        const double p = preferred(view, i, b);
+        if (p >= 0 && std::isfinite(p)) continue;
+        throw std::invalid_argument(
+            "preference must be nonnegative and finite, got values that are not");
+      }
+    }
+    return;
+  }
   double total = 0;
   bool good = true;
   for (int64_t i = 0; i < preference->size(0); ++i) {
-    const double p = load(view, i * view.token);
+    const double p = preferred(view, i, 0);
     good &= p >= 0;
     total += p;
   }

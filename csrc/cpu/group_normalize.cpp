@@ -55,8 +55,33 @@ Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
   return result;
 }
 
+Tensor group_informative(const Tensor& rewards, int64_t group_size) {
+  check_group_normalize(rewards, group_size);
+  Tensor result = allocate(rewards, rewards.sizes(), ScalarType::Bool);
+  bool* out = static_cast<bool*>(result.mutable_data_ptr());
+  const View in = view_of(rewards);
+  const int64_t length = rewards.size(rewards.dim() - 1);
+  const int64_t groups = rewards.numel() / group_size;
+  parallel_for(0, groups, std::max<int64_t>(4096 / group_size, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * group_size; at < end * group_size; at += group_size) {
+      const int64_t from = at / length * in.sequence + at % length * in.token;
+      const auto reward = [&](int64_t j) { return load(in, from + j * in.token); };
+      double least = HUGE_VAL, largest = -HUGE_VAL;  // which NaN is neither below nor above
+      for (int64_t j = 0; j < group_size; ++j) {
+        if (reward(j) < least) least = reward(j);
+        if (reward(j) > largest) largest = reward(j);
+      }
+      for (int64_t j = 0; j < group_size; ++j) {
+        out[at + j] = least < largest && reward(j) == reward(j);
+      }
+    }
+  });
+  return result;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
   m.impl("group_normalize", TORCH_BOX(&group_normalize));
+  m.impl("group_informative", TORCH_BOX(&group_informative));
 }
 
 }  // namespace

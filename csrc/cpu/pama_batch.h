@@ -13,17 +13,25 @@ namespace pama {
 
 struct Batch {
   Sequences sequences;
-  View advantages, mask, log_ratio;
+  View advantages, mask, log_ratio, preference;
   ActivePart rule;
+  bool
+      by_sequence;  // whether each sequence has a preference of its own, and drops objectives by it
 };
 
 inline Batch batch_of(const Tensor& advantages, const std::optional<Tensor>& mask,
                       const std::optional<Tensor>& log_ratio,
+                      const std::optional<Tensor>& preference,
                       const std::optional<Tensor>& cu_seqlens, double low, double high, bool noon,
                       bool ratio_weighted) {
   const bool ragged = cu_seqlens.has_value();
-  return {sequences_of(advantages, cu_seqlens), view_of(advantages, ragged), view_of(mask, ragged),
-          view_of(log_ratio, ragged), active_part_rule(low, high, noon, ratio_weighted)};
+  return {sequences_of(advantages, cu_seqlens),
+          view_of(advantages, ragged),
+          view_of(mask, ragged),
+          view_of(log_ratio, ragged),
+          preference_view(preference),
+          active_part_rule(low, high, noon, ratio_weighted),
+          by_sequence(preference)};
 }
 
 // Whether float32 holds A and I(A) exactly.
@@ -156,8 +164,8 @@ PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) 
 template <class Real>
 PAMA_INLINE int64_t tile_length(const Batch& batch, int64_t size) {
   const View& a = batch.advantages;
-  const bool scratch =
-      batch.mask.data || batch.log_ratio.data || a.token != 1 || a.dtype != rows::kDTypeOf<Real>;
+  const bool scratch = batch.by_sequence || batch.mask.data || batch.log_ratio.data ||
+                       a.token != 1 || a.dtype != rows::kDTypeOf<Real>;
   return scratch ? kTile : size;
 }
 
@@ -177,6 +185,16 @@ PAMA_INLINE void place_parts(const Batch& batch, int64_t b, int64_t t, int64_t l
     for (int64_t j = 0; j < count; ++j) part[j] = part_of(tile, j, after_noon(a[j], tile.floor));
     if (weighted<Real>(batch)) weight_parts(log_ratio, count, part);
     tile.part_at[k] = part;
+  }
+}
+
+// Takes the parts of objectives that their preference drops in this sequence for zeros.
+template <class Real>
+PAMA_INLINE void drop_parts(const Batch& batch, int64_t b, Tile<Real>& tile) {
+  static const Row<Real> zeros{};
+  if (!batch.by_sequence) return;
+  for (int64_t k = 0; k < tile.size(); ++k) {
+    if (!(preferred(batch.preference, tile.objectives[k], b) > 0)) tile.part_at[k] = zeros.at;
   }
 }
 

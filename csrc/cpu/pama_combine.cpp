@@ -4,6 +4,8 @@
 // outside and vectorise for any n. With a uniform preference they only compare and select, which
 // float32 does exactly, at twice the lanes of float64. Tokens whose advantages straddle 0 (never
 // with Noon) go to the solver one by one.
+#include <map>
+
 #include "core/min_norm.h"
 #include "core/pama_weights.h"
 #include "cpu/pama_batch.h"
@@ -11,7 +13,7 @@
 namespace pama {
 namespace {
 
-// The objectives that count: those that are active, with their preferences.
+// The objectives that count in one problem: those that are active, with their preferences.
 struct Preference {
   std::vector<double> raw;       // 0: dropped
   std::vector<int64_t> used;     // the others
@@ -19,15 +21,8 @@ struct Preference {
   std::vector<double> offset;    // of the used, to their sum; 0 for a uniform preference
   bool uniform = true;
 
-  Preference(const double* statistics, const std::optional<Tensor>& preference, int64_t n)
-      : raw(n, 1.0) {
-    if (preference) {
-      const View view = view_of(*preference);
-      for (int64_t i = 0; i < n; ++i) raw[i] = load(view, i * view.token);
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      if (statistics[i] == 0) raw[i] = 0;
-    }
+  explicit Preference(std::vector<double> numbers) : raw(std::move(numbers)) {
+    const auto n = static_cast<int64_t>(raw.size());
     std::vector<double> all(n);
     relative_preference(SerialTeam{}, static_cast<int>(n), raw.data(), DBL_MIN, all.data());
     double total = 0;
@@ -42,9 +37,51 @@ struct Preference {
   }
 };
 
+// The preference of each sequence: as a rule few differ, and one problem is set up for all alike.
+struct Preferences {
+  std::vector<Preference> distinct;
+  std::vector<size_t> of;  // by sequence; empty if all share the one
+  bool uniform = true;     // of those in play each
+  bool any = false;        // whether any objective counts anywhere
+
+  Preferences(const Batch& batch, const double* active) {
+    const int64_t n = batch.sequences.objectives;
+    const auto column = [&](int64_t b) {
+      std::vector<double> raw(n);
+      for (int64_t i = 0; i < n; ++i)
+        raw[i] = active[i] != 0 ? preferred(batch.preference, i, b) : 0;
+      return raw;
+    };
+    if (!batch.by_sequence) {
+      add(column(0));
+      return;
+    }
+    std::map<std::vector<double>, size_t> found;
+    of.reserve(batch.sequences.count);
+    for (int64_t b = 0; b < batch.sequences.count; ++b) {
+      std::vector<double> raw = column(b);
+      if (b > 0 && raw == distinct[of.back()].raw) {
+        of.push_back(of.back());
+        continue;
+      }
+      const auto [at, is_new] = found.try_emplace(raw, distinct.size());
+      of.push_back(at->second);
+      if (is_new) add(std::move(raw));
+    }
+  }
+
+  void add(std::vector<double> raw) {
+    distinct.emplace_back(std::move(raw));
+    uniform &= distinct.back().uniform;
+    any |= !distinct.back().used.empty();
+  }
+
+  const Preference& at(int64_t b) const { return distinct[of.empty() ? 0 : of[b]]; }
+};
+
 struct Combine {
   Batch batch;
-  const Preference& preference;
+  const Preferences& preferences;
   View advantages, weights, optimum;
 };
 
@@ -55,6 +92,7 @@ template <class Real>
 struct TokenTile : Tile<Real> {
   TokenTile(const Batch& batch, const Preference& preference)
       : Tile<Real>(batch, preference.used),
+        preference(preference),
         weight(this->size()),
         weight_at(this->size()),
         values(this->size()),
@@ -64,6 +102,7 @@ struct TokenTile : Tile<Real> {
     solver.prefer(preference.relative.data());
   }
 
+  const Preference& preference;
   std::vector<Row<Real>> weight;
   Row<Real> combined, optimum;
   std::vector<Real*> weight_at;  // where they are written: there, or in the results
@@ -87,7 +126,7 @@ PAMA_INLINE Real rank_of(Real part, Real preference) {
 // and share a cache set, and three passes over them where they lie took up to four times as long.
 template <bool kUniform, bool kRatio, class Real>
 PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, TokenTile<Real>& tile) {
-  const Preference& p = job.preference;
+  const Preference& p = tile.preference;
   const int64_t used = tile.size(), count = tile.tokens.count;
   Row<Real> least_row, ties_row, tied_row;
   Real *least = least_row.at, *ties = ties_row.at, *tied = tied_row.at;
@@ -227,7 +266,7 @@ template <class Real>
 PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& tile) {
   const Batch& batch = job.batch;
   const Sequences& s = batch.sequences;
-  const Preference& p = job.preference;
+  const Preference& p = tile.preference;
   const int64_t size = s.size(b), used = tile.size();
   for (int64_t t = 0; t < size; t += kTile) {
     const auto weights = [&](int64_t n) { return s.first(job.weights, n, b) + t; };
@@ -286,14 +325,37 @@ PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<double>& tile
   combine_tokens(job, b, tile);
 }
 
+void clear_tokens(const View& view, int64_t first, int64_t count) {
+  for (int64_t t = 0; t < count; ++t) store(view, first + t, 0);
+}
+
+// A sequence in which no objective counts.
+void clear_by_token(const Combine& job, int64_t b) {
+  const Sequences& s = job.batch.sequences;
+  const int64_t size = s.size(b);
+  for (int64_t n = 0; n < s.objectives; ++n) {
+    clear_tokens(job.weights, s.first(job.weights, n, b), size);
+  }
+  clear_tokens(job.advantages, s.first(job.advantages, 0, b), size);
+  clear_tokens(job.optimum, s.first(job.optimum, 0, b), size);
+}
+
 void combine_by_token(const Combine& job) {
   const auto run = [&](auto real) {
     for_sequences(job.batch.sequences, [&](int64_t first, int64_t end) {
-      TokenTile<decltype(real)> tile(job.batch, job.preference);
-      for (int64_t b = first; b < end; ++b) by_token(job, b, tile);
+      std::optional<TokenTile<decltype(real)>> tile;
+      for (int64_t b = first; b < end; ++b) {
+        const Preference& preference = job.preferences.at(b);
+        if (preference.used.empty()) {
+          clear_by_token(job, b);
+          continue;
+        }
+        if (!tile || &tile->preference != &preference) tile.emplace(job.batch, preference);
+        by_token(job, b, *tile);
+      }
     });
   };
-  job.preference.uniform ? with_reals(job.batch, run) : run(0.0);
+  job.preferences.uniform ? with_reals(job.batch, run) : run(0.0);
 }
 
 // --- one weight vector a sequence, or one for all ------------------------------------------------
@@ -400,12 +462,17 @@ void combine_by_sequence(const Combine& job) {
       Tile<decltype(real)> tile(job.batch);
       std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
       PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
-      solver.prefer(job.preference.raw.data());
+      const Preference* preference = nullptr;
       for (int64_t b = first; b < end; ++b) {
+        if (preference != &job.preferences.at(b)) {
+          preference = &job.preferences.at(b);
+          solver.prefer(preference->raw.data());
+        }
         mean_parts(job.batch, b, tile, means.data());
         double optimum = 0;
         std::fill(weights.begin(), weights.end(), 0.0);
-        if (means[n] > 0) optimum = solver.solve(means.data(), weights.data());
+        if (means[n] > 0 && !preference->used.empty())
+          optimum = solver.solve(means.data(), weights.data());
         for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
         store(job.optimum, b, optimum);
         combine_sequence(job, b, weights.data(), tile);
@@ -414,36 +481,59 @@ void combine_by_sequence(const Combine& job) {
   });
 }
 
-void combine_by_batch(const Combine& job, Reduction reduction, const double* statistics) {
-  const Sequences& s = job.batch.sequences;
-  const int64_t n = s.objectives;
+// One problem for the whole batch, of one preference. Returns the optimum.
+double solve_batch(const Preference& preference, Reduction reduction, const double* statistics,
+                   double* weights) {
+  const auto n = static_cast<int64_t>(preference.raw.size());
   const int size = static_cast<int>(n);
-  std::vector<double> weights(n),
-      problem(statistics + n, statistics + statistics_size(n, reduction));
+  std::fill_n(weights, n, 0.0);
+  if (preference.used.empty()) return 0;
+  std::vector<double> problem(statistics + n, statistics + statistics_size(n, reduction));
   if (reduction == Reduction::kGram) {
     std::vector<double> reals(MinNorm<SerialTeam>::reals(n));
     std::vector<int> integers(MinNorm<SerialTeam>::integers(n));
     MinNorm<SerialTeam>({.team = {},
                          .n = size,
                          .gram = problem.data(),
-                         .vector = job.preference.raw.data(),
+                         .vector = preference.raw.data(),
                          .rtol = 0x1p-52,
                          .options = nullptr,
-                         .out = weights.data(),
+                         .out = weights,
                          .workspace = {reals.data(), integers.data()}})
         .solve();
-  } else {
-    std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
-    for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
-    PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
-    solver.prefer(job.preference.raw.data());
-    store(job.optimum, 0, solver.solve(problem.data() + 1, weights.data()));
+    return 0;
   }
-  for (int64_t i = 0; i < n; ++i) store(job.weights, i, weights[i]);
+  std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
+  for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
+  PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
+  solver.prefer(preference.raw.data());
+  return solver.solve(problem.data() + 1, weights);
+}
+
+void combine_by_batch(const Combine& job, Reduction reduction, const double* statistics) {
+  const Sequences& s = job.batch.sequences;
+  const Preferences& preferences = job.preferences;
+  const int64_t n = s.objectives, kinds = static_cast<int64_t>(preferences.distinct.size());
+  std::vector<double> weights(kinds * n), optimum(kinds);
+  parallel_for(0, kinds, std::max<int64_t>(4096 / (n * n * n), 1), [&](int64_t first, int64_t end) {
+    for (int64_t k = first; k < end; ++k) {
+      optimum[k] =
+          solve_batch(preferences.distinct[k], reduction, statistics, weights.data() + k * n);
+    }
+  });
+  // Of each sequence if they differ, or of all.
+  const int64_t problems = job.batch.by_sequence ? s.count : 1;
+  const auto kind = [&](int64_t b) { return preferences.of.empty() ? 0 : preferences.of[b]; };
+  for (int64_t b = 0; b < problems; ++b) {
+    for (int64_t i = 0; i < n; ++i) store(job.weights, i * problems + b, weights[kind(b) * n + i]);
+    if (reduction == Reduction::kBatch) store(job.optimum, b, optimum[kind(b)]);
+  }
   with_reals(job.batch, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       Tile<decltype(real)> tile(job.batch);
-      for (int64_t b = first; b < end; ++b) combine_sequence(job, b, weights.data(), tile);
+      for (int64_t b = first; b < end; ++b) {
+        combine_sequence(job, b, weights.data() + kind(b) * n, tile);
+      }
     });
   });
 }
@@ -455,18 +545,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
     const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction_code,
     double low, double high, bool noon, bool ratio_weighted) {
-  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
-  check_pama_combine(advantages, preference, statistics, reduction_code);
+  check_pama(advantages, mask, log_ratio, preference, cu_seqlens, reduction_code);
+  check_pama_combine(advantages, statistics, reduction_code);
   const auto reduction = static_cast<Reduction>(reduction_code);
   const bool ragged = cu_seqlens.has_value();
-  const Batch batch =
-      batch_of(advantages, mask, log_ratio, cu_seqlens, low, high, noon, ratio_weighted);
+  const Batch batch = batch_of(advantages, mask, log_ratio, preference, cu_seqlens, low, high, noon,
+                               ratio_weighted);
   const Sequences& s = batch.sequences;
   check_token_values(mask, cu_seqlens, s);
   check_preference(preference);
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
-  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
+  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction, preference);
   Tensor optimum =
       allocate(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), s.objectives);
@@ -477,12 +567,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   for (int64_t i = 0; i < s.objectives; ++i) {
     static_cast<bool*>(active.mutable_data_ptr())[i] = flags[i] != 0;
   }
-  const Preference p(flags, preference, s.objectives);
-  if (p.used.empty()) {
+  const Preferences preferences(batch, flags);
+  if (!preferences.any) {
     for (Tensor* x : {&combined, &weights, &optimum}) torch::stable::zero_(*x);
     return {combined, weights, optimum, active};
   }
-  const Combine job{batch, p, view_of(combined, ragged), view_of(weights, ragged),
+  const Combine job{batch, preferences, view_of(combined, ragged), view_of(weights, ragged),
                     view_of(optimum, ragged)};
   if (reduction == Reduction::kSequence) {
     combine_by_sequence(job);

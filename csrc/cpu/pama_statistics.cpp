@@ -21,6 +21,7 @@ PAMA_INLINE bool find_active(const Batch& batch, int64_t b, Tile<Real>& tile, do
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   for (int64_t t = 0; t < size; t += kTile) {
     place_parts(batch, b, t, std::min(kTile, size - t), tile);
+    drop_parts(batch, b, tile);
     bool all = true;
     for (int64_t i = 0; i < n; ++i) {
       if (active[i] == 0) active[i] = any_nonzero(tile, i);
@@ -74,16 +75,25 @@ PAMA_INLINE void add_gram(const Tile<Real>& tile, int64_t n, double* gram) {
   }
 }
 
-// Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half.
+inline void count_own_tokens(const Batch& batch, int64_t b, int64_t tokens, double* own) {
+  for (int64_t i = 0; i < batch.sequences.objectives; ++i) {
+    if (preferred(batch.preference, i, b) > 0) own[i] += static_cast<double>(tokens);
+  }
+}
+
+// Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half;
+// with a preference by sequence also each objective's own tokens.
 template <class Real>
 PAMA_INLINE void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<Real>& tile,
                               double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   const int64_t step = tile_length<Real>(batch, size);
   const bool gram = reduction == Reduction::kGram;
-  double* rest = statistics + n;
+  double *rest = statistics + n, *own = statistics + statistics_size(n, reduction);
   for (int64_t t = 0; t < size; t += step) {
     place_parts(batch, b, t, std::min(step, size - t), tile);
+    drop_parts(batch, b, tile);
+    if (batch.by_sequence) count_own_tokens(batch, b, tile.tokens.count, own);
     if (gram) {
       add_gram(tile, n, rest);
     } else {
@@ -118,15 +128,17 @@ PAMA_CLONES void add(const Batch& batch, Reduction reduction, int64_t b, Tile<do
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& log_ratio,
+                       const std::optional<Tensor>& preference,
                        const std::optional<Tensor>& cu_seqlens, int64_t reduction_code, double low,
                        double high, bool noon, bool ratio_weighted) {
-  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
+  check_pama(advantages, mask, log_ratio, preference, cu_seqlens, reduction_code);
   const auto reduction = static_cast<Reduction>(reduction_code);
-  const Batch batch =
-      batch_of(advantages, mask, log_ratio, cu_seqlens, low, high, noon, ratio_weighted);
+  const Batch batch = batch_of(advantages, mask, log_ratio, preference, cu_seqlens, low, high, noon,
+                               ratio_weighted);
   const Sequences& s = batch.sequences;
   check_token_values(mask, cu_seqlens, s);
-  const int64_t n = s.objectives, size = statistics_size(n, reduction);
+  if (batch.by_sequence) check_preference(preference);  // before ranks wait for each other
+  const int64_t n = s.objectives, size = gathered_size(n, reduction, batch.by_sequence);
   Tensor result = allocate(advantages, {size}, ScalarType::Double);
   double* total = static_cast<double*>(result.mutable_data_ptr());
   std::fill_n(total, size, 0.0);

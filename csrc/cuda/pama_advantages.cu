@@ -9,32 +9,38 @@ namespace {
 constexpr int kBlock = 128;
 constexpr int64_t kSharedBytes = 48 * 1024;     // what every GPU grants without asking
 constexpr int64_t kScratchThreads = 32 * 1024;  // of the token kernel, beyond shared memory
+constexpr int64_t kSolveBlocks = 64 * 1024;     // of the solving kernel; more take turns
+constexpr int64_t kScratchBlocks = 64;          // of it, beyond shared memory
 
 PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
-                   const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& cu_seqlens,
-                   int64_t reduction, double low, double high, bool noon, bool ratio_weighted,
-                   void* statistics) {
+                   const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
+                   const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
+                   double high, bool noon, bool ratio_weighted, void* statistics) {
   const bool ragged = cu_seqlens.has_value();
   return {sequences_of(advantages, cu_seqlens),
           view_of(advantages, ragged),
           view_of(mask, ragged),
           view_of(log_ratio, ragged),
+          preference_view(preference),
           active_part_rule(low, high, noon, ratio_weighted),
           static_cast<Reduction>(reduction),
+          by_sequence(preference),
           static_cast<double*>(statistics)};
 }
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& log_ratio,
+                       const std::optional<Tensor>& preference,
                        const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
                        double high, bool noon, bool ratio_weighted) {
-  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction);
+  check_pama(advantages, mask, log_ratio, preference, cu_seqlens, reduction);
   const Launcher launch(advantages);
   const int64_t n = advantages.size(0);
-  const int64_t entries = statistics_size(n, static_cast<Reduction>(reduction));
+  const int64_t entries =
+      gathered_size(n, static_cast<Reduction>(reduction), by_sequence(preference));
   Tensor statistics = allocate(advantages, {entries}, ScalarType::Double);
-  const PamaArgs args = pama_args(advantages, mask, log_ratio, cu_seqlens, reduction, low, high,
-                                  noon, ratio_weighted, statistics.mutable_data_ptr());
+  const PamaArgs args = pama_args(advantages, mask, log_ratio, preference, cu_seqlens, reduction,
+                                  low, high, noon, ratio_weighted, statistics.mutable_data_ptr());
   const int64_t rows = args.sequences.count;
   Tensor partial = allocate(advantages, {rows * entries}, ScalarType::Double);
   double* partial_data = static_cast<double*>(partial.mutable_data_ptr());
@@ -51,19 +57,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
     const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction_code,
     double low, double high, bool noon, bool ratio_weighted) {
-  check_pama(advantages, mask, log_ratio, cu_seqlens, reduction_code);
-  check_pama_combine(advantages, preference, statistics, reduction_code);
+  check_pama(advantages, mask, log_ratio, preference, cu_seqlens, reduction_code);
+  check_pama_combine(advantages, statistics, reduction_code);
   const Launcher launch(advantages);
   const bool ragged = cu_seqlens.has_value();
   const auto reduction = static_cast<Reduction>(reduction_code);
   const PamaArgs batch =
-      pama_args(advantages, mask, log_ratio, cu_seqlens, reduction_code, low, high, noon,
-                ratio_weighted, const_cast<void*>(statistics.const_data_ptr()));
+      pama_args(advantages, mask, log_ratio, preference, cu_seqlens, reduction_code, low, high,
+                noon, ratio_weighted, const_cast<void*>(statistics.const_data_ptr()));
   const Sequences& s = batch.sequences;
   const int64_t n = s.objectives;
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const std::vector<int64_t> tokens(advantages.sizes().begin() + 1, advantages.sizes().end());
-  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction);
+  std::vector<int64_t> shape = pama_problem_shape(advantages, s, reduction, preference);
   Tensor optimum =
       allocate(advantages, reduction == Reduction::kGram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), n);
@@ -71,7 +77,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   Tensor combined = allocate(advantages, tokens, dtype);
   Tensor active = allocate(advantages, {n}, ScalarType::Bool);
   PamaCombineArgs args{batch,
-                       view_of(preference),
                        view_of(combined, ragged),
                        view_of(weights, ragged),
                        view_of(optimum, ragged),
@@ -94,14 +99,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     }
     return {combined, weights, optimum, active};
   }
-  Tensor scratch = allocate(advantages, {n + pama_solve_workspace(n)}, ScalarType::Double);
+  const int64_t problems = batch.by_sequence ? s.count : 1;
+  const int64_t bytes = pama_solve_workspace(n) * word;
+  const bool shared = bytes <= kSharedBytes;
+  const int64_t blocks = std::clamp<int64_t>(problems, 1, shared ? kSolveBlocks : kScratchBlocks);
+  Tensor scratch = allocate(advantages, {problems * n + (shared ? 0 : blocks * bytes / word)},
+                            ScalarType::Double);
   if (reduction != Reduction::kSequence) {
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
-    const int64_t bytes = pama_solve_workspace(n) * word;
-    if (bytes > kSharedBytes) args.scratch = args.solution + n;
+    if (!shared) args.scratch = args.solution + problems * n;
     const auto kernel =
         reduction == Reduction::kGram ? pama_solve_kernel<true> : pama_solve_kernel<false>;
-    launch(kernel, 1, kWarp, args.scratch ? 0 : bytes, args);
+    launch(kernel, blocks, kWarp, shared ? bytes : 0, args);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
   launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);

@@ -51,4 +51,27 @@ __global__ void __launch_bounds__(128)
   }
 }
 
+// Whether a reward applies, in a group whose rewards are not all equal.
+__global__ void __launch_bounds__(128)
+    group_informative_kernel(const __grid_constant__ GroupArgs args) {
+  const int64_t group = warp();
+  if (group >= args.count) return;
+  const View& in = args.rewards;
+  const int64_t row = group / args.groups, token = group % args.groups * args.size;
+  const int64_t from = row * in.sequence + token * in.token;
+  double least = HUGE_VAL, largest = -HUGE_VAL;  // which NaN is neither below nor above
+  for (int64_t j = lane(); j < args.size; j += kWarp) {
+    const double reward = load(in, from + j * in.token);
+    if (reward < least) least = reward;
+    if (reward > largest) largest = reward;
+  }
+  const WarpTeam team;
+  const bool differ = -team.largest(-least) < team.largest(largest);
+  bool* out = static_cast<bool*>(args.out.data) + row * args.out.sequence + token;
+  for (int64_t j = lane(); j < args.size; j += kWarp) {
+    const double reward = load(in, from + j * in.token);
+    out[j] = differ && reward == reward;
+  }
+}
+
 }  // namespace pama

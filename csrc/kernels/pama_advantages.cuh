@@ -15,15 +15,21 @@ namespace pama {
 
 struct PamaArgs {
   Sequences sequences;
-  View advantages, mask, log_ratio;
+  View advantages, mask, log_ratio, preference;
   ActivePart rule;
   Reduction reduction;
-  double* statistics;  // see statistics_size
+  bool by_sequence;    // whether each sequence has a preference of its own
+  double* statistics;  // see gathered_size
 };
 
 __device__ __forceinline__ double pama_log_ratio(const PamaArgs& args, int64_t b, int64_t t) {
   const View& ratio = args.log_ratio;
   return ratio.data ? load(ratio, args.sequences.first(ratio, 0, b) + t * ratio.token) : 0.0;
+}
+
+// Whether an objective has no part in a sequence.
+__device__ __forceinline__ bool pama_dropped(const PamaArgs& args, int64_t n, int64_t b) {
+  return args.by_sequence && !(preferred(args.preference, n, b) > 0);
 }
 
 // A of an unmasked token, after Noon.
@@ -44,7 +50,8 @@ __device__ __forceinline__ bool pama_unmasked(const PamaArgs& args, int64_t b, i
 __global__ void __launch_bounds__(128, 1)
     pama_partial_kernel(const __grid_constant__ PamaArgs args, int tile, double* partial) {
   const int64_t n = args.sequences.objectives, b = blockIdx.x, size = args.sequences.size(b);
-  const int64_t entries = statistics_size(n, args.reduction);
+  const int64_t entries = gathered_size(n, args.reduction, args.by_sequence);
+  const int64_t own = statistics_size(n, args.reduction);
   double* parts = dynamic_shared();
   double* mine = partial + b * entries;
   for (int64_t k = threadIdx.x; k < entries; k += blockDim.x) mine[k] = 0;
@@ -57,8 +64,9 @@ __global__ void __launch_bounds__(128, 1)
       unmasked_here += here;
       const double ratio = here ? pama_log_ratio(args, b, start + j) : 0;
       for (int64_t i = 0; i < n; ++i) {
-        parts[i * tile + j] =
-            here ? active_part(args.rule, pama_noon(args, i, b, start + j), ratio) : 0;
+        parts[i * tile + j] = here && !pama_dropped(args, i, b)
+                                  ? active_part(args.rule, pama_noon(args, i, b, start + j), ratio)
+                                  : 0;
       }
     }
     const double count =
@@ -69,6 +77,10 @@ __global__ void __launch_bounds__(128, 1)
                                                                             : entry - 1;
       const int64_t other = entry % n;
       const bool gram = k >= n && args.reduction == Reduction::kGram;
+      if (k >= own) {
+        if (lane() == 0 && !pama_dropped(args, k - own, b)) mine[k] += count;
+        continue;
+      }
       if (gram && other < i) continue;  // the finishing kernel mirrors it
       if (k == n && !gram) {
         if (lane() == 0) mine[k] += count;
@@ -89,9 +101,10 @@ __global__ void __launch_bounds__(128, 1)
 __global__ void __launch_bounds__(128, 1)
     pama_finish_kernel(const __grid_constant__ PamaArgs args, const double* partial) {
   const int64_t n = args.sequences.objectives;
-  const int64_t entries = statistics_size(n, args.reduction), k = warp(), entry = k - n;
+  const int64_t entries = gathered_size(n, args.reduction, args.by_sequence);
+  const int64_t k = warp(), entry = k - n;
   if (k >= entries) return;
-  const bool gram = k >= n && args.reduction == Reduction::kGram;
+  const bool gram = entry >= 0 && entry < n * n && args.reduction == Reduction::kGram;
   if (gram && entry % n < entry / n) return;
   double sum = 0;
   for (int64_t b = lane(); b < args.sequences.count; b += kWarp) sum += partial[b * entries + k];
@@ -105,20 +118,20 @@ __global__ void __launch_bounds__(128, 1)
 
 struct PamaCombineArgs {
   PamaArgs batch;
-  View preference, advantages, weights, optimum;
+  View advantages, weights, optimum;
   bool* active;
-  double* solution;  // weights of the whole batch, by the solving kernel
+  double* solution;  // weights of the whole batch, or of each sequence, by the solving kernel
   double* scratch;   // of each thread of the token kernel; null: shared memory
 };
 
-// The preference among active objectives. False if nothing is both active and preferred.
+// The preference among active objectives, in sequence b. False if nothing is both active and
+// preferred.
 template <class Team>
-__device__ bool pama_preference(const PamaCombineArgs& args, Team team, double* preference) {
-  const View& from = args.preference;
+__device__ bool pama_preference(const PamaCombineArgs& args, int64_t b, Team team,
+                                double* preference) {
   bool live = false;
   for (int64_t i = team.rank(); i < args.batch.sequences.objectives; i += team.size()) {
-    const double p = from.data ? load(from, i * from.token) : 1;
-    preference[i] = args.batch.statistics[i] != 0 ? p : 0;
+    preference[i] = args.batch.statistics[i] != 0 ? preferred(args.batch.preference, i, b) : 0;
     live = live || preference[i] > 0;
   }
   team.sync();
@@ -137,45 +150,50 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
   return n * n + 3 * n + MinNorm<WarpTeam>::reals(n) + (MinNorm<WarpTeam>::integers(n) + 1) / 2;
 }
 
-// One weight vector for the whole batch, by one warp: for `gram`, or else for `batch`. A kernel
-// each, as one that holds both solvers spills registers.
+// One weight vector for the whole batch, or for each preference of a sequence, by one warp: for
+// `gram`, or else for `batch`. A kernel each, as one that holds both solvers spills registers.
 template <bool kGram>
 __global__ void __launch_bounds__(32, 1)
     pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
   const int64_t n = args.batch.sequences.objectives;
+  const int64_t problems = args.batch.by_sequence ? args.batch.sequences.count : 1;
   const double* statistics = args.batch.statistics + n;
-  double* problem = args.scratch ? args.scratch : dynamic_shared();
+  double* problem =
+      args.scratch ? args.scratch + blockIdx.x * pama_solve_workspace(n) : dynamic_shared();
   double *preference = problem + n * n, *weights = preference + n, *reals = weights + 2 * n;
   const WarpTeam team;
-  double optimum = 0;
-  if (!pama_preference(args, team, preference)) {
-    for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
-  } else if constexpr (kGram) {
-    for (int64_t k = lane(); k < n * n; k += kWarp) problem[k] = statistics[k];
+  for (int64_t b = blockIdx.x; b < problems; b += gridDim.x) {
+    double optimum = 0;
+    if (!pama_preference(args, b, team, preference)) {
+      for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
+    } else if constexpr (kGram) {
+      for (int64_t k = lane(); k < n * n; k += kWarp) problem[k] = statistics[k];
+      team.sync();
+      GramProblem<WarpTeam> gram;
+      gram.n = static_cast<int>(n);
+      gram.gram = problem;
+      gram.vector = preference;
+      gram.rtol = 0x1p-52;
+      gram.options = nullptr;
+      gram.out = weights;
+      gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<WarpTeam>::reals(n))};
+      MinNorm<WarpTeam>(gram).solve();
+    } else {
+      const double count = statistics[0] > 1 ? statistics[0] : 1;
+      for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
+      team.sync();
+      PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
+      solver.prefer(preference);
+      optimum = solver.solve(problem, weights);
+    }
     team.sync();
-    GramProblem<WarpTeam> gram;
-    gram.n = static_cast<int>(n);
-    gram.gram = problem;
-    gram.vector = preference;
-    gram.rtol = 0x1p-52;
-    gram.options = nullptr;
-    gram.out = weights;
-    gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<WarpTeam>::reals(n))};
-    MinNorm<WarpTeam>(gram).solve();
-  } else {
-    const double count = statistics[0] > 1 ? statistics[0] : 1;
-    for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
-    team.sync();
-    PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
-    solver.prefer(preference);
-    optimum = solver.solve(problem, weights);
+    for (int64_t i = lane(); i < n; i += kWarp) {
+      args.solution[b * n + i] = weights[i];
+      store(args.weights, i * problems + b, weights[i]);
+    }
+    if (!kGram && lane() == 0) store(args.optimum, b, optimum);
+    team.sync();  // before the next problem takes the place of this one
   }
-  team.sync();
-  for (int64_t i = lane(); i < n; i += kWarp) {
-    args.solution[i] = weights[i];
-    store(args.weights, i, weights[i]);
-  }
-  if (!kGram && lane() == 0) store(args.optimum, 0, optimum);
 }
 
 // Σ_i w_i A_i of an unmasked token; a weight of 0 drops the objective, whatever its advantage.
@@ -216,7 +234,7 @@ __global__ void __launch_bounds__(128, 1)
     if (threadIdx.x < kWarp) {  // thread 0's own warp, which pama_preference synchronises
       const WarpTeam team;
       double optimum = 0;
-      if (pama_preference(args, team, preference) && tokens > 0) {
+      if (pama_preference(args, b, team, preference) && tokens > 0) {
         PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {preference + n, nullptr});
         solver.prefer(preference);
         optimum = solver.solve(means, weights);
@@ -228,7 +246,8 @@ __global__ void __launch_bounds__(128, 1)
       if (lane() == 0) store(args.optimum, b, optimum);
     }
   } else {
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) weights[i] = args.solution[i];
+    const double* solution = args.solution + (args.batch.by_sequence ? b * n : 0);
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) weights[i] = solution[i];
   }
   __syncthreads();
   const int64_t out = s.first(args.advantages, 0, b);
@@ -245,7 +264,18 @@ constexpr int64_t pama_token_workspace(int64_t n) {
   return (3 * n + PamaWeights<SerialTeam>::reals(n)) | 1;
 }
 
-// Theorem 1 at every token, a thread each. Ragged tokens need no sequence: they are one long row.
+// The sequence that a token of ragged arrays is in: the last one that begins no later.
+__device__ __forceinline__ int64_t sequence_of(const Sequences& s, int64_t token) {
+  int64_t low = 0, high = s.count;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (s.offset(middle) <= token ? low : high) = middle;
+  }
+  return low;
+}
+
+// Theorem 1 at every token, a thread each. Ragged tokens are one long row, of which only a
+// preference by sequence asks where its sequences lie.
 __global__ void __launch_bounds__(128, 1)
     pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
@@ -257,11 +287,17 @@ __global__ void __launch_bounds__(128, 1)
                               : dynamic_shared() + threadIdx.x * pama_token_workspace(n);
   double *weights = part + n, *preference = weights + n;
   pama_report_active(args);
-  const bool live = pama_preference(args, SerialTeam{}, preference);
+  bool live = false;
   PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
-  solver.prefer(preference);
+  int64_t prepared = -1;  // the sequence whose preference the solver has
   for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const int64_t b = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
+    const int64_t owner = !args.batch.by_sequence ? 0 : s.offsets ? sequence_of(s, k) : b;
+    if (owner != prepared) {
+      live = pama_preference(args, owner, SerialTeam{}, preference);
+      solver.prefer(preference);
+      prepared = owner;
+    }
     double combined = 0, optimum = 0;
     const bool here = live && pama_unmasked(flat.batch, b, t);
     if (here) {

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo import core_algos
 
-from pama_ops.advantages import group_normalize, pama_advantages
+from pama_ops import _checks as check
+from pama_ops.advantages import GroupAdvantages, group_normalize, pama_advantages
 from pama_ops.losses import ppo_loss
 
 AGGREGATES = {
@@ -44,6 +45,7 @@ class _Scores(NamedTuple):
     by_key: Mapping[str, Any]
     session: np.ndarray[Any, Any]  # [B], from 0
     last: np.ndarray[Any, Any]  # row of each session's last output
+    metrics: dict[str, Any]  # where to log
 
 
 _fetched: ContextVar[_Scores | None] = ContextVar("_fetched", default=None)
@@ -61,7 +63,10 @@ def pama(
     """PAMA's advantages of the rewards in `algorithm.gdpo_reward_keys`, normalised by prompt.
 
     A session (a response, or the several outputs of an agent) counts once, however long it is; a
-    score of None or NaN does not apply. The batch is the whole one, as verl's driver holds it.
+    score of None or NaN does not apply. A key that does not apply to a session, or has one score in
+    all of its prompt's, leaves that session's weights to the others; which share of the sessions it
+    says something of is logged as `pama/informative/KEY` (not by the legacy trainer, whose
+    estimators have no metrics). The batch is the whole one, as verl's driver holds it.
     `algorithm.gdpo_reward_weights` is the preference.
 
     Args:
@@ -81,7 +86,7 @@ def pama(
     if not keys:
         raise ValueError(f"algorithm.gdpo_reward_keys must list the rewards' keys, got {keys}")
     rows = np.arange(len(index))
-    scores = _fetched.get() or _Scores(non_tensor_batch or {}, rows, rows)
+    scores = _fetched.get() or _Scores(non_tensor_batch or {}, rows, rows, {})
     missing = [key for key in keys if key not in scores.by_key]
     if missing:
         raise ValueError(
@@ -94,12 +99,21 @@ def pama(
     session = torch.as_tensor(scores.session, device=token_level_rewards.device)
     tokens = response_mask.new_zeros(len(scores.last)).index_add(0, session, response_mask.sum(-1))
     options = config.get("pama") or {}
+    normalized = _by_prompt(rewards, index[scores.last])
+    generated = tokens > 0  # which a row that verl pads the batch with is not
+    shares = (normalized.informative & generated).sum(1) / generated.sum().clamp(min=1)
+    for key, share in zip(keys, shares.tolist(), strict=True):
+        scores.metrics[f"pama/informative/{key}"] = share
+    preference = normalized.informative.to(torch.float64)
+    if (worth := _floats(config.get("gdpo_reward_weights"))) is not None:
+        check.preference(worth, len(keys), rewards)
+        preference = preference * preference.new_tensor(worth).unsqueeze(1)
     step = pama_advantages(
-        _by_prompt(rewards, index[scores.last]).unsqueeze(-1).to(torch.float32),
-        tokens.unsqueeze(-1) > 0,
+        normalized.advantages.unsqueeze(-1).to(torch.float32),
+        generated.unsqueeze(-1),
         reduction=options.get("reduction", "sequence"),
         noon=options.get("noon", True),
-        preference=_floats(config.get("gdpo_reward_weights")),
+        preference=preference,
     )
     advantages = step.advantages[session] * response_mask
     return advantages, advantages
@@ -109,7 +123,7 @@ def _floats(weights: Any) -> list[float] | None:
     return None if weights is None else [float(w) for w in weights]
 
 
-def _by_prompt(rewards: Tensor, index: np.ndarray[Any, Any]) -> Tensor:
+def _by_prompt(rewards: Tensor, index: np.ndarray[Any, Any]) -> GroupAdvantages:
     """`group_normalize` of [N, B] in any order: groups side by side, filled up with NaN."""
     _, group, sizes = np.unique(index.astype(str), return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
@@ -118,9 +132,10 @@ def _by_prompt(rewards: Tensor, index: np.ndarray[Any, Any]) -> Tensor:
     rows = torch.as_tensor(order, device=rewards.device)
     spread = rewards.new_full((len(rewards), len(sizes) * int(sizes.max())), torch.nan)
     spread[:, columns] = rewards[:, rows]
-    out = torch.empty_like(rewards)
-    out[:, rows] = group_normalize(spread, int(sizes.max()))[:, columns]
-    return out
+    advantages, informative = group_normalize(spread, int(sizes.max()), return_informative=True)
+    back = torch.empty_like(rows)
+    back[rows] = columns
+    return GroupAdvantages(advantages[:, back], informative[:, back])
 
 
 @core_algos.register_policy_loss("pama_noon")  # type: ignore[untyped-decorator]
@@ -198,7 +213,7 @@ def _fetching_scores(compute: Callable[..., Any]) -> Callable[..., Any]:
         config = self.config.algorithm
         if config.adv_estimator != "pama" and not config.get("pama"):
             return compute(self, batch, metrics)
-        before = _fetched.set(_fetch(batch, config.get("gdpo_reward_keys") or []))
+        before = _fetched.set(_fetch(batch, config.get("gdpo_reward_keys") or [], metrics))
         try:
             return compute(self, batch, metrics)
         finally:
@@ -207,7 +222,7 @@ def _fetching_scores(compute: Callable[..., Any]) -> Callable[..., Any]:
     return compute_advantage
 
 
-def _fetch(batch: Any, keys: list[str]) -> _Scores:
+def _fetch(batch: Any, keys: list[str], metrics: dict[str, Any]) -> _Scores:
     """Columns of a reward model's output, else entries of what `compute_score` returned."""
     data = transfer_queue.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", *keys]
@@ -220,7 +235,7 @@ def _fetch(batch: Any, keys: list[str]) -> _Scores:
     names, outputs = zip(*(key.rsplit("_", 1) for key in batch.keys), strict=True)
     _, session, sizes = np.unique(names, return_inverse=True, return_counts=True)
     order = np.lexsort((np.array(outputs, dtype=int), session))
-    return _Scores(by_key, session, order[np.cumsum(sizes) - 1])
+    return _Scores(by_key, session, order[np.cumsum(sizes) - 1], metrics)
 
 
 if importlib.util.find_spec("transfer_queue"):  # which that trainer cannot do without

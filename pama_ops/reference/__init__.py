@@ -25,12 +25,21 @@ from pama_ops.reference.losses import (
     value_loss,
     value_loss_backward,
 )
-from pama_ops.reference.pama import BATCH, GRAM, SEQUENCE, TOKEN, pama_combine, pama_statistics
+from pama_ops.reference.pama import (
+    BATCH,
+    GRAM,
+    SEQUENCE,
+    TOKEN,
+    of_own_tokens,
+    pama_combine,
+    pama_statistics,
+)
 from pama_ops.reference.simplex import duality_gap, gapo, min_norm, pama_weights
 from pama_ops.reference.spectral import aligned_mtl, config, imtl_g
 from pama_ops.reference.surgery import gradvac, pcgrad, random_order
 from pama_ops.reference.tokens import (
     gae,
+    group_informative,
     group_normalize,
     merge_moments,
     whiten_apply,
@@ -64,6 +73,7 @@ __all__ = [
     "gradvac",
     "gram",
     "gram_accumulate",
+    "group_informative",
     "group_normalize",
     "imtl_g",
     "kl_divergence",
@@ -71,6 +81,7 @@ __all__ = [
     "merge_moments",
     "min_norm",
     "nash_mtl",
+    "of_own_tokens",
     "pama_combine",
     "pama_statistics",
     "pama_weights",

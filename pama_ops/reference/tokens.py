@@ -117,3 +117,13 @@ def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
     std = ((deviation**2).sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
     normalized = deviation / (std + eps * unit)
     return torch.where((count > 1) & (deviation != 0), normalized, 0.0).reshape(rewards.shape)
+
+
+def group_informative(rewards: Tensor, group_size: int) -> Tensor:
+    """Whether a reward applies (is not NaN), in a group whose rewards are not all equal."""
+    r = rewards.detach()
+    r = r.reshape(*r.shape[:-1], r.shape[-1] // group_size, group_size)
+    valid = ~r.isnan()
+    first = r.gather(-1, valid.int().argmax(-1, keepdim=True))
+    differs = (valid & (r != first)).any(-1, keepdim=True)
+    return (valid & differs).reshape(rewards.shape)
