@@ -118,7 +118,7 @@ def flag(name: str, x: object) -> bool:
         return x
     if type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_"):
         return bool(x)
-    raise TypeError(f"{name} must be True or False, got {x!r}")
+    raise TypeError(f"{name} must be a bool, got {type(x).__name__}")
 
 
 def number(name: str, x: object) -> float:
@@ -214,8 +214,8 @@ def preference(
     if x is None:
         return None
     if isinstance(x, Tensor):
+        x = floating("preference", x)
         if sequences is not None and x.shape != (n,):
-            floating("preference", x)
             if x.shape != (n, sequences):
                 raise ValueError(
                     f"preference must have the shape {[n]} that goes with the objectives, or "

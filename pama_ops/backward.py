@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 from pama_ops.gradients import gram
@@ -93,6 +94,7 @@ def pareto_backward(
     name = "features" if through else "parameters"
     try:
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
+        forward_mode.refuse("pareto_backward", *terms, *shared)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)

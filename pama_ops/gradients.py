@@ -108,7 +108,7 @@ def _gram(flat: list[Tensor], n: int) -> Tensor:
     """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
     result: Tensor
     if not forward_mode.carries(*flat):
-        result = ops.gram(flat, n)
+        result = ops.differentiable("gram", flat, n)
         return result
     primals, tangents = _split(flat)
     result = ops.gram(primals, n)
@@ -262,7 +262,7 @@ def _combine(
         results: list[Tensor]
         if forward_mode.carries(weights, *flat):
             return _combine_tangents(flat, weights)
-        results = ops.combine(flat, weights)
+        results = list(ops.differentiable("combine", flat, weights))
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]

@@ -89,7 +89,9 @@ def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
             yield "gram_accumulate", (torch.ones((n, n), dtype=torch.float64), grads)
             yield "combine", (grads, weights)
             yield "combine_into", (grads[: len(shapes)], grads, weights, True)
-    yield "refuse_gradient", (torch.ones(3), "gram")
+    yield "refuse_gradient", (torch.zeros(3), "gram")
+    yield "constant", (torch.ones(3), [torch.ones(2), torch.ones(4)], "gram")
+    yield "require", (torch.ones(3, dtype=torch.bool), "all must hold")
 
 
 def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
