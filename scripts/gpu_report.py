@@ -62,15 +62,20 @@ def tests(paths: list[str]) -> dict[str, object]:
     return {**found, "pytest wrote no": missing} if missing else found
 
 
+def in_words(status: str) -> str:
+    """How a step ended: its exit status, or what it was kept from."""
+    if status == "0":
+        return "ok"
+    return f"FAILED ({status})" if status.lstrip("-").isdigit() else status
+
+
 def table(record: dict) -> None:
     """The run on one page."""
     print("\n== results ==")
     for name, value in record["where"].items():
         print(f"{name:<14}{value}")
     for name, step in record["steps"].items():
-        status = {"0": "ok"}.get(step["status"], step["status"])
-        says = f"FAILED ({status})" if status.lstrip("-").isdigit() else status
-        print(f"{name:<28}{says:<20}{step['seconds']} s")
+        print(f"{name:<28}{in_words(step['status']):<20}{step['seconds']} s")
     for name, found in record.get("tests", {}).items():
         counts = {k: v for k, v in found.items() if not isinstance(v, (list, dict))}
         print(f"{name:<14}{counts}")
