@@ -44,6 +44,7 @@ from gpu_report import in_words, table, tests
 from provenance import ROOT, commit
 
 DRY = bool(os.environ.get("GPU_CHECK_DRY"))
+PYTHON = shutil.which(os.environ.get("PYTHON", "")) or sys.executable
 SECONDS = int(os.environ.get("GPU_CHECK_SECONDS", "185"))  # of a stage; its end takes some more
 BUILD = Path(os.environ.get("GPU_CHECK_BUILD", ROOT / "build/gpu")).absolute()
 PREBUILT = Path(os.environ.get("GPU_CHECK_PREBUILT", ROOT / "build/prebuilt")).absolute()
@@ -86,7 +87,7 @@ def prebuild() -> int:
     folder = ROOT / "build/prebuild"
     # Without the path of this machine's torch: there it is another one, which is loaded already.
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_SKIP_RPATH=ON",
-                 f"-DPython3_EXECUTABLE={sys.executable}", f"-DPAMA_OUTPUT={PREBUILT}",
+                 f"-DPython3_EXECUTABLE={PYTHON}", f"-DPAMA_OUTPUT={PREBUILT}",
                  "-DPAMA_CUDA=1", f"-DTORCH_CUDA_ARCH_LIST={architecture}"]  # fmt: skip
     for command in configure, ["nice", "cmake", "--build", folder, "--target", "_C_cuda"]:
         if subprocess.run(command, check=False).returncode:
@@ -96,7 +97,7 @@ def prebuild() -> int:
     (PREBUILT / "sources").write_text(f"{sources()}\n")
     print(f"{PREBUILT / LIBRARY}: {(PREBUILT / LIBRARY).stat().st_size / 1e6:.1f} MB")
     for package in BROUGHT:
-        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest",
+        fetch = [PYTHON, "-m", "pip", "download", "--quiet", "--no-deps", "--dest",
                  PREBUILT / "wheels", "--only-binary=:all:", "--python-version=3.12",
                  "--constraint", ROOT / "requirements.txt", package]  # fmt: skip
         if subprocess.run(fetch, check=False).returncode:
@@ -293,7 +294,7 @@ def build(run: Run, target: str, seconds: float, nice: int = 0) -> Step:
     """Start to build `_C` alone, or with the CUDA library where none was brought."""
     architecture = run.record["where"].get("architecture") or ""
     configure = ["cmake", "-S", ROOT, "-B", "cmake", "-G", "Ninja", "-DPAMA_WERROR=OFF",
-                 f"-DPython3_EXECUTABLE={sys.executable}", f"-DPAMA_OUTPUT={BUILD / 'making'}",
+                 f"-DPython3_EXECUTABLE={PYTHON}", f"-DPAMA_OUTPUT={BUILD / 'making'}",
                  f"-DPAMA_CUDA={'0' if target == '_C' else '1'}",
                  f"-DTORCH_CUDA_ARCH_LIST={architecture}"]  # fmt: skip
     jobs = max(1, (os.cpu_count() or 1) * (3 if nice else 4) // 4)
@@ -312,14 +313,14 @@ def prepare(run: Run) -> Step | None:
     if run.record["where"].get("tree") != tree:
         run.begin_anew()
         script = "import gpu_report, json; print(json.dumps(gpu_report.where()))"
-        good = run.step("where", 60, sys.executable, "-c", script, show=1)
+        good = run.step("where", 60, PYTHON, "-c", script, show=1)
         last = text_of(RESULTS / "where.log").splitlines()[-1:]
         run.record["where"] = json.loads(last[0]) if good and last else {}
         run.record["where"]["tree"] = tree
         run.write()
     wheels = [x for x in (PREBUILT / "wheels").glob("*.whl") if not there(x.name.split("-")[0])]
     if wheels and not PACKAGES.exists():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps",
+        install = [PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps",
                    "--no-compile", "--target", PACKAGES]  # fmt: skip
         run.step("packages", 40, *install, *wheels)
     why_not = why_not_brought(run)
@@ -355,15 +356,15 @@ def benchmark(
     dry = ["--dry"] if DRY else []
     results = RESULTS / f"gpu_{label}.json"
     script = ROOT / "benchmarks/gpu" / f"{name}.py"
-    command = [sys.executable, script, "--results", results, *options, *dry]
+    command = [PYTHON, script, "--results", results, *options, *dry]
     run.step(label, seconds, *command, show=16, **environment)
 
 
 def first(run: Run) -> None:
     """Right, then fast: every group of ops by itself, then the rates."""
     dry = ["--dry"] if DRY else []
-    info = run.start("info", 60, [sys.executable, "-m", "pama_ops", "info"])
-    ops = [run.start(f"ops_{group}", 60, [sys.executable, ROOT / "scripts/gpu_ops.py", group, *dry])
+    info = run.start("info", 60, [PYTHON, "-m", "pama_ops", "info"])
+    ops = [run.start(f"ops_{group}", 60, [PYTHON, ROOT / "scripts/gpu_ops.py", group, *dry])
            for group in gpu_ops.GROUPS]  # fmt: skip
     run.wait(info, show=12)
     run.wait(*ops)
@@ -377,7 +378,7 @@ def first(run: Run) -> None:
         (site / "pama_ops" / LIBRARY).symlink_to(library)
         path = f"{site}{os.pathsep}{run.environment['PYTHONPATH']}"
         for group in "gram", "combine":
-            run.step(f"ops_{group}_{library.stem}", 30, sys.executable, ROOT / "scripts/gpu_ops.py",
+            run.step(f"ops_{group}_{library.stem}", 30, PYTHON, ROOT / "scripts/gpu_ops.py",
                      group, *dry, PYTHONPATH=path)  # fmt: skip
         label = f"gradients_{library.stem}"
         benchmark(run, "gradients", 60, "--quick", label=label, PYTHONPATH=path)
@@ -387,7 +388,7 @@ def pytest(run: Run, name: str, seconds: float, files: list[Path]) -> None:
     """The tests marked cuda of some files, in as many processes as there may be."""
     # Without plug-ins that this pytest has and .venv's has not, and the options that those want;
     # and another torch has warnings of its own.
-    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
+    command = [PYTHON, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
                "-o", "addopts=--strict-markers", "-o", "filterwarnings=", "-p", "no:cacheprovider",
                "--continue-on-collection-errors", "-m", "cuda", "-q", "-rsf", "--durations=8",
                ]  # fmt: skip
@@ -421,7 +422,7 @@ def tools(run: Run) -> None:
     """compute-sanitizer and Nsight Compute, on our own kernels only."""
     dry = ["--dry"] if DRY else []
     sanitizer = run.find("compute-sanitizer")
-    watched = [sys.executable, ROOT / "scripts/gpu_sanitize.py", *dry]
+    watched = [PYTHON, ROOT / "scripts/gpu_sanitize.py", *dry]
 
     def sanitize(kind: str, seconds: float) -> Step:
         # Kernels of namespace pama; initcheck has to see torch's write too.
@@ -438,7 +439,7 @@ def tools(run: Run) -> None:
             run.note(kind, "left out: no compute-sanitizer on the PATH")
     else:
         run.wait(*[sanitize(kind, 100) for kind in kinds], show=12)
-    profiled = [sys.executable, ROOT / "scripts/gpu_profile.py", *dry]
+    profiled = [PYTHON, ROOT / "scripts/gpu_profile.py", *dry]
     ncu = run.find("ncu")
     if ncu is None and not DRY:
         run.note("ncu", "left out: no ncu on the PATH")
@@ -470,9 +471,9 @@ def rest(run: Run) -> None:
 def demo(run: Run) -> None:
     """One real step: the demo's quick run, and TRL's trainer, where their packages are there."""
     device = "cpu" if DRY else "cuda"
-    trl = run.start("trl", 90, [sys.executable, ROOT / "scripts/gpu_trl.py", device])
+    trl = run.start("trl", 90, [PYTHON, ROOT / "scripts/gpu_trl.py", device])
     run.wait(trl, show=12)
-    run.step("align_reviews", 185, sys.executable, ROOT / "examples/align_reviews.py", "--quick",
+    run.step("align_reviews", 185, PYTHON, ROOT / "examples/align_reviews.py", "--quick",
              "--device", device, "--processes", "1", "--out", RESULTS / "align_reviews", show=20,
              XDG_CACHE_HOME=str(BUILD / "cache"))  # fmt: skip
 

@@ -59,14 +59,17 @@ def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
     assert "file too short" in why
 
 
+@pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("command", ["check", "bench", "info"])
-def test_what_is_missing_is_said_by_every_command(command, monkeypatch, capsys):
+def test_what_is_missing_is_said_by_every_command(command, cuda, monkeypatch, capsys):
     monkeypatch.setattr(_library, "extension", None)
+    monkeypatch.setattr(_library, "has_cuda", cuda)
     monkeypatch.setattr(_library, "why_no_cpu", "pama_ops._C was not built")
     monkeypatch.setattr(_self_check, "check", lambda: True)
     monkeypatch.setattr(_bench, "bench", lambda: None)
     assert main([command]) == (command == "check")
-    assert "No compiled kernels: pama_ops._C was not built.\n" in capsys.readouterr().out
+    missing = "CPU kernels" if cuda else "kernels"
+    assert f"No compiled {missing}: pama_ops._C was not built.\n" in capsys.readouterr().out
 
 
 def test_bench_prints_a_share_of_a_copy(monkeypatch, capsys):
