@@ -172,17 +172,18 @@ class CaGrad {
     }
   }
 
-  // dualproj: the result if it lies within the radius to rounding. Else it is offered as far as the
+  // dualproj: the result if it lies within the radius. Else it is offered as far as the
   // radius goes, and t, where that is less, set to that of its weights, which is no more than the
   // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
-    const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
+    const double* y = method.y();
     multiply(y);
-    const double found = dot(y, slope_), rounding = noise_ * norms * norms;
-    const bool inside = found <= radius * radius + rounding;
+    const double found = dot(y, slope_);
+    // For c >= 1 the zero gradient is within reach, and with it no conflict, whatever rounding says.
+    const bool inside = problem_.options[0] >= 1 || found <= radius * radius;
     if (inside && *t == 0) {
       take(y, 1);
     } else {
