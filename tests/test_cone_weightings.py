@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import exactly
+import hard_matrices
 import pytest
 import second_solver
 import torch
@@ -22,6 +23,8 @@ from strategies import (
 from strategies import matrix_on as on
 
 import pama_ops as po
+
+U = 2.0**-53
 
 
 def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
@@ -268,3 +271,146 @@ def test_cone_weightings_of_more_rows_than_lanes(backend, many_rows):
     # n times the work of dualproj: four of its projections stand for all.
     few = torch.cat([torch.full((4,), 0.25), torch.zeros(n - 4)]).double()
     assert_sum_of_projections(gram, po.upgrad(gram, preference=few.to(backend.device)), few)
+
+
+def cone_bound(n: int, u: float) -> float:
+    """As in assert_cone_optimal."""
+    return 3 * u + (16 + 2 * (n + 4)) * U
+
+
+def cagrad_noise(n: int, u: float) -> float:
+    """As in assert_best_worst_case."""
+    return 64 * n * U + 8 * u * (u > U)
+
+
+@pytest.mark.parametrize("origin", hard_matrices.ORIGINS)
+@pytest.mark.parametrize("family", hard_matrices.FAMILIES)
+def test_dualproj_is_optimal_on_hard_matrices(backend, family, origin):
+    for seed in range(8 if backend.name == "cpu" else 3):
+        n = 2 + seed % 5
+        gram = hard_matrices.draw_matrix(family, origin, n, seed)
+        for p in (torch.full((n,), 1 / n).double(), torch.eye(n).double()[seed % n]):
+            weights = po.dualproj(gram.to(backend.device), preference=p.to(backend.device))
+            worst = hard_matrices.worst_of_cone(gram, weights, p / p.sum())
+            assert worst <= cone_bound(n, unit_roundoff(gram.dtype))
+
+
+@pytest.mark.parametrize("origin", ["float64", "rows in float32"])
+@pytest.mark.parametrize("family", hard_matrices.FAMILIES)
+def test_upgrad_is_the_sum_of_its_projections_on_hard_matrices(backend, family, origin):
+    for seed in range(8 if backend.name == "cpu" else 3):
+        n = 2 + seed % 5
+        gram = hard_matrices.draw_matrix(family, origin, n, seed)
+        uniform = torch.full((n,), 1 / n).double()
+        weights = po.upgrad(gram.to(backend.device))
+        assert_sum_of_projections(gram.to(backend.device), weights, uniform)
+
+
+@pytest.mark.parametrize("origin", hard_matrices.ORIGINS)
+@pytest.mark.parametrize("family", hard_matrices.FAMILIES)
+def test_cagrad_is_optimal_on_hard_matrices(backend, family, origin):
+    for seed in range(6 if backend.name == "cpu" else 2):
+        n = 2 + seed % 5
+        gram = hard_matrices.draw_matrix(family, origin, n, seed)
+        for c in (0.1, 0.5, 1.0, 3.0):
+            assert_best_by_judge(gram, backend, c)
+
+
+def assert_best_by_judge(gram: torch.Tensor, backend, c: float) -> None:
+    """The least slope and the radius are those of the optimum, to rounding."""
+    on_device = gram.to(backend.device)
+    weights, shortest = po.cagrad(on_device, c=c), po.min_norm(on_device)
+    noise = cagrad_noise(len(gram), unit_roundoff(gram.dtype))
+    short, beyond = hard_matrices.worst_of_cagrad(gram, weights, c, noise, shortest)
+    assert short <= 1, f"c = {c}: {short}"
+    assert beyond <= 1, f"c = {c}: {beyond}"
+
+
+# Gradients, as integers and multiples of small units, whose large weights, dependences or mixed
+# lengths cost digits.
+HARD: dict[str, list[list[float]]] = {
+    "small integers and noise": [
+        [1 + 3e-7, 1 - 1e-7, 2 + 2e-7],
+        [-1 + 1e-7, -1 + 2e-7, -2 - 1e-7],
+        [2e-7, -1 - 1e-7, 1 + 1e-7],
+    ],
+    "opposite but for 2^-28": [[1.0, 0.0], [-1.0, 2.0**-28]],
+    "opposite but for 2^-18": [[1.0, 0.0], [-1.0, 2.0**-18], [0.5, 1.0]],
+    "a dependence and nine decades": [
+        [0.1, 0.0, -1e-8],
+        [0.0, 1e-5, 0.0],
+        [0.0, 0.1, 1e-9],
+        [0.0, -1e-9, 0.0],
+    ],
+    "stationary integers": [[6.0, 0.0], [0.0, 6.0], [-9.046875, -9.046875], [1.0, 1.0]],
+    "stationary integers and zero": [[3.0, 1.0], [-3.0, -1.0], [0.0, 0.0], [1.0, -2.0]],
+    "short beside opposites": [[1e-8, 0.0], [0.5, 1.0], [-0.5, -1.0], [0.25, 1.0]],
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_cone_weightings_of_chosen_hard_gradients(backend, name):
+    gram = torch.tensor(hard_matrices.gram_of(HARD[name]), dtype=torch.float64)
+    n = len(gram)
+    uniform = torch.full((n,), 1 / n).double()
+    weights = po.dualproj(gram.to(backend.device))
+    assert hard_matrices.worst_of_cone(gram, weights, uniform) <= cone_bound(n, U)
+    assert_sum_of_projections(gram.to(backend.device), po.upgrad(gram.to(backend.device)), uniform)
+    for c in (0.1, 0.5, 1.0, 3.0):
+        assert_best_by_judge(gram, backend, c)
+
+
+def test_cone_weightings_exchange_rows_that_depend_in_one_order_only(backend):
+    """Pivots of 3e-12 and then 4e-6 are one of 7e-17 in another order."""
+    gram = on(
+        backend,
+        [3.0000014639548906, -3.0000021617793609, -2.9999997051780394, 1.0000004815512962,
+         1.9999966534800906, -2.0000027167813741],
+        [-3.0000021617793609, 4.0000007211609327, 3.9999989232119941, -0.99999835599104037,
+         -2.9999961517474074, 1.0000011310880106],
+        [-2.9999997051780394, 3.9999989232119941, 3.9999971252673387, -0.99999786502590693,
+         -2.9999948447676572, 0.99999991418586776],
+        [1.0000004815512962, -0.99999835599104037, -0.99999786502590693, 0.99999861670060652,
+         -3.2007635702368068e-06, -1.0000020823728517],
+        [1.9999966534800906, -2.9999961517474074, -2.9999948447676572, -3.2007635702368068e-06,
+         2.9999960791558005, 3.0150492189712355e-06],
+        [-2.0000027167813741, 1.0000011310880106, 0.99999991418586776, -1.0000020823728517,
+         3.0150492189712355e-06, 3.0000037272295059],
+    )  # fmt: skip
+    for i in range(6):
+        lone = torch.eye(6, dtype=torch.float64)[i]
+        weights = po.dualproj(gram, preference=lone.to(gram.device))
+        assert hard_matrices.worst_of_cone(gram, weights, lone) <= cone_bound(6, U)
+
+
+def test_cagrad_ascends_where_two_gradients_nearly_cancel(backend):
+    """Rows (1, 1, 2), (−1, −1, −2), (0, −1, 1) and a noise of 1e-7, c = 0.1: the plain mean has a
+    least slope of −1/3 + .., and −.218 is within the radius."""
+    gram = torch.tensor(hard_matrices.gram_of(HARD["small integers and noise"])).double()
+    weights = po.cagrad(gram.to(backend.device), c=0.1).cpu()
+    assert float(exactly.times(gram, weights).amin()) > -0.22
+
+
+@pytest.mark.parametrize("rtol", [1e-6, 1e-4])
+def test_cone_weightings_of_noisy_matrices_stay_small(backend, rtol):
+    """G of dependent rows, in error by rtol and so indefinite: v has Σ v ‖g‖ of at most about the
+    length of the start over the root of rtol, and conflicts within the error."""
+    for family in ("integers times a basis", "copies", "near-stationary integers"):
+        for seed in range(6):
+            n = 3 + seed % 4
+            exact = hard_matrices.draw_matrix(family, "float64", n, seed)
+            norm = exact.diagonal().sqrt()
+            sign = hard_matrices.signs(n, seed).double()
+            gram = (exact + rtol / 2 * sign * norm * norm[:, None]).to(backend.device)
+            weights = po.dualproj(gram, rtol=rtol).cpu()
+            assert bool(weights.isfinite().all())
+            size = float(exactly.dot(norm, weights))
+            start = float(norm.sum()) / n
+            assert size <= 4 * start / rtol**0.5
+            slope = exactly.times(gram.cpu(), weights)
+            assert bool((slope >= -3 * rtol * norm * size).all())
+            assert bool(po.upgrad(gram, rtol=rtol).isfinite().all())
+            for c in (0.5, 1.0):
+                weights = po.cagrad(gram, c=c, rtol=rtol).cpu()
+                assert bool(weights.isfinite().all())
+                assert float(exactly.dot(norm, weights)) <= 8 * (1 + c) * start / rtol**0.5

@@ -3,6 +3,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import exactly
+import hard_matrices
 import pytest
 import second_solver
 import torch
@@ -270,3 +271,26 @@ def test_min_norm_ends_on_matrices_that_are_no_gram_matrices(backend):
 def test_min_norm_of_one_objective_is_one(backend):
     for x in (3.0, 0.0, 5e-324, 1e308):
         assert po.min_norm(on(backend, [x])).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("origin", hard_matrices.ORIGINS)
+@pytest.mark.parametrize("family", hard_matrices.FAMILIES)
+def test_min_norm_is_optimal_on_hard_matrices(backend, family, origin):
+    for seed in range(8 if backend.name == "cpu" else 3):
+        gram = hard_matrices.draw_matrix(family, origin, 2 + seed % 5, seed)
+        weights = po.min_norm(gram.to(backend.device))
+        assert_on_simplex(weights.cpu())
+        assert hard_matrices.gap_of_min_norm(gram, weights) <= gap_bound(gram)
+
+
+def test_min_norm_settles_rows_that_are_nearly_collinear(backend):
+    """The step that lets the last row in leaves slopes of 1e-9 on the corral."""
+    gram = on(
+        backend,
+        [5.3203653702832314, 5.3203659123869267, -5.3203654673940663, -5.3203648781600243],
+        [5.3203659123869267, 5.3203664544907001, -5.3203660094977465, -5.3203654202636654],
+        [-5.3203654673940663, -5.3203660094977465, 5.3203655645049333, 5.3203649752708575],
+        [-5.3203648781600243, -5.3203654202636654, 5.3203649752708575, 5.3203643860369327],
+    )
+    gap = hard_matrices.gap_of_min_norm(gram, po.min_norm(gram))
+    assert gap <= gap_bound(gram)

@@ -1,21 +1,26 @@
 // cagrad: the direction d with ‖d − g_0‖ <= φ = c‖g_0‖ of the largest min_i <g_i, d>, g_0 the mean
 // gradient (Liu et al. 2021).
 //
-// Turned around: the least ‖d − g_0‖ with <g_i, d> >= μ for all i is a problem of
-// cone_active_set.h, d = g_0 + Σ y_i g_i, and that distance is a convex function of μ, the root of
-// a quadratic on each support. Newton's method from above meets φ in finitely many steps, each of
-// which goes on from the support of the last. At μ = 0 it starts with dualproj, which is the result
-// where the gradients are Pareto stationary and φ reaches that far: there no μ > 0 is feasible.
+// By duality d = g_0 + φ g_w / ‖g_w‖ with w = argmin <g_w, g_0> + φ ‖g_w‖ over the simplex. That w
+// also minimises ½ ‖g_w‖² + t <g_w, g_0> for t = ‖g_w‖ / φ, which simplex_active_set.h solves for
+// any t. There w stays on the simplex where 1 / t, the sum of the answer's weights, is large. Along
+// t, ‖g_w‖² is linear in t² on each corral, and ‖g_w‖ / t falls. Newton's method on t² meets φ in
+// finitely many steps, each of which goes on from the corral of the last.
+//
+// At t = 0 it starts with min_norm. Where that is 0 to rounding, the gradients are Pareto
+// stationary and no min_i <g_i, d> above 0 is feasible: dualproj reaches 0, and is the result if φ
+// reaches that far.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 
+#include "core/compensated.h"
 #include "core/cone_active_set.h"
 #include "core/gram_problem.h"
-#include "core/min_norm.h"
 #include "core/normalize_gram.h"
+#include "core/simplex_active_set.h"
 
 namespace pama {
 
@@ -27,23 +32,30 @@ class CaGrad {
   static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return ConeActiveSet<Team>::reals(n) + MinNorm<Team>::reals(n) + 3 * n;
+    const int64_t cone = ConeActiveSet<Team>::reals(n), simplex = SimplexActiveSet<Team>::reals(n);
+    return (cone > simplex ? cone : simplex) + 4 * n;
   }
   PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return ConeActiveSet<Team>::integers(n) + MinNorm<Team>::integers(n);
+    const int64_t cone = ConeActiveSet<Team>::integers(n);
+    const int64_t simplex = SimplexActiveSet<Team>::integers(n);
+    return (cone > simplex ? cone : simplex) + n;
   }
-  // Of Newton steps.
+  // Of Newton steps, and of rows entering in each.
   PAMA_HD static constexpr int limit(int n) { return n + 64; }
+  PAMA_HD static constexpr int entering(int n) { return 8 * n + 32; }
 
   PAMA_HD explicit CaGrad(const GramProblem<Team>& problem)
-      : problem_(problem),
-        team_(problem.team),
+      : team_(problem.team),
         n_(problem.n),
+        problem_(problem),
+        noise_(16 * n_ * DBL_EPSILON + 2 * problem.rtol),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
-        shortest_(mean_ + n_),
-        rest_{shortest_ + n_, problem.workspace.integers},
-        method_(team_, n_, problem.gram, norm_, mean_, problem.rtol, true, rest_) {}
+        inner_(mean_ + n_),
+        slope_(inner_ + n_),
+        leader_(problem.workspace.integers),
+        rest_{slope_ + n_, leader_ + n_},
+        method_(team_, n_, problem.gram, norm_, leader_, rest_) {}
 
   PAMA_HD void solve() {
     int half = 0;
@@ -51,121 +63,149 @@ class CaGrad {
       return fill(team_, n_, NAN, problem_.out);
     }
     fill(team_, n_, 1.0 / n_, mean_);
-    const double radius = problem_.options[0] * sqrt(fmax(square(mean_), 0.0));
-    if (!(radius > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
-    method_.resolve(0x1p-30 * radius * radius);
-    method_.start();
-    method_.solve(0);
-    const double wanted = radius * radius, doubt = method_.doubt();
-    // For c >= 1 no conflict is within reach, whatever rounding says.
-    const bool within = problem_.options[0] >= 1 || method_.square_of_move() - wanted <= -doubt;
-    double scale = 1;
-    if (!within) {
-      scale = approach(lowest_slope(), wanted);
-    } else if (rise(radius)) {
-      scale = approach(fmax(lowest_slope(), 0.0), wanted);
-    }
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      problem_.out[i] = 1.0 / n_ + scale * method_.y()[i];
+      leader_[i] = i;
+      inner_[i] = product(i, mean_);
     }
+    team_.sync();
+    const double c = problem_.options[0];
+    if (!(c > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
+    approach(c * sqrt(fmax(dot(mean_, inner_), 0.0)));
   }
 
  private:
-  PAMA_HD double square(const double* x) const { return product(x, x); }
-
-  PAMA_HD double product(const double* x, const double* z) const {
+  PAMA_HD double dot(const double* a, const double* b) const {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
-      double here = 0;
-      for (int j = 0; j < n_; ++j) here += problem_.gram[j * n_ + i] * z[j];
-      total += x[i] * here;
-    }
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += a[i] * b[i];
     return team_.sum(total);
   }
 
-  // By weak duality every w on the simplex bounds μ: μ <= <g_w, g_0> + φ ‖g_w‖. Sets the level to
-  // that of the shortest g_w; false if that is 0 to rounding.
-  PAMA_HD bool rise(double radius) {
-    GramProblem<Team> inner = problem_;
-    inner.vector = nullptr;
-    inner.rtol = DBL_EPSILON;
-    inner.out = shortest_;
-    inner.workspace = {rest_.reals + ConeActiveSet<Team>::reals(n_),
-                       rest_.integers + ConeActiveSet<Team>::integers(n_)};
-    MinNorm<Team>(inner).solve();
+  // (Gx)_i as if in twice the precision: where ‖g_x‖ is small, what rounding leaves of the terms is
+  // larger than their sum.
+  PAMA_HD double product(int i, const double* x) const {
+    double total = 0, rest = 0;
+    for (int j = 0; j < n_; ++j) {
+      if (x[j] != 0) add_product(problem_.gram[j * n_ + i], x[j], &total, &rest);
+    }
+    return total + rest;
+  }
+
+  PAMA_HD void multiply(const double* x) {
+    for (int i = team_.rank(); i < n_; i += team_.size()) slope_[i] = product(i, x);
     team_.sync();
-    double norms = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) norms += shortest_[i] * norm_[i];
-    norms = team_.sum(norms);
-    const double least = square(shortest_);
-    if (!(least > (4 * n_ * DBL_EPSILON + problem_.rtol) * norms * norms)) return false;
-    level_ = product(shortest_, mean_) + radius * sqrt(least);
-    method_.solve(level_);
-    return true;
   }
 
-  // Moves the level, up from `low`, until yᵀGy = φ², and returns what to multiply y by to make it
-  // so. A level at which rounding hides whether it is more counts as too high: that costs no more
-  // of min <g_i, d> than rounding of G may.
-  PAMA_HD double approach(double low, double wanted) {
-    double high = INFINITY;
-    for (int step = 0; step < limit(n_); ++step) {
-      const double total = method_.sum(), doubt = method_.doubt();
-      const double excess = method_.square_of_move() - wanted;
-      const bool sure = doubt <= 0x1p-20 * wanted;
-      const double curvature = sure && method_.support() > 0 ? method_.response() : 0;
-      const double change = step_of(excess, total, curvature);
-      const double near = method_.large() ? 0x1p-30 : 2 * DBL_EPSILON;
-      if (sure && fabs(excess) <= near * wanted + doubt) {
-        // To solve anew would draw other errors; a move along dy/dμ keeps these.
-        if (method_.support() > 0 && !method_.large()) {
-          method_.shift(change);
-          level_ += change;
-        }
-        return sqrt(wanted / method_.square_of_move());
+  // Finds t with ‖g_w‖ = φ t. Where rounding leaves it in doubt, the best direction on the way
+  // counts.
+  PAMA_HD void approach(double radius) {
+    const double shift = dot(mean_, norm_), square = radius * radius;
+    double t = 0, low = 0, high = INFINITY, wide = INFINITY;  // bounds of t², and their last ratio
+    bool projected = false;
+    fill(team_, n_, 0, slope_);
+    offer(mean_, 0);
+    method_.start();
+    for (int step = 0;; ++step) {
+      method_.tilt(inner_, t, t * shift);
+      const double* x = method_.solve(entering(n_));
+      multiply(x);
+      double found = dot(x, slope_);
+      const double norms = dot(x, norm_), rounding = noise_ * norms * norms;
+      const bool told = found > rounding;
+      if (!told && !projected) {
+        projected = true;
+        if (project(radius, &t)) return;
+        low = t * t;
+        method_.start();
+        continue;
       }
-      (excess > -doubt ? high : low) = level_;
-      double level = level_ + change;
-      if (!(sure && level > low && level < high)) level = 0.5 * (low + high);
-      if (!(level > low && level < high && level <= DBL_MAX)) break;
-      level_ = level;
-      method_.solve(level_);
+      if (step == 0) {
+        offer(x, radius / sqrt(found));
+        t = sqrt(found) / radius;
+        low = t * t;
+        continue;
+      }
+      // Where rounding hides ‖g_w‖², the least that it can be on this corral.
+      const double response = method_.response();
+      if (!told) found = t * t * response;
+      const double excess = found - square * (t * t);
+      const double scale = excess > 0 ? radius / sqrt(found) : 1 / t;
+      const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
+      if (met && told) return take(x, scale);
+      offer(x, scale);
+      if (met || step >= limit(n_)) return;
+      if (!told && high == INFINITY && square * (t * t) < 2 * rounding) {
+        t = 2 * sqrt(rounding) / radius;  // where rounding hides less than ‖g_w‖² = φ² t²
+        continue;
+      }
+      (excess > 0 ? low : high) = t * t;
+      double next = response < square ? t * t + excess / (square - response) : INFINITY;
+      const double ratio = high / low;
+      if (!(next > low && next < high) || ratio * ratio > wide) {
+        // ‖g_w‖ does not fall as t rises, so found / φ² is a bound, too.
+        next = high < INFINITY ? sqrt(low) * sqrt(high) : fmax(16 * low, found / square);
+      }
+      wide = ratio;
+      if (!(next > low && next < high)) return;  // nothing lies between
+      t = sqrt(next);
     }
-    if (level_ != low) {
-      level_ = low;
-      method_.solve(level_);
-    }
-    const double square = method_.square_of_move();
-    return square > wanted && method_.doubt() <= square - wanted ? sqrt(wanted / square) : 1;
   }
 
-  // By how much to change the level so that the excess, a quadratic on this support, becomes 0.
-  PAMA_HD static double step_of(double excess, double total, double curvature) {
-    const double inside = total * total - curvature * excess;
-    return -excess / (total + sqrt(fmax(inside, 0.0)));
-  }
-
-  // Of the mean gradient, where y = 0.
-  PAMA_HD double lowest_slope() const {
-    Located lowest{INFINITY, n_};
+  // Makes g_0 + scale · g_x the result if its least slope, less what rounding may hide, is the
+  // largest so far. G x is in slope.
+  PAMA_HD void offer(const double* x, double scale) {
+    const double size = dot(mean_, norm_) + scale * dot(x, norm_);
+    Located least{INFINITY, n_};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      double along = 0;
-      for (int j = 0; j < n_; ++j) along += problem_.gram[j * n_ + i];
-      const Located here{along / n_, i};
-      if (before(here, lowest)) lowest = here;
+      const double hidden = 4 * DBL_EPSILON * norm_[i] * size;
+      const Located here{inner_[i] + scale * slope_[i] - hidden, i};
+      if (before(here, least)) least = here;
     }
-    return team_.smallest(lowest).value;
+    least = team_.smallest(least);
+    if (!(least.value >= best_)) return;
+    best_ = least.value;
+    take(x, scale);
   }
 
-  GramProblem<Team> problem_;
+  PAMA_HD void take(const double* x, double scale) {
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      problem_.out[i] = 1.0 / n_ + scale * x[i];
+    }
+  }
+
+  // dualproj: the result if it lies within the radius. Else it is offered as far as the
+  // radius goes, and t, where that is less, set to that of its weights, which is no more than the
+  // one that is looked for.
+  PAMA_HD bool project(double radius, double* t) {
+    ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
+    method.start();
+    method.solve();
+    const double* y = method.y();
+    multiply(y);
+    const double found = dot(y, slope_);
+    // For c >= 1 the zero gradient is within reach, and with it no conflict, whatever rounding says.
+    const bool inside = problem_.options[0] >= 1 || found <= radius * radius;
+    if (inside && *t == 0) {
+      take(y, 1);
+    } else {
+      offer(y, inside ? 1 : radius / sqrt(found));
+    }
+    *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
+    team_.sync();
+    return inside;
+  }
+
   Team team_;
   int n_;
+  GramProblem<Team> problem_;
+  double noise_;  // what rounding makes of the square of a unit vector
   double* norm_;
-  double* mean_;      // 1/n
-  double* shortest_;  // min_norm
+  double* mean_;   // 1/n
+  double* inner_;  // <g_i, g_0>
+  double* slope_;  // of what is tried
+  int* leader_;    // every row is a candidate
   Workspace rest_;
-  ConeActiveSet<Team> method_;
-  double level_ = 0;
+  SimplexActiveSet<Team> method_;
+  double best_ = -INFINITY;  // the least slope of the result
 };
 
 }  // namespace pama

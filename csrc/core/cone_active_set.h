@@ -1,23 +1,20 @@
-// min ½ vᵀGv − μ Σ y over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch.
-// 23, on the Gram matrix): for μ = 0, the point of lower's gradient plus the cone of all gradients
-// that is nearest to 0, which conflicts with none of them.
+// min vᵀGv over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch. 23, on
+// the Gram matrix): the point of lower's gradient plus the cone of all gradients that is nearest to
+// 0, which conflicts with none of them.
 //
-// The support S = {y > 0} is factorised, G_S = L D Lᵀ. A row that depends on S has slope 0 where S
-// has, so only rows that keep G_S regular enter. Where rounding would let another one enter, G is
-// widened and the method starts anew: each gradient gets one more coordinate, of the same small
-// part of its length, which makes vᵀGv > 0 for v >= 0 whatever rounding took from G. If a pivot is
-// not positive even then, it is made as positive as it was negative, at least rounding, and G_jj
-// with it. So what is solved exactly is a problem of a matrix within rounding of G. Should v then
-// be so large that the factor cannot resolve its slopes, G is widened once more, n times as much.
-// What is added to G is kept beside it, and forgotten at start(): a problem never sees what another
-// one needed.
+// The support S = {y > 0} is factorised, G_S = L D Lᵀ. Only rows that keep G_S regular enter. One
+// that depends on S but for rounding takes the place of a row of S: along the dependence vᵀGv has
+// no curvature, so it falls until a y reaches 0. Where no y falls, rounding hides a nonnegative
+// combination of length 0. Then G is widened and the method starts anew: each gradient gets one
+// more coordinate, of the same small part of its length, which makes vᵀGv > 0 for v >= 0 whatever
+// rounding took from G. So what is solved is a problem of a matrix within rounding of G, which
+// itself stays as it came.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 
-#include "core/compensated.h"
 #include "core/ldl.h"
 #include "core/team.h"
 
@@ -26,20 +23,19 @@ namespace pama {
 template <class Team>
 class ConeActiveSet {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 8 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
   // Of rows entering.
   PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
 
   // `gram`: entries of magnitude up to 4, in error by `rtol` of the norms' products; `norm`: roots
-  // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is, but for its
-  // diagonal.
+  // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is.
   PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
                         const double* lower, double rtol, bool widens, Workspace workspace)
       : team_(team),
         n_(n),
-        rtol_(rtol),
-        widens_(widens),
+        widening_(widens ? kNoise + rtol : 0),
+        noise_(fmax(kNoise, rtol)),
         gram_(gram),
         norm_(norm),
         lower_(lower),
@@ -47,115 +43,31 @@ class ConeActiveSet {
         slope_(y_ + n),
         direction_(y_ + 2 * n),
         cross_(y_ + 3 * n),
-        raised_(y_ + 4 * n),
         member_(workspace.integers),
         inside_(workspace.integers + n),
-        factor_(team, n, y_ + 8 * n, y_ + 5 * n, y_ + 6 * n, y_ + 7 * n) {}
+        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
 
-  // y = 0, and G as it came.
-  PAMA_HD void start() {
-    widen(0);
-    for (int i = team_.rank(); i < n_; i += team_.size()) raised_[i] = 0;
-    restart();
-  }
-
-  // Where gradients nearly cancel, v is large along what is left of them: slopes that are 0 to the
-  // rounding of their terms leave the combined gradient unknown. Its square is then found by exact
-  // sums, as it is where rounding could exceed `square`.
-  PAMA_HD void resolve(double square) { square_ = square; }
+  // y = 0, for G as it came.
+  PAMA_HD void start() { start(0); }
 
   // Goes on from the y that is there. At the limit it is left where it is.
-  PAMA_HD void solve(double level) {
-    level_ = level;
-    while (!descend()) {
-      widen(stage_ + 1);
-      restart();
-    }
+  PAMA_HD void solve() {
+    while (!descend()) start(widening_);
   }
 
   PAMA_HD const double* y() const { return y_; }
-  PAMA_HD int support() const { return factor_.size(); }
-  PAMA_HD bool large() const { return large_; }
-
-  // Σ y_i ‖g_i‖ and Σ y.
-  PAMA_HD double sum_of_norms() const {
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i] * norm_[i];
-    return team_.sum(total);
-  }
-  PAMA_HD double sum() const {
-    double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += y_[i];
-    return team_.sum(total);
-  }
-
-  // yᵀGy, from (Gy)_i = μ − (G lower)_i on the support. Where y is large, yᵀGy itself would be what
-  // rounding leaves of it.
-  PAMA_HD double square_of_move() const {
-    double total = 0;
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
-      const int i = member_[c];
-      double along = 0;
-      for (int j = 0; j < n_; ++j) along += gram(i, j) * lower_[j];
-      total += y_[i] * (level_ - along);
-    }
-    return team_.sum(total);
-  }
-
-  // The error of square_of_move().
-  PAMA_HD double doubt() const {
-    if (!large_) return n_ * DBL_EPSILON * norms_ * norms_;
-    return change_ + 2 * sqrt(change_ * fmax(square_of_move(), 0.0));
-  }
-
-  // Σ dy/dμ on the support as it is.
-  PAMA_HD double response() {
-    const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) direction_[c] = 1;
-    factor_.forward(direction_);
-    double total = 0;  // 1ᵀ G_S⁻¹ 1 = |L⁻¹1|² in the metric of D⁻¹
-    for (int c = team_.rank(); c < k; c += team_.size()) {
-      total += direction_[c] * direction_[c] * factor_.inverses()[c];
-    }
-    total = team_.sum(total);
-    team_.sync();
-    return total;
-  }
-
-  // Changes the level on the support as it is, by dy/dμ.
-  PAMA_HD void shift(double change) {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) direction_[c] = change;
-    divide_by_gram();
-    move({1, -1});
-  }
 
  private:
   static constexpr int kRejected = 2;
+  static constexpr int kNone = -1;
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+  static constexpr int kRounds = 4;
+  // Of the square of a row: a pivot above that part of it is clear of rounding.
+  static constexpr double kRegular = 1.0 / 16;
 
-  // Of corrections to a large v. The factor's own error leaves some of each.
-  static constexpr int kCorrections = 5;
-  // For each row, the least pivot of the factor that resolves a large v: rounding of pivots is n
-  // roundoffs at most.
-  static constexpr double kPivot = 32 * (DBL_EPSILON / 2);
-
-  // G with what was added to it.
-  PAMA_HD double gram(int i, int j) const {
-    const double entry = gram_[i * n_ + j] + widened_ * (norm_[i] * norm_[j]);
-    return i == j ? entry + raised_[i] : entry;
-  }
-
-  // Σ v_i v_j ‖g_i‖ ‖g_j‖ times the square of the added coordinate is what errors of G may have
-  // taken from vᵀGv: of its entries, and in the second stage of the factor's pivots, too.
-  PAMA_HD void widen(int stage) {
-    const double rounding = stage == 2 ? kPivot * n_ : kNoise;
-    stage_ = stage;
-    widened_ = stage == 0 ? 0 : rounding + rtol_;
-    pivot_ = fmax(rounding, rtol_);
-  }
-
-  PAMA_HD void restart() {
+  PAMA_HD void start(double widened) {
+    widened_ = widened;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       y_[i] = 0;
       inside_[i] = 0;
@@ -165,101 +77,61 @@ class ConeActiveSet {
     team_.sync();
   }
 
-  // False if G is to be widened first.
+  // Of the matrix that is solved for.
+  PAMA_HD double gram(int i, int j) const {
+    return gram_[i * n_ + j] + widened_ * (norm_[i] * norm_[j]);
+  }
+
+  // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
     readmit();
     differentiate();
-    if (factor_.size() > 0 && !minimise(false)) return false;
+    if (factor_.size() > 0) minimise(kNone);
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
-      if (!admit(entering.index) || !minimise(true)) return false;
+      if (!admit(entering.index)) return false;
+      const bool fresh = y_[entering.index] == 0;
+      if (!fresh) differentiate();
+      minimise(fresh ? entering.index : kNone);
     }
     return true;
   }
 
-  // Settles, and once more if that leaves slopes on the support, as where y was much larger before,
-  // and with it the rounding of its slopes. False if G is to be widened first.
-  PAMA_HD bool minimise(bool entered) {
-    for (int round = 0; round < 2; ++round) {
-      settle(entered && round == 0);
+  // Settles, and again while that leaves slopes on the support, as where y was much larger before,
+  // and with it the rounding of its slopes, or where a pivot was raised.
+  PAMA_HD void minimise(int entered) {
+    for (int round = 0; round < kRounds; ++round) {
+      settle(round == 0 ? entered : kNone);
       differentiate();
-      if (settled()) break;
+      if (settled()) return;
     }
-    return !large_ || correct();
-  }
-
-  // Of a large v, slopes that are 0 to the rounding of their terms leave the combined gradient
-  // unknown. So it is corrected by slopes that are exact, as long as each correction moves it by
-  // less than half of what the last one did. False if they do not, and G can be widened once more.
-  PAMA_HD bool correct() {
-    change_ = INFINITY;
-    for (int round = 0; round < kCorrections && change_ > 0; ++round) {
-      direct();
-      double change = 0;
-      for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
-        change -= slope_[member_[c]] * direction_[c];
-      }
-      change = team_.sum(change);
-      if (!(change < change_ / 4)) break;
-      change_ = fmax(change, 0.0);
-      if (longest_step().index >= 0) {  // rows leave, and what is left is corrected from the start
-        settle(false);
-        differentiate();
-        change_ = INFINITY;
-        round = -1;
-        continue;
-      }
-      double* before = cross_;
-      for (int i = team_.rank(); i < n_; i += team_.size()) before[i] = y_[i];
-      move({1, -1});
-      differentiate();
-      if (settled()) continue;
-      for (int i = team_.rank(); i < n_; i += team_.size()) y_[i] = before[i];
-      differentiate();
-      break;
-    }
-    return change_ <= matter_ || !widens_ || stage_ == 2;
   }
 
   PAMA_HD bool settled() const {
     bool off = false;
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       const int i = member_[c];
-      off = off || fabs(slope_[i]) > kNoise * (norm_[i] * norms_ + fabs(level_));
+      off = off || fabs(slope_[i]) > kNoise * norm_[i] * norms_;
     }
     return !team_.any(off);
   }
 
-  // slope = G v − μ.
+  // slope = G v.
   PAMA_HD void differentiate() {
-    double norms = 0, least = 0;
-    for (int i = 0; i < n_; ++i) {
-      norms += norm_[i] * (lower_[i] + y_[i]);
-      least += norm_[i] * lower_[i];
-    }
-    norms_ = norms;
-    matter_ = fmin(square_, 0x1p-30 * least * least);
-    large_ = kNoise * norms * norms > matter_;
+    double norms = 0;
     double* __restrict__ slope = slope_;
-    double* __restrict__ rest = direction_;  // of a large v: what rounding took from the slope
-    for (int r = team_.rank(); r < n_; r += team_.size()) {
-      slope[r] = -level_;
-      rest[r] = widened_ * norm_[r] * norms + raised_[r] * (lower_[r] + y_[r]);
-    }
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
       const double* __restrict__ row = gram_ + i * n_;
-      if (large_) {
-        for (int r = team_.rank(); r < n_; r += team_.size()) {
-          add_product(row[r], vi, &slope[r], &rest[r]);
-        }
-      } else {
-        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
-      }
+      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      norms += norm_[i] * vi;
     }
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
+    norms_ = norms;
+    const double widened = widened_ * norms;
+    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += norm_[r] * widened;
     team_.sync();
   }
 
@@ -268,71 +140,135 @@ class ConeActiveSet {
     Located found{0, -1};
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (inside_[i] || !(norm_[i] > 0)) continue;
-      // Slopes of a large v are exact, but for the rounding of v.
-      const double noise = large_ ? kNoise / 8 : kNoise;
-      if (!(-slope_[i] > noise * (norm_[i] * norms_ + fabs(level_)))) continue;
+      if (!(-slope_[i] > kNoise * norm_[i] * norms_)) continue;
       const Located here{slope_[i] / norm_[i], i};
       if (before(here, found)) found = here;
     }
     return team_.smallest(found);
   }
 
-  // Adds row j to the support; false if it depends on it and G can yet be widened.
+  // Adds row j to the support, or puts it in the place of rows that it depends on; false if G is to
+  // be widened first. The row that is eliminated last is the one of most weight in the dependence:
+  // its pivot is the dependence's own square, and no small pivot comes before another's.
   PAMA_HD bool admit(int j) {
+    int last = j;
+    double way = 1, slope = slope_[j];  // in which y_last moves as y_j rises, and how vᵀGv falls
+    for (bool chosen = false;;) {
+      double pivot = eliminate(last);
+      if (pivot < kRegular * gram(last, last)) {
+        const double least = depend(last);
+        const Located heavy = heaviest();
+        if (!chosen && -heavy.value > 2 * norm_[last]) {
+          chosen = true;
+          const int other = member_[heavy.index];
+          const double share = direction_[heavy.index];
+          drop(heavy.index);
+          append(last, fmax(eliminate(last), noise_ * gram(last, last)));
+          last = other;
+          slope /= fabs(share);
+          if (share < 0) way = -way;
+          continue;
+        }
+        if (pivot < least) {
+          pivot = fmax(-pivot, least);
+          Located limit = longest_step(way, -slope / pivot);
+          const bool leaves = way < 0 && y_[last] <= limit.value;
+          if (leaves) limit = {y_[last], -1};
+          if (leaves || limit.index >= 0) {
+            move(limit, way);
+            if (team_.rank() == 0) y_[last] = leaves ? 0 : y_[last] + way * limit.value;
+            team_.sync();
+            if (leaves) return true;
+            drop(limit.index);
+            chosen = false;
+            continue;
+          }
+          if (widened_ < widening_) return false;
+        }
+      }
+      append(last, pivot);
+      return true;
+    }
+  }
+
+  PAMA_HD void append(int i, double pivot) {
+    team_.sync();
+    if (team_.rank() == 0) {
+      member_[factor_.size()] = i;
+      inside_[i] = 1;
+    }
+    factor_.append(cross_, pivot);
+  }
+
+  // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.
+  PAMA_HD double eliminate(int j) {
     const int k = factor_.size();
     for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
-    double explained = 0, rounding = 0;
+    double explained = 0;
     for (int c = team_.rank(); c < k; c += team_.size()) {
-      const double inverse = factor_.inverses()[c], part = cross_[c] * (cross_[c] * inverse);
-      explained += part;
-      // A small pivot's own rounding, relative to it.
-      rounding += part * (gram(member_[c], member_[c]) * inverse);
+      explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
     }
-    double pivot = gram(j, j) - team_.sum(explained);
-    rounding = team_.sum(rounding) * n_ * (DBL_EPSILON / 2);
-    const double least = fmax(pivot_ * gram(j, j), widens_ ? rounding : 0);
-    if (pivot < least) {
-      if (widens_ && (stage_ == 0 || (stage_ == 1 && pivot < rounding))) return false;
-      const double raised = fmax(-pivot, least);
-      team_.sync();
-      if (team_.rank() == 0) raised_[j] += raised - pivot;
-      pivot = raised;
-    }
-    if (team_.rank() == 0) {
-      member_[k] = j;
-      inside_[j] = 1;
-    }
-    factor_.append(cross_, pivot);
-    return true;
+    return gram(j, j) - team_.sum(explained);
   }
 
-  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If a row
-  // has just entered and would fall at once, its slope was the others' residual: it is rejected
+  // Makes `direction` the change of y that goes with y_j and keeps the slopes on the support.
+  // Returns the rounding of the pivot, which is vᵀGv of that change.
+  PAMA_HD double depend(int j) {
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      direction_[c] = -cross_[c] * factor_.inverses()[c];
+    }
+    factor_.backward(direction_);
+    double square = 0;
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const double length = direction_[c] * norm_[member_[c]];
+      square += length * length;
+    }
+    return noise_ * (gram(j, j) + team_.sum(square));
+  }
+
+  // The position of the row that moves most in `direction`, and minus how much.
+  PAMA_HD Located heaviest() const {
+    Located found{0, -1};
+    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+      const Located here{-fabs(direction_[c]) * norm_[member_[c]], c};
+      if (before(here, found)) found = here;
+    }
+    return team_.smallest(found);
+  }
+
+  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If the row
+  // that has just entered would fall at once, its slope was the others' residual: it is rejected
   // until another row has entered.
-  PAMA_HD void settle(bool entered) {
-    bool fresh = entered;
-    for (;;) {
+  PAMA_HD void settle(int entered) {
+    for (bool fresh = entered != kNone;; fresh = false) {
       direct();
       const int k = factor_.size();
-      if (fresh && !(direction_[k - 1] > 0)) {
-        const int j = member_[k - 1];
-        drop(k - 1);
-        if (team_.rank() == 0) inside_[j] = kRejected;
-        rejections_ = true;
-        entered = fresh = false;
-        team_.sync();
-        continue;
+      if (fresh) {
+        const int position = position_of(entered);
+        if (!(direction_[position] > 0)) {
+          drop(position);
+          if (team_.rank() == 0) inside_[entered] = kRejected;
+          rejections_ = true;
+          entered = kNone;
+          team_.sync();
+          continue;
+        }
       }
-      fresh = false;
-      const Located limit = longest_step();
-      move(limit);
+      const Located limit = longest_step(1, 1);
+      move(limit, 1);
       if (limit.index < 0) break;
       for (int c = team_.rank(); c < k; c += team_.size()) slope_[member_[c]] *= 1 - limit.value;
       team_.sync();
       drop(limit.index);
     }
-    if (entered) readmit();
+    if (entered != kNone) readmit();
+  }
+
+  PAMA_HD int position_of(int i) const {
+    int c = factor_.size() - 1;
+    while (member_[c] != i) --c;
+    return c;
   }
 
   PAMA_HD void readmit() {
@@ -349,11 +285,6 @@ class ConeActiveSet {
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       direction_[c] = -slope_[member_[c]];
     }
-    divide_by_gram();
-  }
-
-  // direction <- G_S⁻¹ direction.
-  PAMA_HD void divide_by_gram() {
     factor_.forward(direction_);
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       direction_[c] *= factor_.inverses()[c];
@@ -361,20 +292,23 @@ class ConeActiveSet {
     factor_.backward(direction_);
   }
 
-  PAMA_HD Located longest_step() const {
-    Located limit{1, -1};
+  // How far to go along way · direction: `full`, with index −1, unless a y reaches 0 before.
+  PAMA_HD Located longest_step(double way, double full) const {
+    Located limit{full, -1};
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
-      if (!(direction_[c] < 0)) continue;
-      const Located here{-y_[member_[c]] / direction_[c], c};
+      const double step = way * direction_[c];
+      if (!(step < 0)) continue;
+      const Located here{-y_[member_[c]] / step, c};
       if (here.value < limit.value) limit = here;
     }
     return team_.smallest(limit);
   }
 
-  PAMA_HD void move(const Located& limit) {
+  PAMA_HD void move(const Located& limit, double way) {
+    const double step = way * limit.value;
     for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
       const int i = member_[c];
-      const double moved = y_[i] + limit.value * direction_[c];
+      const double moved = y_[i] + step * direction_[c];
       y_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
     }
     team_.sync();
@@ -394,8 +328,11 @@ class ConeActiveSet {
 
   Team team_;
   int n_;
-  double rtol_;
-  bool widens_;
+  // The square of the coordinate that is added to unit gradients: Σ v_i v_j ‖g_i‖ ‖g_j‖ times that
+  // is more than errors of G may have taken from vᵀGv.
+  double widening_;
+  double noise_;        // what rounding makes of the square of a unit vector
+  double widened_ = 0;  // 0 until it is done
   const double* gram_;
   const double* norm_;  // ‖g_i‖
   const double* lower_;
@@ -403,20 +340,11 @@ class ConeActiveSet {
   double* slope_;
   double* direction_;  // over the support
   double* cross_;
-  double* raised_;  // what was added to the diagonal
-  int* member_;     // the support in the order of the factor
-  int* inside_;     // whether row i is in the support (1), or rejected for now
+  int* member_;  // the support in the order of the factor
+  int* inside_;  // whether row i is in the support (1), or rejected for now
   Ldl<Team> factor_;
   bool rejections_ = false;
-  double level_ = 0;
-  double widened_ = 0;  // the square of the coordinate that was added
-  double pivot_ = 0;    // the least that counts, relative to the diagonal
-  int stage_ = 0;
   double norms_ = 0;  // Σ v_i ‖g_i‖
-  bool large_ = false;
-  double square_ = INFINITY;
-  double matter_ = 0;  // what of the combined gradient's square is to be resolved
-  double change_ = 0;  // the square of the last correction's combined gradient
 };
 
 }  // namespace pama

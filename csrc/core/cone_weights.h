@@ -49,7 +49,7 @@ class ConeWeights {
   PAMA_HD void add_solution() {
     team_.sync();
     method_.start();
-    method_.solve(0);
+    method_.solve();
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       problem_.out[i] += lower_[i] + method_.y()[i];
     }

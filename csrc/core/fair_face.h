@@ -81,7 +81,7 @@ class FairFace {
       team_.sync();
       if (team_.rank() == 0) lower_[i] = 1;
       method.start();
-      method.solve(0);
+      method.solve();
       double sum = 0;
       for (int j = team_.rank(); j < n_; j += team_.size()) {
         q_[j] = lower_[j] + method.y()[j];

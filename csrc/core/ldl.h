@@ -77,7 +77,9 @@ class Ldl {
 
   // Removes row and column p. What column p of L explained becomes a rank-one update of the
   // factor below it (Gill, Golub, Murray & Saunders 1974, method C1), which is stable as the
-  // update is positive.
+  // update is positive. Where it makes a small pivot large, that column of L was large and becomes
+  // small: by the second form, as the first takes two large numbers from each other (Fletcher &
+  // Powell 1974).
   PAMA_HD void remove(int p) {
     double* __restrict__ v = scratch_;
     double alpha = pivots_[p];
@@ -89,12 +91,12 @@ class Ldl {
     for (int c = p + 1; c < size_; ++c) {
       const double vc = v[c], old = pivots_[c];
       const double pivot = old + alpha * vc * vc;
-      const double beta = alpha * vc / pivot;
-      alpha *= old / pivot;
+      const double beta = alpha * vc / pivot, kept = old / pivot;
+      alpha *= kept;
       for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) {
-        const double below = at(r, c);
+        const double below = at(r, c), before = v[r];
         v[r] -= vc * below;
-        set(r - 1, c - 1, below + beta * v[r]);
+        set(r - 1, c - 1, kept < 0.25 ? kept * below + beta * before : below + beta * v[r]);
       }
       if (team_.rank() == 0) {
         pivots_[c - 1] = pivot;

@@ -59,6 +59,7 @@ class MinNorm {
     if (share_among_zeros()) return;
     group_equal_rows();
     SimplexActiveSet<Team> method(team_, n_, gram_, norm_, leader_, rest_);
+    method.start();
     spread(method.solve(limit(n_)));
   }
 

@@ -1,5 +1,6 @@
-// min cᵀGc over the simplex, by Wolfe's finite active-set method (Math. Prog. 11, 1976) on the Gram
-// matrix.
+// min ½ cᵀGc + t bᵀc over the simplex, by Wolfe's finite active-set method (Math. Prog. 11, 1976)
+// on the Gram matrix. Without the linear part, the shortest vector of the hull of the gradients;
+// with b_i = <g_i, g>, that of their hull shifted by t g.
 //
 // The corral S is a base vertex b and the rows R. What is factorised is not G_S, which is singular
 // exactly where the optimum is 0, but the Gram matrix of the differences g_i − g_b over R: positive
@@ -9,8 +10,8 @@
 // Each step solves for the correction of the gradient G x as it stands, so that errors of earlier
 // steps are corrected, not accumulated. Where rounding made G indefinite and the curvature towards
 // the entering row is negative, the step goes to the face of the simplex that it runs into; the
-// objective falls there too. So the method ends at a point with (Gx)_i >= xᵀGx for all i, to
-// rounding, also for such G, and xᵀGx >= λ_min(G) there.
+// objective falls there too. So the method ends at a point where no slope (Gx)_i + t b_i is below
+// their mean Σ x_i slope_i, to rounding, also for such G; for t = 0, xᵀGx >= λ_min(G) there.
 #pragma once
 
 #include <cfloat>
@@ -49,35 +50,6 @@ class SimplexActiveSet {
         inside_(workspace.integers + n),
         factor_(team, n, x_ + 11 * n, x_ + 8 * n, x_ + 9 * n, x_ + 10 * n) {}
 
-  // The minimiser; valid until the workspace is used again. `limit` bounds the number of entering
-  // rows. At the limit the point of least duality gap is returned, of those visited in the second
-  // half: runs that end, as all known ones do, need not pay for the record.
-  PAMA_HD const double* solve(int limit) {
-    start();
-    double least_gap = INFINITY;
-    for (int step = 0;; ++step) {
-      differentiate();
-      const Located entering = most_violating();
-      if (entering.index < 0) return x_;
-      if (2 * step >= limit) {
-        const double gap = value_ - team_.smallest(lowest_slope()).value;
-        if (gap < least_gap) {
-          least_gap = gap;
-          for (int i = team_.rank(); i < n_; i += team_.size()) best_[i] = x_[i];
-        }
-        if (step == limit) return best_;
-      }
-      enter(entering.index);
-    }
-  }
-
- private:
-  static constexpr int kRejected = 2;
-  // A multiple of the unit roundoff below which a violation is noise.
-  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
-
-  PAMA_HD double gram(int i, int j) const { return gram_[i * n_ + j]; }
-
   // x = the shortest row.
   PAMA_HD void start() {
     Located shortest{INFINITY, n_};
@@ -92,10 +64,70 @@ class SimplexActiveSet {
       inside_[i] = i == base_;
     }
     factor_.clear();
+    rejections_ = false;
     team_.sync();
   }
 
-  // slope = G x and value = xᵀGx, from the rows in the corral.
+  // The linear part. `shift`: the length that t b_i is rounded to, per length of row i.
+  PAMA_HD void tilt(const double* linear, double t, double shift) {
+    linear_ = linear;
+    t_ = t;
+    shift_ = shift;
+  }
+
+  // The minimiser, going on from the point that is there; valid until the workspace is used again.
+  // `limit` bounds the number of entering rows. At the limit the point of least duality gap is
+  // returned, of those visited in the second half: runs that end, as all known ones do, need not
+  // pay for the record.
+  PAMA_HD const double* solve(int limit) {
+    readmit();
+    double least_gap = INFINITY;
+    for (int step = 0;; ++step) {
+      differentiate();
+      // Where rows of the corral nearly depend on each other, a step leaves them slopes.
+      for (int round = 0; round < kRounds + n_ && !settled(); ++round) {
+        correct();
+        differentiate();
+      }
+      const Located entering = most_violating();
+      if (entering.index < 0) return x_;
+      if (2 * step >= limit) {
+        const double gap = value_ - team_.smallest(lowest_slope()).value;
+        if (gap < least_gap) {
+          least_gap = gap;
+          for (int i = team_.rank(); i < n_; i += team_.size()) best_[i] = x_[i];
+        }
+        if (step == limit) return best_;
+      }
+      enter(entering.index);
+    }
+  }
+
+  // −d²/dt² of the minimum on the corral as it is: the square of the part of b's gradient along it.
+  PAMA_HD double response() {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      a_[c] = linear_[member_[c]] - linear_[base_];
+    }
+    factor_.forward(a_);
+    double total = 0;
+    for (int c = team_.rank(); c < k; c += team_.size()) {
+      total += a_[c] * (a_[c] * factor_.inverses()[c]);
+    }
+    total = team_.sum(total);
+    team_.sync();
+    return total;
+  }
+
+ private:
+  static constexpr int kRejected = 2;
+  static constexpr int kRounds = 4;
+  // A multiple of the unit roundoff below which a violation is noise.
+  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+
+  PAMA_HD double gram(int i, int j) const { return gram_[i * n_ + j]; }
+
+  // slope = G x + t b and value = xᵀ slope, from the rows in the corral.
   PAMA_HD void differentiate() {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
@@ -108,11 +140,27 @@ class SimplexActiveSet {
       for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * xi;
       norms += norm_[i] * xi;
     }
+    if (t_ > 0) {
+      for (int r = team_.rank(); r < n_; r += team_.size()) slope_[r] += t_ * linear_[r];
+    }
     mean_norm_ = norms;
     double value = 0;
     for (int r = team_.rank(); r < n_; r += team_.size()) value += slope_[r] * x_[r];
     value_ = team_.sum(value);
     team_.sync();
+  }
+
+  PAMA_HD double noise(int i) const {
+    return kNoise * (norm_[i] + mean_norm_) * (mean_norm_ + shift_);
+  }
+
+  // Whether all slopes of the corral are the value, to rounding.
+  PAMA_HD bool settled() const {
+    bool off = false;
+    for (int i = team_.rank(); i < n_; i += team_.size()) {
+      off = off || (inside_[i] == 1 && fabs(slope_[i] - value_) > noise(i));
+    }
+    return !team_.any(off);
   }
 
   // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
@@ -121,8 +169,7 @@ class SimplexActiveSet {
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       if (leader_[i] != i || inside_[i]) continue;
       const Located here{slope_[i] - value_, i};
-      if (-here.value > kNoise * (norm_[i] + mean_norm_) * mean_norm_ && before(here, found))
-        found = here;
+      if (-here.value > noise(i) && before(here, found)) found = here;
     }
     return team_.smallest(found);
   }
@@ -290,14 +337,24 @@ class SimplexActiveSet {
     team_.sync();
   }
 
-  // One Newton step within the corral, from the slopes as they are.
+  // One Newton step within the corral, from the slopes as they are, as far as the simplex goes.
   PAMA_HD void correct() {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    const int k = factor_.size();
+    for (int c = team_.rank(); c < k; c += team_.size()) {
       a_[c] = 0;
-      b_[c] = slope_[base_] - slope_[member_[c]];
+      residual_[c] = slope_[member_[c]] - slope_[base_];
+      b_[c] = -residual_[c];
     }
     factor_.forward(b_);
-    move(longest_step(direct(0, 1), 1), -1, 0);
+    const Located limit = longest_step(direct(0, 1), 1);
+    move(limit, -1, 0);
+    if (limit.index < 0) return;
+    readmit();
+    if (limit.index < k) {
+      drop(limit.index);
+    } else {
+      change_base();
+    }
   }
 
   PAMA_HD void drop(int position) {
@@ -387,7 +444,7 @@ class SimplexActiveSet {
   double* best_;
   double* slope_;
   double* cross_;     // <g_i − g_b, g_j − g_b> over R, j the entering row
-  double* residual_;  // (Gx)_i − (Gx)_b over R
+  double* residual_;  // slope_i − slope_b over R
   double* a_;
   double* b_;
   double* direction_;  // over R
@@ -398,6 +455,9 @@ class SimplexActiveSet {
   int base_ = 0;
   double value_ = 0;
   double mean_norm_ = 0;  // Σ x_i ‖g_i‖
+  const double* linear_ = nullptr;
+  double t_ = 0;
+  double shift_ = 0;
 };
 
 }  // namespace pama

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pama_ops.reference.simplex import shortest_combination
+from pama_ops.reference.simplex import differences_inverse, shortest_combination
 from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
@@ -20,14 +20,14 @@ def _inverse(g: Tensor) -> Tensor:
     return unit[:, None] * inverse * unit
 
 
-def _cone(g: Tensor, lower: Tensor, level: float = 0.0) -> Tensor:
-    """argmin ½ vᵀ G v − level Σ y over v = lower + y, y >= 0: Lawson & Hanson, dense."""
+def _cone(g: Tensor, lower: Tensor) -> Tensor:
+    """argmin vᵀ G v over v = lower + y, y >= 0: Lawson & Hanson, dense. Returns y."""
     n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     y, inside = torch.zeros_like(lower), norm < 0
     refused = inside.clone()
     for _ in range(8 * n + 32):
-        slope = g @ (lower + y) - level
-        bound = 4 * 2.0**-52 * (norm * (norm @ (lower + y)) + abs(level))
+        slope = g @ (lower + y)
+        bound = 4 * 2.0**-52 * norm * (norm @ (lower + y))
         violated = ~inside & ~refused & (norm > 0) & (slope < -bound)
         if not bool(violated.any()):
             break
@@ -35,7 +35,7 @@ def _cone(g: Tensor, lower: Tensor, level: float = 0.0) -> Tensor:
         inside[entering] = True
         for _ in range(n + 1):
             s = torch.nonzero(inside).flatten()
-            slope = g @ (lower + y) - level
+            slope = g @ (lower + y)
             step = torch.zeros_like(y)
             step[s] = -_inverse(g[s][:, s]) @ slope[s]
             if float(y[entering]) == 0 and not float(step[entering]) > 0:
@@ -77,48 +77,98 @@ def upgrad(
 def cagrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
-    """The constraint's multiplier by false position, the cone's problem at each."""
+    """The t for which the w that minimises ½ ‖g_w‖² + t ⟨g_w, g_0⟩ has ‖g_w‖ = φ t."""
     return each(gram, lambda g: _cagrad(g, options[0], tolerance(gram, rtol)))
 
 
 def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
-    n = len(g)
+    n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     p = g.new_full((n,), 1 / n)
-    radius = c * math.sqrt(max(float(p @ g @ p), 0.0))
-    if radius == 0:
+    if c == 0:
         return p
+    inner = _product(g, p)
+    square, noise = c * c * max(float(p @ inner), 0.0), 16 * n * 2.0**-52 + 2 * rtol
+    tried: list[tuple[float, Tensor]] = []
 
-    def length(y: Tensor, level: float) -> float:
-        """√yᵀGy by (Gy)_i = level − ⟨g_i, g_0⟩ on the support, as rounding of yᵀGy is of y²."""
-        return math.sqrt(max(level * float(y.sum()) - float(y @ g @ p), 0.0))
+    def offer(v: Tensor, slope: Tensor) -> Tensor:
+        """v by its least slope, less what rounding may hide."""
+        tried.append((float((slope - 2.0**-50 * norm * (norm @ v)).amin()), v))
+        return v
 
-    def excess(level: float) -> tuple[Tensor, float]:
-        y = _cone(g, p, level)
-        return y, length(y, level) - radius
+    def best() -> Tensor:
+        return max(reversed(tried), key=lambda one: one[0])[1]
 
-    norm = g.diagonal().clamp(min=0).sqrt()
-    high, low = 0.0, float((g @ p).amin()) - radius * float(norm.amax())
-    y, above = excess(high)
-    if above <= 0:
-        zeros = g.diagonal() <= 0
-        w = zeros.double() / zeros.sum() if bool(zeros.any()) else shortest_combination(g, 2.0**-53)
-        square = float(w @ g @ w)
-        if square <= (4 * n * 2.0**-52 + rtol) * float(norm @ w) ** 2:
-            return p + y
-        low, high = high, float(w @ g @ p) + radius * math.sqrt(square)
-        y, above = excess(high)
-    below, level = excess(low)[1], high
-    for _ in range(200):
-        between = high - above * (high - low) / (above - below) if above > below else high
-        if not low < between < high:
-            break
-        level = between
-        y, value = excess(level)
-        if abs(value) <= 4e-15 * radius:
-            break
-        if value > 0:
-            high, above, below = level, value, below / 2
+    offer(p, inner)
+    t, low, high, wide, projected = 0.0, 0.0, math.inf, math.inf, False
+    for step in range(n + 64):
+        x = shortest_combination(g, 2.0**-53, t * inner, t * float(p @ norm))
+        slope = _product(g, x)
+        found, rounding = float(x @ slope), noise * float(x @ norm) ** 2
+        told = found > rounding
+        if not told and not projected:
+            projected = True
+            y = _cone(g, p)
+            moved = _product(g, y)
+            length = float(y @ moved)
+            if length <= square + noise * float((p + y) @ norm) ** 2:
+                offer(p + y, inner + moved)
+                return p + y if step == 0 else best()
+            scale = math.sqrt(square / length)
+            offer(p + scale * y, inner + scale * moved)
+            t = max(t, 1 / float(y.sum()))
+            low = t * t
+            continue
+        if step == 0:
+            scale = math.sqrt(square / found)
+            offer(p + scale * x, inner + scale * slope)
+            low = found / square
+            t = math.sqrt(low)
+            continue
+        response = _response(g, inner, x)
+        if not told:
+            found = t * t * response
+        excess = found - square * (t * t)
+        scale = math.sqrt(square / found) if excess > 0 else 1 / t
+        v = offer(p + scale * x, inner + scale * slope)
+        if abs(excess) <= 2.0**-50 * square * (t * t):
+            return v if told else best()
+        if not told and high == math.inf and square * (t * t) < 2 * rounding:
+            t = 2 * math.sqrt(rounding / square)
+            continue
+        if excess > 0:
+            low = t * t
         else:
-            low, below, above = level, value, above / 2
-    move = length(y, level)
-    return p + y * (radius / move) if move > 0 else p
+            high = t * t
+        following = t * t + excess / (square - response) if response < square else math.inf
+        ratio = high / low
+        if not low < following < high or ratio * ratio > wide:
+            bounded = high < math.inf
+            following = (
+                math.sqrt(low) * math.sqrt(high) if bounded else max(16 * low, found / square)
+            )
+        wide = ratio
+        if not low < following < high:
+            break
+        t = math.sqrt(following)
+    return best()
+
+
+def _response(g: Tensor, b: Tensor, x: Tensor) -> float:
+    """The square of the part of b's gradient along the support of x."""
+    base, *rest = torch.nonzero(x > 0).flatten().tolist()
+    h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
+    along = b[rest] - b[base]
+    return float(along @ (differences_inverse(h, 2.0**-53) @ along))
+
+
+def _product(g: Tensor, x: Tensor) -> Tensor:
+    """G x, rounded once: the products' errors by Dekker's splitting, and exact sums."""
+
+    def halves(a: Tensor) -> tuple[Tensor, Tensor]:
+        high = 134217729.0 * a
+        high = high - (high - a)
+        return high, a - high
+
+    terms, (g1, g2), (x1, x2) = g * x, halves(g), halves(x)
+    errors = ((g1 * x1 - terms) + g1 * x2 + g2 * x1) + g2 * x2
+    return g.new_tensor([math.fsum(row) for row in torch.cat([terms, errors], 1).tolist()])

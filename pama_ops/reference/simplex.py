@@ -49,25 +49,30 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
     return c / c.sum()
 
 
-def shortest_combination(g: Tensor, roundoff: float) -> Tensor:
-    """argmin xᵀ G x over the simplex; at the limit, the visited point of least duality gap."""
-    n, norm = g.shape[0], g.diagonal().sqrt()
+def shortest_combination(
+    g: Tensor, roundoff: float, linear: Tensor | None = None, shift: float = 0.0
+) -> Tensor:
+    """argmin ½ xᵀ G x + linear · x over the simplex; at the limit, the visited point of least gap.
+
+    `shift`: the length that entries of `linear` are rounded to, per length of a row.
+    """
+    n, norm = g.shape[0], g.diagonal().clamp(min=0).sqrt()
     corral = [int(g.diagonal().argmin())]
     x = g.new_zeros(n)
     x[corral] = 1.0
     best, least_gap = x, math.inf
     for _ in range(8 * n + 32):
-        slope = g @ x
+        slope = g @ x if linear is None else g @ x + linear
         gap = x @ slope - slope
         if float(gap.amax()) < least_gap:
             best, least_gap = x, float(gap.amax())
         gap[corral] = 0.0
-        gap = torch.where(gap > 4 * 2.0**-52 * norm * (norm @ x), gap, 0.0)
+        gap = torch.where(gap > 4 * 2.0**-52 * norm * (norm @ x + shift), gap, 0.0)
         if not bool((gap > 0).any()):
             return x
         corral.append(int(gap.argmax()))
         while True:
-            step = _affine_step(g, x, corral, roundoff)
+            step = _affine_step(g, x, corral, roundoff, linear)
             shrinking = step < 0
             reach = torch.where(shrinking, x / -step, math.inf)
             if float(reach.amin()) >= 1:
@@ -80,19 +85,27 @@ def shortest_combination(g: Tensor, roundoff: float) -> Tensor:
     return best
 
 
-def _affine_step(g: Tensor, x: Tensor, corral: list[int], roundoff: float) -> Tensor:
+def _affine_step(
+    g: Tensor, x: Tensor, corral: list[int], roundoff: float, linear: Tensor | None
+) -> Tensor:
     """From x to the minimiser over the affine hull of the corral, least in norm."""
     base, rest = corral[0], corral[1:]
-    slope = g @ x
+    slope = g @ x if linear is None else g @ x + linear
     h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
-    unit = h.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    values, vectors = torch.linalg.eigh(h * unit[:, None] * unit)
-    inverse = torch.where(values > len(rest) * roundoff * values.amax(), 1 / values, 0.0)
-    move = -unit * (vectors @ (inverse * (vectors.T @ (unit * (slope[rest] - slope[base])))))
+    move = -differences_inverse(h, roundoff) @ (slope[rest] - slope[base])
     step = torch.zeros_like(x)
     step[rest] = move
     step[base] = -move.sum()
     return step
+
+
+def differences_inverse(h: Tensor, roundoff: float) -> Tensor:
+    """The pseudoinverse, with its rank decided at unit diagonal."""
+    unit = h.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    values, vectors = torch.linalg.eigh(h * unit[:, None] * unit)
+    cut = len(h) * roundoff * values.amax() if len(h) else 0.0
+    inverse: Tensor = (vectors * torch.where(values > cut, 1 / values, 0.0)) @ vectors.T
+    return unit[:, None] * inverse * unit
 
 
 @weighting
