@@ -179,15 +179,16 @@ class CaGrad {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
-    const double* y = method.y();
+    const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
-    const double found = dot(y, slope_);
-    // For c >= 1 the zero gradient is within reach, and with it no conflict, whatever rounding says.
-    const bool inside = problem_.options[0] >= 1 || found <= radius * radius;
+    // As long as rounding may make it. For c >= 1 the zero gradient is within reach, and with it no
+    // conflict, whatever rounding says.
+    const double most = fmax(dot(y, slope_), 0.0) + noise_ * norms * norms;
+    const bool inside = problem_.options[0] >= 1 || most <= radius * radius;
     if (inside && *t == 0) {
       take(y, 1);
     } else {
-      offer(y, inside ? 1 : radius / sqrt(found));
+      offer(y, inside ? 1 : radius / sqrt(most));
     }
     *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
     team_.sync();
