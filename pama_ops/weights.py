@@ -211,6 +211,9 @@ def cagrad(
     the optimum is min_i ⟨g_i, x⟩ = 0 and `dualproj` reaches it nearest to g_0: its weights are the
     result. For g_0 = 0 and for c = 0 it is 1/n. Multiplying G by a positive number changes nothing.
 
+    g_w counts as 0 where ‖g_w‖² is below 16 eps + 2 `rtol`, relative to (Σ w_i ‖g_i‖)²: errors of G
+    hide what it is. An ascent of up to c ‖g_0‖ Σ w_i ‖g_i‖ times the root of that is then given up.
+
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
@@ -225,7 +228,7 @@ def cagrad(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: one `dualproj`, at most one `min_norm`, and a few steps of O(n³).
+    Complexity: one `min_norm`, a few that go on from it, and one `dualproj` where stationary.
     Source: Liu et al., arXiv 2110.14048.
 
     >>> cagrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))

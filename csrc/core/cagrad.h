@@ -48,7 +48,7 @@ class CaGrad {
       : team_(problem.team),
         n_(problem.n),
         problem_(problem),
-        noise_(16 * n_ * DBL_EPSILON + 2 * problem.rtol),
+        noise_(16 * DBL_EPSILON + 2 * problem.rtol),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
         inner_(mean_ + n_),

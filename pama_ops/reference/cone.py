@@ -107,7 +107,7 @@ def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     if c == 0:
         return p
     inner = _product(g, p)
-    square, noise = c * c * max(float(p @ inner), 0.0), 16 * n * 2.0**-52 + 2 * rtol
+    square, noise = c * c * max(float(p @ inner), 0.0), 16 * 2.0**-52 + 2 * rtol
     tried: list[tuple[float, Tensor]] = []
 
     def offer(v: Tensor, slope: Tensor) -> Tensor:
