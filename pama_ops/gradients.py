@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 
@@ -78,15 +79,17 @@ def gram(
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
+        check_finite = check.flag("check_finite", check_finite)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:
         try:
-            result: Tensor = ops.gram(flat, n)
+            result: Tensor = _gram(flat, n)
         except (TypeError, ValueError):
             check.gradients("grads", grads)  # finds the words for what the op refuses
             raise
     else:
+        forward_mode.refuse("gram of gradients in parts", *flat)
         if distributed.may_talk(flat[0].device, check_finite):
             _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
@@ -99,6 +102,27 @@ def gram(
         )
     result = result if dtype == torch.float64 else result.to(dtype)
     return _noted(result, max(_error(flat, n), torch.finfo(dtype).eps))
+
+
+def _gram(flat: list[Tensor], n: int) -> Tensor:
+    """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
+    result: Tensor
+    if not forward_mode.carries(*flat):
+        result = ops.gram(flat, n)
+        return result
+    primals, tangents = _split(flat)
+    result = ops.gram(primals, n)
+    cross = ops.gram([*primals, *tangents], 2 * n)[:n, n:]
+    return forward_mode.join(result, cross + cross.mT)
+
+
+def _split(flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients without their tangents, and the tangents: empty, which stands for 0, for none."""
+    primals, tangents = zip(*map(forward_mode.split, flat), strict=True)
+    return list(primals), [
+        x.new_empty(0 if x.numel() else x.shape) if t is None else t
+        for x, t in zip(primals, tangents, strict=True)
+    ]
 
 
 # What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on a
@@ -171,6 +195,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
+        forward_mode.refuse("gram_accumulate", gram, *flat)
         ops.gram_accumulate(gram, flat)
     except (TypeError, ValueError):
         check.gradients("grads", grads)  # finds the words for what the op refuses
@@ -231,8 +256,13 @@ def _combine(
         if weights.requires_grad and torch.is_grad_enabled():
             raise ValueError("weights must not require a gradient where grads are DTensors")
         flat = [distributed.local(x) for x in flat]
+    if sharded or out is not None:
+        forward_mode.refuse("combine into `out` or of DTensors", weights, *flat)
     if out is None:
-        results: list[Tensor] = ops.combine(flat, weights)
+        results: list[Tensor]
+        if forward_mode.carries(weights, *flat):
+            return _combine_tangents(flat, weights)
+        results = ops.combine(flat, weights)
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]
@@ -244,3 +274,19 @@ def _combine(
     with torch.no_grad():
         ops.combine_into(out, flat, weights, False)
     return out
+
+
+def _combine_tangents(flat: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """The sums Σ w_i g_i with their tangents Σ w_i dg_i + dw_i g_i."""
+    primals, tangents = _split(flat)
+    weights, turn = forward_mode.split(weights)
+    results: list[Tensor] = ops.combine(primals, weights)
+    moves: list[Tensor] = [torch.zeros_like(x) for x in results]
+    count = len(results)
+    for p in range(count):
+        column = tangents[p::count]
+        if any(x.numel() for x in column):
+            moves[p] = moves[p] + ops.combine(column, weights)[0]
+        if turn is not None:
+            moves[p] = moves[p] + ops.combine(primals[p::count], turn)[0]
+    return [forward_mode.join(x, move) for x, move in zip(results, moves, strict=True)]
