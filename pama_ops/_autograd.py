@@ -58,6 +58,4 @@ def constant(name: str, result: Result, *inputs: Tensor | None) -> Result:
     if isinstance(result, Tensor):
         return cast("Result", apply(result))
     parts = cast("tuple[Tensor | None, ...]", result)
-    return type(result)(
-        *(x if x is None or not x.is_floating_point() else apply(x) for x in parts)
-    )
+    return type(result)(*(x if x is None or not x.is_floating_point() else apply(x) for x in parts))

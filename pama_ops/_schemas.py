@@ -66,7 +66,7 @@ def _define(
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:
-    """A result of a definition in the dtype, and of arrays without tokens in the shape, declared."""
+    """A definition's result in the dtype, and of arrays without tokens the shape, declared."""
     if result.shape != declared.shape and result.numel() == 0:  # rows without tokens were left out
         return declared.zero_()
     return result.to(declared.dtype).contiguous()
@@ -82,7 +82,9 @@ def _require(good: Tensor, message: str) -> None:
 
 # A check of values in a program that is compiled: there no branch may depend on a tensor. It
 # synchronises. That it has an effect keeps it in the program, where nothing takes a result of it.
-require = _define("require", "(Tensor good, str message) -> ()", _require, lambda good, message: None)
+require = _define(
+    "require", "(Tensor good, str message) -> ()", _require, lambda good, message: None
+)
 effects._register_effectful_op(require, effects._EffectType.ORDERED)
 
 

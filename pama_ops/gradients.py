@@ -125,16 +125,16 @@ def _split(flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     ]
 
 
-# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on a
-# CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and of half gradients the
-# square of their own roundoff, which is what rounding leaves of a combination that was 0.
+# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on
+# a CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and the square of their own
+# roundoff, which is what rounding leaves of a combination of gradients that was 0.
 _SUMS = {"cpu": 18 * 2.0**-24}
 _OTHER_SUMS = 1e-5
 _ROUNDED = {torch.float32: 2.0**-48, torch.float16: 2.0**-22, torch.bfloat16: 2.0**-16}
 
 
 def _error(flat: Sequence[Tensor], n: int) -> float:
-    """The relative error of the Gram matrix of n gradients, as its entries and they were rounded."""
+    """The relative error of the Gram matrix of n gradients: of its sums and of theirs."""
     dtypes = {x.dtype for x in flat[: len(flat) // n]}
     if dtypes == {torch.float64}:
         return 1e-14

@@ -247,9 +247,7 @@ def value_loss(
     if forward_mode.active():
         values, tangent = forward_mode.split(values)
     loss: Tensor
-    loss, scale = ops.value_loss(
-        values, returns, mask, old_values, norm, cu_seqlens, clip, divisor
-    )
+    loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)
     if tangent is None:
         return loss
     slope = ops.value_loss_backward(
