@@ -58,7 +58,8 @@ def gram(
     Returns:
         G, [n, n], symmetric to the bit, on the gradients' device. Its attribute `rtol` says how
         well its entries are known relative to ‖g_i‖ ‖g_j‖, for weightings to read:
-        docs/weightings.md. Differentiable: the slope of J is (S + Sᵀ) J. NaN or infinite where a gradient is.
+        docs/weightings.md. Differentiable: the slope of J is (S + Sᵀ) J. NaN or infinite where a
+        gradient is.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted.
