@@ -6,19 +6,26 @@ Every function raises TypeError or ValueError naming the argument, what came and
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import cast
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
-Clip = float | tuple[float, float]
+from pama_ops import _schemas as ops
+
+Clip = float | Sequence[float]
 
 
 def tensor(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else str(x.layout)
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
     return x
 
 
@@ -83,28 +90,52 @@ def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device)
         raise ValueError(f"mask must be on {device} like {like}, got {mask.device}")
 
 
+def require(good: Tensor, message: str, got: Callable[[], object] | None = None) -> None:
+    """Raise ValueError unless all of `good` holds; synchronises. `got` says what came, but for a
+    program that is compiled, which runs without this code.
+    """
+    if torch.compiler.is_compiling():
+        ops.require(good, message)
+    elif not bool(good.all()):
+        raise ValueError(message if got is None else f"{message}, got {got()}")
+
+
 def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
     """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
-    if (
-        mask is not None
-        and mask.dtype != torch.bool
-        and not bool(((mask == 0) | (mask == 1)).all())
-    ):
-        raise ValueError("mask must hold only 0 and 1, got other values")
-    if cu_seqlens is not None and not (
-        int(cu_seqlens[0]) == 0
-        and int(cu_seqlens[-1]) == total
-        and bool((cu_seqlens.diff() >= 0).all())
-    ):
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to the {total} tokens, got {cu_seqlens.tolist()}"
-        )
+    if mask is not None and mask.dtype != torch.bool:
+        good = ((mask == 0) | (mask == 1)).all()
+        require(good, "mask must hold only 0 and 1", lambda: "other values")
+    if cu_seqlens is not None:
+        rises = (cu_seqlens.diff() >= 0).all()
+        good = rises & (cu_seqlens[0] == 0) & (cu_seqlens[-1] == total)
+        # The number is not known while a program is compiled for any.
+        tokens = "number of" if torch.compiler.is_compiling() else total
+        require(good, f"cu_seqlens must rise from 0 to the {tokens} tokens", cu_seqlens.tolist)
+
+
+def flag(name: str, x: object) -> bool:
+    if x is True or x is False:
+        return x
+    if type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_"):
+        return bool(x)
+    raise TypeError(f"{name} must be True or False, got {x!r}")
 
 
 def number(name: str, x: object) -> float:
-    if isinstance(x, bool) or not isinstance(x, (int, float)):
+    """A float of any real number, such as one of numpy."""
+    if type(x) is float or type(x) is int:
+        return x
+    if isinstance(x, bool) or not isinstance(x, (int, float, numbers.Real)):
         raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    return x
+    return x if isinstance(x, (int, float)) else float(x)
+
+
+def integer(name: str, x: object) -> int:
+    if type(x) is int:
+        return x
+    if isinstance(x, (bool, Tensor)) or not hasattr(x, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {type(x).__name__}")
+    return operator.index(cast("SupportsIndex", x))
 
 
 def finite(name: str, x: object) -> float:
@@ -137,7 +168,7 @@ def unit(name: str, x: object) -> float:
 
 def clip(x: object) -> tuple[float, float]:
     """`clip` as (low, high): the ratio is held within [1 - low, 1 + high]."""
-    if isinstance(x, (tuple, list)):
+    if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
         if len(x) != 2:
             raise ValueError(f"clip must be a number or a pair (low, high), got {x!r}")
         return positive("clip[0]", x[0]), positive("clip[1]", x[1])
@@ -146,7 +177,7 @@ def clip(x: object) -> tuple[float, float]:
 
 
 def choice(name: str, x: object, options: Sequence[str]) -> int:
-    if x not in options:
+    if not isinstance(x, str) or x not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {x!r}")
     return options.index(x)
 
@@ -165,9 +196,12 @@ def symmetric(gram: Tensor) -> None:
     norm = g.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
     apart = (g - g.mT).abs()
-    if bool((apart > 64 * torch.finfo(gram.dtype).eps * size).any()):
-        worst = float(apart.nan_to_num().amax())
-        raise ValueError(f"gram must be symmetric to rounding, got elements {worst} apart")
+    require(
+        # Not "at most": entries that are not finite are data.
+        ~(apart > 64 * torch.finfo(gram.dtype).eps * size),
+        "gram must be symmetric to rounding",
+        lambda: f"elements {float(apart.nan_to_num().amax())} apart",
+    )
 
 
 def preference(
@@ -199,7 +233,7 @@ def preference(
             f"preference must be nonnegative and finite with a positive sum, got {values}"
         )
     if like.device.type == "cpu":
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device=like.device)
     p = like.new_empty(n, dtype=torch.float64)
     for i, v in enumerate(values):  # a copy from the host would wait for the GPU
         p[i].fill_(v)
@@ -221,14 +255,15 @@ def seed(x: object, gram: Tensor) -> Tensor:
 
 def preference_values(p: Tensor | None) -> None:
     """The check of a preference tensor that a CPU kernel makes by itself; synchronises."""
-    if p is not None and p.dim() == 2:
-        if not bool(((p >= 0) & (p < math.inf)).all()):
-            raise ValueError("preference must be nonnegative and finite, got values that are not")
+    if p is None:
         return
-    if p is not None and not (bool((p >= 0).all()) and 0 < float(p.sum()) < math.inf):
-        raise ValueError(
-            f"preference must be nonnegative and finite with a positive sum, got {p.tolist()}"
-        )
+    if p.dim() == 2:
+        good = ((p >= 0) & (p < math.inf)).all()
+        require(good, "preference must be nonnegative and finite", lambda: "values that are not")
+        return
+    total = p.double().sum()
+    good = (p >= 0).all() & (total > 0) & (total < math.inf)
+    require(good, "preference must be nonnegative and finite with a positive sum", p.tolist)
 
 
 def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, float]:
@@ -237,6 +272,7 @@ def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, f
         return None, 0.0
     if not isinstance(x, Tensor):
         return None, float(positive("normalizer", x))
+    x = tensor("normalizer", x)
     if x.dtype.is_complex or x.numel() != 1:
         raise ValueError(f"normalizer must hold one real number, got {x.dtype} {list(x.shape)}")
     if x.device != like.device:
@@ -246,8 +282,8 @@ def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, f
 
 def normalizer_value(x: Tensor | None) -> None:
     """The check of a normalizer tensor that a CPU kernel makes by itself; synchronises."""
-    if x is not None and x.item() < 0:
-        raise ValueError(f"normalizer must not be negative, got {x.item()}")
+    if x is not None:
+        require(~(x < 0), "normalizer must not be negative", x.item)
 
 
 def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Tensor], int, bool]:
@@ -355,7 +391,7 @@ def _gradient(name: str, x: object) -> Tensor:
 def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor, ...]:
     like = next((x for x in column if x is not None), None)
     if like is None:
-        empty = torch.empty(0, device=device)
+        empty = torch.empty(0, dtype=torch.float32, device=device)
     else:  # of an empty parameter's own shape, which the result takes
         empty = like.new_empty(0 if like.numel() else like.shape)
     return tuple(empty if x is None else x for x in column)

@@ -7,12 +7,14 @@ by the names they have here, after checking their arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops import effects
 
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import reference
 
 NAMESPACE = "pama_ops"
@@ -51,10 +53,10 @@ def _define(
         if results is None:  # the op writes into its arguments
             return None
         if isinstance(results, Tensor):
-            return results.to(declared.dtype).contiguous()
+            return _fitted(results, declared)
         if isinstance(results, list):
             return [d.copy_(r) for r, d in zip(results, declared, strict=True)]
-        return tuple(r.to(d.dtype).contiguous() for r, d in zip(results, declared, strict=True))
+        return tuple(_fitted(r, d) for r, d in zip(results, declared, strict=True))
 
     SCHEMAS[name], DEFAULTS[name] = schema, rounded
     _library.define(name + schema)
@@ -63,19 +65,80 @@ def _define(
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _refuse_gradient(grad: Tensor, name: str) -> Tensor:
-    raise RuntimeError(
+def _fitted(result: Tensor, declared: Tensor) -> Tensor:
+    """A definition's result in the dtype, and of arrays without tokens the shape, declared."""
+    if result.shape != declared.shape and result.numel() == 0:  # rows without tokens were left out
+        return declared.zero_()
+    return result.to(declared.dtype).contiguous()
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+
+def _require(good: Tensor, message: str) -> None:
+    if not bool(good.all()):
+        raise ValueError(message)
+
+
+# A check of values in a program that is compiled: there no branch may depend on a tensor. It
+# synchronises. That it has an effect keeps it in the program, where nothing takes a result of it.
+require = _define(
+    "require", "(Tensor good, str message) -> ()", _require, lambda good, message: None
+)
+effects._register_effectful_op(require, effects._EffectType.ORDERED)
+
+
+def _not_differentiable(name: str) -> str:
+    return (
         f"pama_ops.{name} is not differentiable: its result is a constant of the optimisation. "
         "Detach its inputs, or use its result where no gradient flows."
     )
+
+
+def _refuse_gradient(grad: Tensor, name: str) -> Tensor:
+    flows = (grad != 0).any()  # NaN is not 0
+    if grad.device.type == "cpu":
+        if bool(flows):
+            raise RuntimeError(_not_differentiable(name))
+    else:  # without waiting for the GPU, which a captured graph could not
+        torch._assert_async(~flows, _not_differentiable(name))
+    return grad.new_zeros(())
 
 
 refuse_gradient = _define(
     "refuse_gradient",
     "(Tensor grad, str name) -> Tensor",
     _refuse_gradient,
-    lambda grad, name: grad.new_empty(grad.shape),
+    lambda grad, name: grad.new_empty(()),
 )
+
+constant = _define(
+    "constant",
+    "(Tensor result, Tensor[] inputs, str name) -> Tensor",
+    lambda result, inputs, name: result.clone(),
+    lambda result, inputs, name: result.new_empty(result.shape),
+)
+
+Alike = list[tuple[torch.Size, torch.dtype]]
+
+
+def alike(tensors: Sequence[Tensor]) -> Alike:
+    """What the gradients of tensors look like."""
+    return [(x.shape, x.dtype) for x in tensors]
+
+
+def refused(grad: Tensor, name: str, inputs: Alike) -> list[Tensor]:
+    """Raise, as a gradient has come to a constant.
+
+    Where a program is traced it need not have: its backward is traced for all of its results, and
+    gets zeros for those that nobody differentiates. Then the op that finds out is traced, and what
+    it returns becomes the zeros that the inputs get.
+    """
+    if type(grad) in (Tensor, torch.nn.Parameter):
+        raise RuntimeError(_not_differentiable(name))
+    zero = refuse_gradient(grad, name)
+    return [zero.to(dtype).expand(shape).contiguous() for shape, dtype in inputs]
+
 
 # --- advantages ---------------------------------------------------------------------------------
 
@@ -365,10 +428,17 @@ value_loss_backward = _define(
 # --- autograd -----------------------------------------------------------------------------------
 
 
+def _saved(x: Tensor) -> Tensor:
+    """What autograd can save: not a tensor made under torch.inference_mode(), which may be written
+    to without a trace, but a copy.
+    """
+    return x.clone() if x.is_inference() else x
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save all of an op's arguments, and of its results those after the first."""
     extra = output[1:] if isinstance(output, tuple) else ()
-    ctx.save_for_backward(*(x for x in (*inputs, *extra) if isinstance(x, Tensor)))
+    ctx.save_for_backward(*(_saved(x) for x in (*inputs, *extra) if isinstance(x, Tensor)))
     ctx.plan = [None if isinstance(x, Tensor) else (x,) for x in (*inputs, *extra)]
     ctx.set_materialize_grads(False)
 
@@ -382,6 +452,7 @@ def _kl_divergence_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
     if grad is None:
         return None, None, None, None
     logp, ref_logp, mask, estimator = _kept(ctx)
+    forward_mode.refuse("kl_divergence's gradient", grad, logp, ref_logp)
     slope = kl_divergence_backward(grad, logp, ref_logp, mask, estimator)
     ours = slope.to(logp.dtype) if ctx.needs_input_grad[0] else None
     theirs = slope.neg().to(ref_logp.dtype) if ctx.needs_input_grad[1] else None
@@ -397,6 +468,7 @@ def _ppo_loss_backward(
     logp, old_logp, advantages, mask, ref_logp, _normalizer, cu_seqlens, *options = _kept(ctx)
     low, high, _aggregate, _divisor, kl_coef, estimator, _statistics, row_weights = options
     tokens = (logp, old_logp, advantages, mask, ref_logp, cu_seqlens)
+    forward_mode.refuse("ppo_loss's gradient", grad, row_weights, *tokens)
     slope = ppo_loss_backward(grad, row_weights, *tokens, low, high, kl_coef, estimator)
     return slope.to(logp.dtype), *constants
 
@@ -408,6 +480,7 @@ def _value_loss_backward(
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *constants
     values, returns, mask, old_values, _n, cu, clip, _d, scale = _kept(ctx)
+    forward_mode.refuse("value_loss's gradient", grad, scale, values, returns, old_values)
     slope = value_loss_backward(grad, scale, values, returns, mask, old_values, cu, clip)
     return slope.to(values.dtype), *constants
 
@@ -417,6 +490,7 @@ def _gram_backward(ctx: Any, grad: Tensor | None) -> tuple[list[Tensor | None] |
     if grad is None:
         return None, None
     *grads, n = _kept_list(ctx)
+    forward_mode.refuse("gram's gradient", grad, *grads)
     rows = grad + grad.mT
     result: list[Tensor | None] = []
     for i in range(n):
@@ -433,6 +507,7 @@ def _combine_backward(
     ctx: Any, slopes: list[Tensor | None]
 ) -> tuple[list[Tensor | None] | None, Tensor | None]:
     *grads, weights = _kept_list(ctx)
+    forward_mode.refuse("combine's gradient", weights, *grads, *slopes)
     n, count = weights.shape[0], len(grads) // weights.shape[0]
     given = [p for p in range(count) if slopes[p] is not None]
     if not given:
@@ -456,7 +531,7 @@ def _keep_list(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Save the list of gradients and the argument after it."""
     grads, last = inputs
     tensors = (*grads, last) if isinstance(last, Tensor) else tuple(grads)
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*map(_saved, tensors))
     ctx.last = None if isinstance(last, Tensor) else last
 
 
@@ -474,6 +549,18 @@ def _refuse_again(name: str) -> Callable[..., Any]:
     return backward
 
 
+def _keep_constant(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, tensors, ctx.name = inputs
+    ctx.alike = alike(tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _constant_backward(ctx: Any, grad: Tensor | None) -> tuple[None, list[Any] | None, None]:
+    if grad is None:
+        return None, [None] * len(ctx.alike), None
+    return None, list(refused(grad, ctx.name, ctx.alike)), None
+
+
 def register_autograd(namespace: str) -> None:
     """Make the losses of a namespace differentiable once, and `gram` and `combine` without end.
 
@@ -489,6 +576,9 @@ def register_autograd(namespace: str) -> None:
     of_lists: dict[str, Callable[..., Any]] = {"gram": _gram_backward, "combine": _combine_backward}
     for name, slopes in of_lists.items():
         torch.library.register_autograd(f"{namespace}::{name}", slopes, setup_context=_keep_list)
+    torch.library.register_autograd(
+        f"{namespace}::constant", _constant_backward, setup_context=_keep_constant
+    )
 
 
 register_autograd(NAMESPACE)

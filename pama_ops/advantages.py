@@ -109,7 +109,7 @@ def gae(
     if last_values is not None:
         shape = (rewards.shape[0], *rows)
         check.match("last_values", last_values, shape, "rewards", rewards.device)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.values(mask, cu_seqlens, rewards.shape[-1])
     out = GAE(*ops.gae(rewards, values, mask, last_values, cu_seqlens, gamma, lam))
     return constant("gae", out, rewards, values, last_values)
@@ -161,7 +161,7 @@ def whiten(
             x = x.unsqueeze(1)
         check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
         eps = check.positive("eps", eps)
-        if check_values:
+        if check.flag("check_values", check_values):
             check.values(mask, cu_seqlens, x.shape[-1])
         moments = ops.whiten_moments(x, mask, cu_seqlens)
     except (TypeError, ValueError) as error:
@@ -224,19 +224,16 @@ def group_normalize(
     rewards = check.floating("rewards", rewards)
     if rewards.dim() not in (1, 2):
         raise ValueError(f"rewards must have the shape [N, B] or [B], got {list(rewards.shape)}")
-    if isinstance(group_size, bool) or not isinstance(group_size, int):
-        raise TypeError(f"group_size must be an integer, got {type(group_size).__name__}")
+    group_size = check.integer("group_size", group_size)
     if group_size < 1 or rewards.shape[-1] % group_size:
         raise ValueError(
             f"group_size must be positive and divide rewards' B = {rewards.shape[-1]},"
             f" got {group_size}"
         )
-    if not check.number("eps", eps) >= 0:
+    eps = check.number("eps", eps)
+    if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    if not isinstance(return_informative, bool):
-        raise TypeError(
-            f"return_informative must be a bool, got {type(return_informative).__name__}"
-        )
+    return_informative = check.flag("return_informative", return_informative)
     out: Tensor = constant(
         "group_normalize", ops.group_normalize(rewards, group_size, eps), rewards
     )
@@ -336,10 +333,11 @@ def pama_advantages(
         low, high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
         p = check.preference(preference, n, advantages, *rows)
-        if check_values:
+        noon = check.flag("noon", noon)
+        ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
+        if check.flag("check_values", check_values):
             check.values(mask, cu_seqlens, advantages.shape[-1])
             check.preference_values(p)
-        noon, ratio_weighted = bool(noon), bool(ratio_weighted)
         statistics = ops.pama_statistics(
             advantages, mask, log_ratio, p, cu_seqlens, kind, low, high, noon, ratio_weighted
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 
@@ -55,8 +56,10 @@ def gram(
         check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
 
     Returns:
-        G, [n, n], symmetric to the bit, on the gradients' device. Differentiable: the slope of
-        J is (S + Sᵀ) J. NaN or infinite where a gradient is.
+        G, [n, n], symmetric to the bit, on the gradients' device. Its attribute `rtol` says how
+        well its entries are known relative to ‖g_i‖ ‖g_j‖, for weightings to read:
+        docs/weightings.md. Differentiable: the slope of J is (S + Sᵀ) J. NaN or infinite where a
+        gradient is.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted.
@@ -78,15 +81,17 @@ def gram(
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
+        check_finite = check.flag("check_finite", check_finite)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:
         try:
-            result: Tensor = ops.gram(flat, n)
+            result: Tensor = _gram(flat, n)
         except (TypeError, ValueError):
             check.gradients("grads", grads)  # finds the words for what the op refuses
             raise
     else:
+        forward_mode.refuse("gram of gradients in parts", *flat)
         if distributed.may_talk(flat[0].device, check_finite):
             _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
@@ -101,16 +106,37 @@ def gram(
     return _noted(result, max(_error(flat, n), torch.finfo(dtype).eps))
 
 
-# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on a
-# CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and of half gradients the
-# square of their own roundoff, which is what rounding leaves of a combination that was 0.
+def _gram(flat: list[Tensor], n: int) -> Tensor:
+    """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
+    result: Tensor
+    if not forward_mode.carries(*flat):
+        result = ops.gram(flat, n)
+        return result
+    primals, tangents = _split(flat)
+    result = ops.gram(primals, n)
+    cross = ops.gram([*primals, *tangents], 2 * n)[:n, n:]
+    return forward_mode.join(result, cross + cross.mT)
+
+
+def _split(flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients without their tangents, and the tangents: empty, which stands for 0, for none."""
+    primals, tangents = zip(*map(forward_mode.split, flat), strict=True)
+    return list(primals), [
+        x.new_empty(0 if x.numel() else x.shape) if t is None else t
+        for x, t in zip(primals, tangents, strict=True)
+    ]
+
+
+# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on
+# a CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and the square of their own
+# roundoff, which is what rounding leaves of a combination of gradients that was 0.
 _SUMS = {"cpu": 18 * 2.0**-24}
 _OTHER_SUMS = 1e-5
 _ROUNDED = {torch.float32: 2.0**-48, torch.float16: 2.0**-22, torch.bfloat16: 2.0**-16}
 
 
 def _error(flat: Sequence[Tensor], n: int) -> float:
-    """The relative error of the Gram matrix of n gradients, as its entries and they were rounded."""
+    """The relative error of the Gram matrix of n gradients: of its sums and of theirs."""
     dtypes = {x.dtype for x in flat[: len(flat) // n]}
     if dtypes == {torch.float64}:
         return 1e-14
@@ -171,6 +197,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
+        forward_mode.refuse("gram_accumulate", gram, *flat)
         ops.gram_accumulate(gram, flat)
     except (TypeError, ValueError):
         check.gradients("grads", grads)  # finds the words for what the op refuses
@@ -231,8 +258,13 @@ def _combine(
         if weights.requires_grad and torch.is_grad_enabled():
             raise ValueError("weights must not require a gradient where grads are DTensors")
         flat = [distributed.local(x) for x in flat]
+    if sharded or out is not None:
+        forward_mode.refuse("combine into `out` or of DTensors", weights, *flat)
     if out is None:
-        results: list[Tensor] = ops.combine(flat, weights)
+        results: list[Tensor]
+        if forward_mode.carries(weights, *flat):
+            return _combine_tangents(flat, weights)
+        results = ops.combine(flat, weights)
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]
@@ -244,3 +276,19 @@ def _combine(
     with torch.no_grad():
         ops.combine_into(out, flat, weights, False)
     return out
+
+
+def _combine_tangents(flat: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """The sums Σ w_i g_i with their tangents Σ w_i dg_i + dw_i g_i."""
+    primals, tangents = _split(flat)
+    weights, turn = forward_mode.split(weights)
+    results: list[Tensor] = ops.combine(primals, weights)
+    moves: list[Tensor] = [torch.zeros_like(x) for x in results]
+    count = len(results)
+    for p in range(count):
+        column = tangents[p::count]
+        if any(x.numel() for x in column):
+            moves[p] = moves[p] + ops.combine(column, weights)[0]
+        if turn is not None:
+            moves[p] = moves[p] + ops.combine(primals[p::count], turn)[0]
+    return [forward_mode.join(x, move) for x, move in zip(results, moves, strict=True)]

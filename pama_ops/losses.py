@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 
 AGGREGATES = ("token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", "token-sum")
@@ -66,13 +68,25 @@ def kl_divergence(
     if logp.dim() not in (1, 2):
         raise ValueError(f"logp must have 1 or 2 dimensions, got {list(logp.shape)}")
     check.match("ref_logp", ref_logp, logp.shape, "logp", logp.device)
+    checked = check.flag("check_values", check_values)
     if mask is not None:
         check.token_mask(mask, logp.shape, "logp", logp.device)
-        if check_values:
+        if checked:
             check.values(mask, None, logp.shape[-1])
     kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
-    kl: Tensor = ops.kl_divergence(logp, ref_logp, mask, kind)
-    return kl
+    kl: Tensor
+    if not forward_mode.carries(logp, ref_logp):
+        kl = ops.kl_divergence(logp, ref_logp, mask, kind)
+        return kl
+    (logp, towards), (ref_logp, away) = forward_mode.split(logp), forward_mode.split(ref_logp)
+    kl = ops.kl_divergence(logp, ref_logp, mask, kind)
+    ones = torch.ones_like(logp)
+    slope = ops.kl_divergence_backward(ones, logp, ref_logp, mask, kind)
+    total = torch.zeros_like(slope)
+    for sign, tangent in (1, towards), (-1, away):
+        if tangent is not None:
+            total = total + sign * forward_mode.products(slope, tangent)
+    return forward_mode.join(kl, total)
 
 
 def ppo_loss(
@@ -143,10 +157,13 @@ def ppo_loss(
     if kl_coef != 0 and ref_logp is None:
         raise ValueError(f"ref_logp must be given when kl_coef is not 0, got None and {kl_coef}")
     norm, divisor = check.normalizer(normalizer, logp)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.values(mask, cu_seqlens, logp.shape[-1])
         check.normalizer_value(norm)
-    loss, statistics, _ = ops.ppo_loss(
+    tangent: Tensor | None = None
+    if forward_mode.active():
+        logp, tangent = forward_mode.split(logp)
+    loss, statistics, row_weights = ops.ppo_loss(
         logp,
         old_logp,
         advantages,
@@ -161,6 +178,22 @@ def ppo_loss(
         kl_coef,
         estimator,
     )
+    if tangent is not None:
+        slope = ops.ppo_loss_backward(
+            torch.ones_like(loss),
+            row_weights,
+            logp,
+            old_logp,
+            advantages,
+            mask,
+            ref_logp,
+            cu_seqlens,
+            low,
+            high,
+            kl_coef,
+            estimator,
+        )
+        loss = forward_mode.join(loss, forward_mode.products(slope, tangent).sum())
     return PPOLoss(loss, *statistics.detach().unbind())
 
 
@@ -207,10 +240,17 @@ def value_loss(
         check.match("old_values", old_values, values.shape, "values", values.device)
     clip = check.positive("clip", clip)
     norm, divisor = check.normalizer(normalizer, values)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.values(mask, cu_seqlens, values.shape[-1])
         check.normalizer_value(norm)
-    loss: Tensor = ops.value_loss(
-        values, returns, mask, old_values, norm, cu_seqlens, clip, divisor
-    )[0]
-    return loss
+    tangent: Tensor | None = None
+    if forward_mode.active():
+        values, tangent = forward_mode.split(values)
+    loss: Tensor
+    loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)
+    if tangent is None:
+        return loss
+    slope = ops.value_loss_backward(
+        torch.ones_like(loss), scale, values, returns, mask, old_values, cu_seqlens, clip
+    )
+    return forward_mode.join(loss, forward_mode.products(slope, tangent).flatten(1).sum(-1))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
-from pama_ops._autograd import constant
+from pama_ops._autograd import Result, constant
 
 Preference = Tensor | Sequence[float] | None
 
@@ -42,9 +43,14 @@ def _solve(
     """The weights that the op `name` finds, after the checks that all weightings share."""
     check.gram("gram", gram)
     p = check.preference(preference, gram.shape[-1], gram)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.preference_values(p)
     return _run(name, gram, p, check_values, options, rtol)
+
+
+def _constant(name: str, result: Result, x: Tensor) -> Result:
+    """`constant`, which as a rule has nothing to do: a call of it takes as long as a small op."""
+    return constant(name, result, x) if x.requires_grad or forward_mode.active() else result
 
 
 def _error(gram: Tensor, rtol: float | None) -> float | None:
@@ -66,7 +72,7 @@ def _run(
     options: Sequence[float],
     rtol: float | None = None,
 ) -> Tensor:
-    if check_values:
+    if check.flag("check_values", check_values):
         check.symmetric(gram)
     # The ops walk up to six leading dimensions by their strides.
     many = gram.dim() > 8
@@ -76,7 +82,7 @@ def _run(
     weights: Tensor = getattr(ops, name)(flat, vector, options, rtol)
     if many:
         weights = weights.view(gram.shape[:-1])
-    return constant(name, weights, gram) if gram.requires_grad else weights
+    return _constant(name, weights, gram)
 
 
 def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
@@ -211,6 +217,9 @@ def cagrad(
     the optimum is min_i ⟨g_i, x⟩ = 0 and `dualproj` reaches it nearest to g_0: its weights are the
     result. For g_0 = 0 and for c = 0 it is 1/n. Multiplying G by a positive number changes nothing.
 
+    g_w counts as 0 where ‖g_w‖² is below 16 eps + 2 `rtol`, relative to (Σ w_i ‖g_i‖)²: errors of G
+    hide what it is. An ascent of up to c ‖g_0‖ Σ w_i ‖g_i‖ times the root of that is then given up.
+
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
@@ -225,7 +234,7 @@ def cagrad(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: one `dualproj`, at most one `min_norm`, and a few steps of O(n³).
+    Complexity: one `min_norm`, a few that go on from it, and one `dualproj` where stationary.
     Source: Liu et al., arXiv 2110.14048.
 
     >>> cagrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
@@ -314,7 +323,8 @@ def fairgrad(
     >>> fairgrad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), alpha=0.5)
     tensor([0.6300, 1.0000])
     """
-    if not check.nonnegative("alpha", alpha) > 0:
+    alpha = check.nonnegative("alpha", alpha)
+    if not alpha > 0:
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
     return _solve("fairgrad", gram, None, check_values, float(alpha), rtol=_error(gram, rtol))
 
@@ -525,7 +535,8 @@ def gradvac(
         check.match("target", target, (n, n), "gram", gram.device)
         targets = target.detach().double().flatten()
     else:
-        if not -1 < check.number("target", target) < 1:
+        target = check.number("target", target)
+        if not -1 < target < 1:
             raise ValueError(f"target must be a cosine in (-1, 1), got {target}")
         targets = torch.full((n * n,), target, dtype=torch.float64, device=gram.device)
     bits = _seed(seed, gram).view(torch.float64).unsqueeze(-1)
@@ -565,7 +576,7 @@ def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) ->
     """
     check.gram("gram", gram)
     check.match("weights", weights, gram.shape[:-1], "gram", gram.device)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.symmetric(gram)
     many = gram.dim() > 8
     flat = (gram.flatten(0, -3), weights.flatten(0, -2)) if many else (gram, weights)
@@ -614,11 +625,11 @@ def pama_weights(
             f"values must have the shape [..., n] with n >= 1, got {list(values.shape)}"
         )
     p = check.preference(preference, values.shape[-1], values)
-    if check_values:
+    if check.flag("check_values", check_values):
         check.preference_values(p)
     flat = values.flatten(0, -2) if values.dim() > 7 else values
     weights, optimum = ops.pama_weights(flat, p)
     if flat is not values:
         weights, optimum = weights.view(values.shape), optimum.view(values.shape[:-1])
     result = PAMAWeights(weights, optimum)
-    return constant("pama_weights", result, values) if values.requires_grad else result
+    return _constant("pama_weights", result, values)

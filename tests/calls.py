@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from pama_ops import reference
 
+# Ops that compute nothing: they raise, or pass a tensor on.
+WITHOUT_KERNELS = {"constant", "refuse_gradient", "require"}
+
 Call = tuple[str, tuple[Any, ...]]  # the op's name and its arguments
 
 OPTIONS = {"cagrad": [0.4], "gapo": [2.0], "fairgrad": [2.0], "aligned_mtl": [0.0]}

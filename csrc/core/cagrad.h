@@ -48,7 +48,7 @@ class CaGrad {
       : team_(problem.team),
         n_(problem.n),
         problem_(problem),
-        noise_(16 * n_ * DBL_EPSILON + 2 * problem.rtol),
+        noise_(16 * DBL_EPSILON + 2 * problem.rtol),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
         inner_(mean_ + n_),
@@ -172,7 +172,7 @@ class CaGrad {
     }
   }
 
-  // dualproj: the result if it lies within the radius to rounding. Else it is offered as far as the
+  // dualproj: the result if it lies within the radius. Else it is offered as far as the
   // radius goes, and t, where that is less, set to that of its weights, which is no more than the
   // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
@@ -181,12 +181,14 @@ class CaGrad {
     method.solve();
     const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
-    const double found = dot(y, slope_), rounding = noise_ * norms * norms;
-    const bool inside = found <= radius * radius + rounding;
+    // As long as rounding may make it. For c >= 1 the zero gradient is within reach, and with it no
+    // conflict, whatever rounding says.
+    const double most = fmax(dot(y, slope_), 0.0) + noise_ * norms * norms;
+    const bool inside = problem_.options[0] >= 1 || most <= radius * radius;
     if (inside && *t == 0) {
       take(y, 1);
     } else {
-      offer(y, inside ? 1 : radius / sqrt(found));
+      offer(y, inside ? 1 : radius / sqrt(most));
     }
     *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
     team_.sync();

@@ -45,7 +45,9 @@ def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
         cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
         v, stationary = _interior(cosines, length, beta, noise)
         if stationary:
-            w[b, s] = _on_the_face(cosines, length, beta, noise)
+            # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+            shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
+            w[b, s] = _on_the_face(cosines, length, beta, max(noise, shown))
         else:
             w[b, s] = v / length * unit ** (-2 / (1 + beta))
     return w.reshape(g.shape[:-1])
@@ -114,7 +116,8 @@ def _step(inner: Tensor, share: Tensor, q: Tensor, beta: float, descent: float) 
         else:
             low = t
         middle = 0.5 * (low + min(high, 2 * t))
-        nearer = t - slope / (beta * float((q * q * left / along).sum()) + curvature)
+        bend = beta * float((q * q * left / along).sum()) + curvature
+        nearer = t - slope / bend if bend > 0 else math.inf
         t = nearer if low < nearer < (middle if slope > 0 else high) else middle
     return low
 
@@ -140,7 +143,9 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
             if float(q.abs().max()) <= 2.0**-27:
                 v = v * (1 + q)
                 break
-            v = v * (1 + _step(inner, share, q, at, float(residual @ q)) * q)
+            t = _step(inner, share, q, at, float(residual @ q))
+            # Where errors of G make it indefinite, the objective may fall without end.
+            v = v * (1 + min(t, 2.0**20 / max(float(q.abs().max()), 2.0**-1000)) * q)
     return v, False
 
 

@@ -108,7 +108,8 @@ def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
     largest = torch.where(valid, r.abs(), 0.0).amax(-1, keepdim=True)
     ordinary = (largest == 0) | ((largest > 2.0**-400) & (largest < 2.0**400))
     scaled = ~ordinary & largest.isfinite()
-    unit = torch.where(scaled, 2.0 ** (1.0 - torch.frexp(largest).exponent).clamp(max=1000), 1.0)
+    exponent = torch.frexp(largest).exponent.double()
+    unit = torch.where(scaled, 2.0 ** (1.0 - exponent).clamp(max=1000), 1.0)
     r = r * unit
     # Around the first valid reward, so that equal rewards deviate by exactly 0.
     r = r - r.gather(-1, valid.int().argmax(-1, keepdim=True))

@@ -12,7 +12,7 @@ WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
 
 
 def weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Makes a function (Gram matrix, preference, options, rtol) -> weights the default of its op."""
+    """Makes a function (gram, preference, options, rtol) -> weights the default of its op."""
     WEIGHTINGS[function.__name__] = function
     return function
 

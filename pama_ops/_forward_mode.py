@@ -1,0 +1,49 @@
+"""Forward-mode differentiation (dual tensors, `torch.func.jvp`): tangents are found here, and what
+has none to give for them raises. The dispatcher would drop them in silence.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def active() -> bool:
+    """Whether tensors may carry tangents. Torch keeps the level in a private name; without it every
+    tensor is asked, which is slower and as right.
+    """
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A tensor without its tangent, and the tangent."""
+    parts = forward_ad.unpack_dual(x)
+    return parts.primal, parts.tangent
+
+
+def join(x: Tensor, tangent: Tensor) -> Tensor:
+    return cast("Tensor", forward_ad.make_dual(x, tangent.to(x.dtype)))
+
+
+def carries(*tensors: Tensor | None) -> bool:
+    """Whether any of them has a tangent."""
+    return active() and any(x is not None and split(x)[1] is not None for x in tensors)
+
+
+def refuse(name: str, *tensors: Tensor | None) -> None:
+    """Raise if a tensor has a tangent, which the function `name` would lose."""
+    if carries(*tensors):
+        raise RuntimeError(
+            f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
+            "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
+        )
+
+
+def products(slope: Tensor, tangent: Tensor) -> Tensor:
+    """slope · tangent in float64. Where the slope is 0, as at masked positions, the tangent is not
+    read.
+    """
+    return torch.where(slope == 0, 0.0, slope.double() * tangent.double())
