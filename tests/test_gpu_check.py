@@ -222,6 +222,8 @@ def check(monkeypatch, tmp_path):
 
 
 def test_every_stage_leaves_its_steps_in_one_archive(check):
+    (check.folder / "prebuilt/candidates").mkdir()
+    (check.folder / "prebuilt/candidates/wide.so").touch()
     run = check.run("first", "test", "tools", "headline")
     assert run.returncode == 0, run.stdout + run.stderr
     steps = check.found()["steps"]
@@ -229,6 +231,7 @@ def test_every_stage_leaves_its_steps_in_one_archive(check):
     expected = ["where", "info", *(f"ops_{group}" for group in gpu_ops.GROUPS), "gradients_first",
                 "solvers_first", "tokens_first", "build_C", "test_cuda", "marked_cuda", "memcheck",
                 "racecheck", "ncu", "ncu_details", "initcheck", "synccheck", "headline",
+                "ops_gram_wide", "ops_combine_wide", "gradients_wide",
                 ]  # fmt: skip
     assert sorted(steps) == sorted(expected)
     assert {step["status"] for step in steps.values()} == {"0"}
@@ -237,6 +240,8 @@ def test_every_stage_leaves_its_steps_in_one_archive(check):
     assert (package / "gradients.py").resolve() == ROOT / "pama_ops/gradients.py"
     assert [x.name for x in package.glob("_C.*.so")] == ["_C.cpython-312-x86_64-linux-gnu.so"]
     assert "where" not in run.stdout.partition("==== test ====")[2].partition("== results")[0]
+    candidate = check.folder / "build/candidates/wide/pama_ops/_C_cuda.so"
+    assert candidate.resolve() == check.folder / "prebuilt/candidates/wide.so"
     log = (check.folder / "build/results/memcheck.log").read_text()
     assert "--tool memcheck --kernel-name kns=pama" in log
 
@@ -314,6 +319,38 @@ def test_what_an_earlier_tree_showed_is_laid_aside(check):
     assert check.run("headline").returncode == 0
     assert (check.folder / "build/results/earlier_0/headline.log").exists()
     assert set(check.found()["steps"]) == {"where", "headline"}
+
+
+TESTS = """
+import torch
+
+def test_before():
+    pass
+
+def test_that_breaks_cuda(monkeypatch):
+    def refuse():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, refuse
+    raise RuntimeError("an illegal memory access was encountered")
+
+def test_after():
+    assert not torch.cuda.is_initialized()
+"""
+
+
+def test_an_error_that_stays_with_cuda_ends_one_process(tmp_path):
+    """The tests that are left run in another one."""
+    pytest.importorskip("xdist", reason="wants pytest-xdist")
+    (tmp_path / "test_it.py").write_text(TESTS)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "gpu_pytest", "-n", "1", "-q", "test_it.py",
+         "-p", "no:cacheprovider", "--junitxml=report.xml"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+    )  # fmt: skip
+    assert re.search(r"2 passed", run.stdout), run.stdout
+    assert "worker 'gw0' crashed while running 'test_it.py::test_that_breaks_cuda'" in run.stdout
 
 
 def test_an_unknown_stage_is_refused():
