@@ -256,7 +256,7 @@ def nash_mtl(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fa
     is no such w. Then the result is argmax Σ_S log w over {w >= 0, Σ w = 1, G w = 0}, with S the
     largest set of gradients on which such a w can be positive: x = 0, and multiplying G changes
     nothing. Stationary means that some c on the simplex combines the unit gradients to a square
-    below 4 n eps + `rtol`.
+    below 4 n eps + `rtol`: there x, and each ⟨g_i, x⟩, is 0 down to the root of that.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.

@@ -99,11 +99,12 @@ def _newton(inner: Tensor, diagonal: Tensor, residual: Tensor) -> Tensor:
 
 def _step(inner: Tensor, share: Tensor, q: Tensor, beta: float, descent: float) -> float:
     """Where the derivative along q falls to a quarter of −descent, or to rounding: by Newton's
-    method within a bracket, halved where the weights near 0."""
+    method within a bracket, halved where the weights near 0. None becomes 0, from which it would
+    not rise again."""
     curvature = max(float(q @ inner @ q), 0.0)
     enough = max(0.25 * descent, 2.0**-52 * float(share @ q.abs()))
     steepest = max(-float(q.min()), 0.0)
-    low, high = 0.0, 1 / steepest if steepest > 0 else math.inf
+    low, high = 0.0, (1 - 2.0**-20) / steepest if steepest > 0 else math.inf
     t = 1.0 if high > 1 else 0.99 * high
     for _ in range(100):
         along = 1 + t * q
