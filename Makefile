@@ -23,7 +23,9 @@ help:
 	@echo "make lint       ruff, mypy, clang-format"
 	@echo "make golden     accept the registers and shared memory of the CUDA kernels as built"
 	@echo "make bench      the timing suites, against the budgets"
-	@echo "make gpu        with a GPU: build, test, sanitize, bench on it (ARGS=\"build test\")"
+	@echo "make cuda-library  the CUDA library alone, to bring to a GPU: scripts/gpu_run.md"
+	@echo "make gpu        with a GPU: the stages of that page (ARGS=\"first test\")"
+	@echo "make gpu-dry    the same stages without a GPU, on little: that the script holds (4 minutes)"
 	@echo "make wheel      a wheel in dist/"
 	@echo "make clean      remove .venv and everything built"
 
@@ -144,10 +146,20 @@ golden: $(VENV)/.built
 bench: $(VENV)/.built
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
+# What it builds serves any Python and torch.
+.PHONY: cuda-library
+cuda-library: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" sh scripts/gpu_check.sh prebuild
+
 # With the python3, torch, nvcc, CMake and ninja on the PATH, not those of .venv.
 .PHONY: gpu
 gpu:
 	sh scripts/gpu_check.sh $(ARGS)
+
+.PHONY: gpu-dry
+gpu-dry: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" GPU_CHECK_DRY=1 \
+	  GPU_CHECK_BUILD="$(CURDIR)/build/gpu-dry" sh scripts/gpu_check.sh $(ARGS)
 
 .PHONY: wheel
 wheel: $(VENV)/.installed

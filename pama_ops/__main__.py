@@ -49,7 +49,8 @@ def info() -> int:
 def what_is_missing() -> str:
     """Kernels that are missing, why, and what to do; or nothing."""
     if library.extension is None:
-        return f"\nNo compiled kernels: {library.why_no_cpu}.\n{library.how_to_have_kernels()}\n"
+        which = "CPU kernels" if library.has_cuda else "kernels"
+        return f"\nNo compiled {which}: {library.why_no_cpu}.\n{library.how_to_have_kernels()}\n"
     text = ""
     if library.older_than_its_sources():
         text = (

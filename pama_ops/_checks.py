@@ -118,7 +118,7 @@ def flag(name: str, x: object) -> bool:
         return x
     if type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_"):
         return bool(x)
-    raise TypeError(f"{name} must be a bool, got {type(x).__name__}")
+    raise TypeError(f"{name} must be True or False, got {x!r}")
 
 
 def number(name: str, x: object) -> float:

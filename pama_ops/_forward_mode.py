@@ -36,14 +36,10 @@ def carries(*tensors: Tensor | None) -> bool:
 def refuse(name: str, *tensors: Tensor | None) -> None:
     """Raise if a tensor has a tangent, which the function `name` would lose."""
     if carries(*tensors):
-        raise refusal(name)
-
-
-def refusal(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
-        "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
-    )
+        raise RuntimeError(
+            f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
+            "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
+        )
 
 
 def products(slope: Tensor, tangent: Tensor) -> Tensor:

@@ -81,10 +81,13 @@ def older_than_its_sources() -> bool:
     return any(source.stat().st_mtime > built for source in sources.rglob("*.*"))
 
 
-def _load_cuda(built: ModuleType) -> tuple[bool, str]:
-    if built.cuda:
-        return False, f"the CUDA kernels were {built.cuda}"
+def _load_cuda(built: ModuleType | None) -> tuple[bool, str]:
+    """Whether the CUDA library loads. It needs no `_C`, and may have been built elsewhere."""
     library = PACKAGE / "_C_cuda.so"
+    if not library.exists():
+        if built is None:
+            return False, "the CUDA kernels come with pama_ops._C"
+        return False, f"the CUDA kernels were {built.cuda}" if built.cuda else f"no {library}"
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -96,25 +99,24 @@ def load() -> None:
     """Register the compiled kernels over the plain-PyTorch defaults."""
     global extension, why_no_cpu, has_cuda, why_no_cuda
     extension, why_no_cpu = _load_cpu()
-    if extension is None:
-        message = (
-            f"{why_no_cpu}: every op runs its slow plain-PyTorch definition instead. "
-            f"{how_to_have_kernels()} PAMA_STRICT=1 makes this an error."
-        )
-        if os.environ.get("PAMA_STRICT") == "1":
-            raise ImportError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-        has_cuda, why_no_cuda = False, "the CUDA kernels come with pama_ops._C"
-        return
     has_cuda, why_no_cuda = _load_cuda(extension)
-    if not has_cuda and torch.cuda.is_available():
+    if extension is None:
+        slow = "every op runs its slow plain-PyTorch definition instead"
+        if has_cuda:
+            slow = "CPU tensors run the slow plain-PyTorch definitions"
+        message = (
+            f"{why_no_cpu}: {slow}. {how_to_have_kernels()} PAMA_STRICT=1 makes this an error."
+        )
+    elif not has_cuda and torch.cuda.is_available():
         message = (
             f"{why_no_cuda}: CUDA tensors run the slow plain-PyTorch definitions. "
             "See python -m pama_ops info."
         )
-        if os.environ.get("PAMA_STRICT") == "1":
-            raise ImportError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    else:
+        return
+    if os.environ.get("PAMA_STRICT") == "1":
+        raise ImportError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 extension: ModuleType | None = None

@@ -8,13 +8,11 @@ by the names they have here, after checking their arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops import effects
-from torch.utils import _pytree as pytree
 
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import reference
@@ -68,7 +66,7 @@ def _define(
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:
-    """A result of a definition in the dtype, and of arrays without tokens in the shape, declared."""
+    """A definition's result in the dtype, and of arrays without tokens the shape, declared."""
     if result.shape != declared.shape and result.numel() == 0:  # rows without tokens were left out
         return declared.zero_()
     return result.to(declared.dtype).contiguous()
@@ -120,9 +118,6 @@ constant = _define(
     lambda result, inputs, name: result.clone(),
     lambda result, inputs, name: result.new_empty(result.shape),
 )
-
-# These have no kernels: their definitions serve every device.
-WITHOUT_KERNELS = {"require", "refuse_gradient", "constant"}
 
 Alike = list[tuple[torch.Size, torch.dtype]]
 
@@ -458,7 +453,7 @@ def _kl_divergence_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
         return None, None, None, None
     logp, ref_logp, mask, estimator = _kept(ctx)
     forward_mode.refuse("kl_divergence's gradient", grad, logp, ref_logp)
-    slope = differentiable("kl_divergence_backward", grad, logp, ref_logp, mask, estimator)
+    slope = kl_divergence_backward(grad, logp, ref_logp, mask, estimator)
     ours = slope.to(logp.dtype) if ctx.needs_input_grad[0] else None
     theirs = slope.neg().to(ref_logp.dtype) if ctx.needs_input_grad[1] else None
     return ours, theirs, None, None
@@ -474,9 +469,7 @@ def _ppo_loss_backward(
     low, high, _aggregate, _divisor, kl_coef, estimator, _statistics, row_weights = options
     tokens = (logp, old_logp, advantages, mask, ref_logp, cu_seqlens)
     forward_mode.refuse("ppo_loss's gradient", grad, row_weights, *tokens)
-    slope = differentiable(
-        "ppo_loss_backward", grad, row_weights, *tokens, low, high, kl_coef, estimator
-    )
+    slope = ppo_loss_backward(grad, row_weights, *tokens, low, high, kl_coef, estimator)
     return slope.to(logp.dtype), *constants
 
 
@@ -488,9 +481,7 @@ def _value_loss_backward(
         return None, *constants
     values, returns, mask, old_values, _n, cu, clip, _d, scale = _kept(ctx)
     forward_mode.refuse("value_loss's gradient", grad, scale, values, returns, old_values)
-    slope = differentiable(
-        "value_loss_backward", grad, scale, values, returns, mask, old_values, cu, clip
-    )
+    slope = value_loss_backward(grad, scale, values, returns, mask, old_values, cu, clip)
     return slope.to(values.dtype), *constants
 
 
@@ -505,7 +496,7 @@ def _gram_backward(ctx: Any, grad: Tensor | None) -> tuple[list[Tensor | None] |
     for i in range(n):
         mine = grads[i * (len(grads) // n) : (i + 1) * (len(grads) // n)]
         if any(x.requires_grad for x in mine):
-            combined = differentiable("combine", grads, rows[i])
+            combined = combine(grads, rows[i])
             result += [c if x.requires_grad else None for c, x in zip(combined, mine, strict=True)]
         else:
             result += [None] * len(mine)
@@ -525,7 +516,7 @@ def _combine_backward(
     result: list[Tensor | None] = [None] * len(grads)
     for i in range(n):
         if any(grads[i * count + p].requires_grad for p in given):
-            scaled = differentiable("combine", slope, weights[i : i + 1])
+            scaled = combine(slope, weights[i : i + 1])
             for p, x in zip(given, scaled, strict=True):
                 if grads[i * count + p].requires_grad:
                     result[i * count + p] = x
@@ -533,8 +524,7 @@ def _combine_backward(
         return result, None
     # Row 0 of the Gram matrix of the slope beside the gradients: ⟨slope, g_i⟩.
     beside = slope + [grads[i * count + p] for i in range(n) for p in given]
-    products: Tensor = differentiable("gram", beside, n + 1)[0, 1:]
-    return result, products.to(weights.dtype)
+    return result, gram(beside, n + 1)[0, 1:].to(weights.dtype)
 
 
 def _keep_list(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -547,10 +537,6 @@ def _keep_list(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _kept_list(ctx: Any) -> list[Any]:
     return [*ctx.saved_tensors] if ctx.last is None else [*ctx.saved_tensors, ctx.last]
-
-
-def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    pass
 
 
 def _refuse_again(name: str) -> Callable[..., Any]:
@@ -580,70 +566,19 @@ def register_autograd(namespace: str) -> None:
 
     The tests have namespaces of their own.
     """
-    for name, (backward, keep) in AUTOGRAD.items():
-        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=keep)
-
-
-# The gradient of each op that has one, and what it keeps for it.
-AUTOGRAD: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
-    "kl_divergence": (_kl_divergence_backward, _keep),
-    "ppo_loss": (_ppo_loss_backward, _keep),
-    "value_loss": (_value_loss_backward, _keep),
-    "gram": (_gram_backward, _keep_list),
-    "combine": (_combine_backward, _keep_list),
-    "constant": (_constant_backward, _keep_constant),
-    **{
-        f"{name}_backward": (_refuse_again(name), _keep_nothing)
-        for name in ("kl_divergence", "ppo_loss", "value_loss")
-    },
-}
-
-
-class _Transformed(torch.autograd.Function):
-    """An op with its gradient, in the form that torch.func.grad and its kin take."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(name: str, spec: Any, *flat: Any) -> Any:
-        result = globals()[name](*pytree.tree_unflatten(list(flat), spec))
-        return tuple(result) if isinstance(result, list) else result
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.op, ctx.spec, *flat = inputs
-        _, keep = AUTOGRAD[ctx.op]
-        keep(ctx, pytree.tree_unflatten(flat, ctx.spec), output)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise forward_mode.refusal(f"{ctx.op}'s gradient")
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        slopes, _ = AUTOGRAD[ctx.op]
-        mine = SimpleNamespace(
-            saved_tensors=ctx.saved_tensors,
-            needs_input_grad=ctx.needs_input_grad[2:],
-            **{name: getattr(ctx, name) for name in ("plan", "last") if hasattr(ctx, name)},
-        )
-        results = slopes(mine, list(grads)) if ctx.op == "combine" else slopes(mine, *grads)
-        flat: list[Any] = []
-        for x in results:
-            flat += x if isinstance(x, list) else [x]
-        count = ctx.spec.num_leaves
-        return None, None, *(flat + [None] * (count - len(flat)))
-
-
-def differentiable(name: str, *args: Any) -> Any:
-    """The result of a differentiable op, also within torch.func's transforms: the autograd that
-    torch.library gives an op is refused there, with words that name nothing.
-    """
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    if torch.compiler.is_compiling() or active is None or not active():
-        return globals()[name](*args)
-    flat, spec = pytree.tree_flatten(args)
-    return _Transformed.apply(name, spec, *flat)  # type: ignore[no-untyped-call]
+    for name, backward in {
+        "kl_divergence": _kl_divergence_backward,
+        "ppo_loss": _ppo_loss_backward,
+        "value_loss": _value_loss_backward,
+    }.items():
+        torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=_keep)
+        torch.library.register_autograd(f"{namespace}::{name}_backward", _refuse_again(name))
+    of_lists: dict[str, Callable[..., Any]] = {"gram": _gram_backward, "combine": _combine_backward}
+    for name, slopes in of_lists.items():
+        torch.library.register_autograd(f"{namespace}::{name}", slopes, setup_context=_keep_list)
+    torch.library.register_autograd(
+        f"{namespace}::constant", _constant_backward, setup_context=_keep_constant
+    )
 
 
 register_autograd(NAMESPACE)

@@ -56,8 +56,10 @@ def gram(
         check_finite: raise if an objective's gradient is not finite (synchronises on a GPU).
 
     Returns:
-        G, [n, n], symmetric to the bit, on the gradients' device. Differentiable: the slope of
-        J is (S + Sᵀ) J. NaN or infinite where a gradient is.
+        G, [n, n], symmetric to the bit, on the gradients' device. Its attribute `rtol` says how
+        well its entries are known relative to ‖g_i‖ ‖g_j‖, for weightings to read:
+        docs/weightings.md. Differentiable: the slope of J is (S + Sᵀ) J. NaN or infinite where a
+        gradient is.
 
     Raises:
         TypeError, ValueError: naming the argument, the index, what came and what is wanted.
@@ -108,7 +110,7 @@ def _gram(flat: list[Tensor], n: int) -> Tensor:
     """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
     result: Tensor
     if not forward_mode.carries(*flat):
-        result = ops.differentiable("gram", flat, n)
+        result = ops.gram(flat, n)
         return result
     primals, tangents = _split(flat)
     result = ops.gram(primals, n)
@@ -125,16 +127,16 @@ def _split(flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     ]
 
 
-# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on a
-# CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and of half gradients the
-# square of their own roundoff, which is what rounding leaves of a combination that was 0.
+# What is known of G_ij relative to ‖g_i‖ ‖g_j‖, by the gradients' dtype: the error of the sums, on
+# a CPU of chains of 16, elsewhere of chains of 64 and of tensor cores; and the square of their own
+# roundoff, which is what rounding leaves of a combination of gradients that was 0.
 _SUMS = {"cpu": 18 * 2.0**-24}
 _OTHER_SUMS = 1e-5
 _ROUNDED = {torch.float32: 2.0**-48, torch.float16: 2.0**-22, torch.bfloat16: 2.0**-16}
 
 
 def _error(flat: Sequence[Tensor], n: int) -> float:
-    """The relative error of the Gram matrix of n gradients, as its entries and they were rounded."""
+    """The relative error of the Gram matrix of n gradients: of its sums and of theirs."""
     dtypes = {x.dtype for x in flat[: len(flat) // n]}
     if dtypes == {torch.float64}:
         return 1e-14
@@ -262,7 +264,7 @@ def _combine(
         results: list[Tensor]
         if forward_mode.carries(weights, *flat):
             return _combine_tangents(flat, weights)
-        results = list(ops.differentiable("combine", flat, weights))
+        results = ops.combine(flat, weights)
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]

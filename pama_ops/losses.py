@@ -76,7 +76,7 @@ def kl_divergence(
     kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
     kl: Tensor
     if not forward_mode.carries(logp, ref_logp):
-        kl = ops.differentiable("kl_divergence", logp, ref_logp, mask, kind)
+        kl = ops.kl_divergence(logp, ref_logp, mask, kind)
         return kl
     (logp, towards), (ref_logp, away) = forward_mode.split(logp), forward_mode.split(ref_logp)
     kl = ops.kl_divergence(logp, ref_logp, mask, kind)
@@ -163,8 +163,7 @@ def ppo_loss(
     tangent: Tensor | None = None
     if forward_mode.active():
         logp, tangent = forward_mode.split(logp)
-    loss, statistics, row_weights = ops.differentiable(
-        "ppo_loss",
+    loss, statistics, row_weights = ops.ppo_loss(
         logp,
         old_logp,
         advantages,
@@ -248,9 +247,7 @@ def value_loss(
     if forward_mode.active():
         values, tangent = forward_mode.split(values)
     loss: Tensor
-    loss, scale = ops.differentiable(
-        "value_loss", values, returns, mask, old_values, norm, cu_seqlens, clip, divisor
-    )
+    loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)
     if tangent is None:
         return loss
     slope = ops.value_loss_backward(

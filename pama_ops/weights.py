@@ -217,6 +217,9 @@ def cagrad(
     the optimum is min_i ⟨g_i, x⟩ = 0 and `dualproj` reaches it nearest to g_0: its weights are the
     result. For g_0 = 0 and for c = 0 it is 1/n. Multiplying G by a positive number changes nothing.
 
+    g_w counts as 0 where ‖g_w‖² is below 16 eps + 2 `rtol`, relative to (Σ w_i ‖g_i‖)²: errors of G
+    hide what it is. An ascent of up to c ‖g_0‖ Σ w_i ‖g_i‖ times the root of that is then given up.
+
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
@@ -231,7 +234,7 @@ def cagrad(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: one `dualproj`, at most one `min_norm`, and a few steps of O(n³).
+    Complexity: one `min_norm`, a few that go on from it, and one `dualproj` where stationary.
     Source: Liu et al., arXiv 2110.14048.
 
     >>> cagrad(torch.tensor([[18.0, -22.0], [-22.0, 38.0]]))
@@ -253,7 +256,7 @@ def nash_mtl(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fa
     is no such w. Then the result is argmax Σ_S log w over {w >= 0, Σ w = 1, G w = 0}, with S the
     largest set of gradients on which such a w can be positive: x = 0, and multiplying G changes
     nothing. Stationary means that some c on the simplex combines the unit gradients to a square
-    below 4 n eps + `rtol`.
+    below 4 n eps + `rtol`: there x, and each ⟨g_i, x⟩, is 0 down to the root of that.
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.

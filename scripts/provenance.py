@@ -7,8 +7,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,6 +21,8 @@ def output_of(*command: str) -> str | None:
 
 def machine() -> dict[str, object]:
     """Processor, what torch uses of it, and the GPUs."""
+    import torch  # seconds, which commit() need not take
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

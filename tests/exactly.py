@@ -9,6 +9,7 @@ products, quotients and roots are those of IEEE 754 wherever torch runs.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import mpmath
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor
 
 
+@functools.cache
+def _table() -> Tensor:
+    powers = [math.ldexp(1.0, k) for k in range(-1022, 1023)]
+    return torch.tensor(powers, dtype=torch.float64, device="cpu")
+
+
 def powers_of_two(exponents: Tensor) -> Tensor:
     """2^k exactly, for |k| <= 1022; a vectorised power promises no such thing."""
-    table = torch.tensor([math.ldexp(1.0, k) for k in range(-1022, 1023)], dtype=torch.float64)
-    return table[exponents.long() + 1022]
+    return _table()[exponents.long() + 1022]
 
 
 def _shifted(x: Tensor, exponents: Tensor) -> Tensor:

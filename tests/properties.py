@@ -113,7 +113,7 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
 
     In units of ‖g_i‖ · Σ v ‖g‖: no slope stops below −8 u64, nor by more from 0 on the support; a
     widened G takes another 8 u64 + 2 u; slopes there and here carry n + 4 roundings of u64 each,
-    and the weights' rounding moves them by u.
+    and the weights' rounding moves them by u, or by the least subnormal number.
     """
     g, w = gram.double().cpu(), weights.double().cpu()
     lower = lower.double().cpu()
@@ -121,12 +121,13 @@ def assert_cone_optimal(gram: Tensor, weights: Tensor, lower: Tensor) -> None:
     least = torch.finfo(weights.dtype).smallest_normal * unit_roundoff(weights.dtype)  # subnormal
     assert bool((w >= lower * (1 - u) - least).all()), w - lower
     norm = g.diagonal().clamp(min=0).sqrt()
-    size = exactly.dot(norm, w.abs())
+    size, moved = exactly.dot(norm, w.abs()), least * exactly.total(norm)
     slope = exactly.times(g, w)
-    assert bool((slope >= -u * norm * size).all()), float((slope / norm / size).min())
+    bound = u * size + moved
+    assert bool((slope >= -bound * norm).all()), float((slope / norm / bound).min())
     y = (w - lower).clamp(min=0)
     apart = float(exactly.dot(y, slope))
-    assert apart <= u * float(size) ** 2, apart / float(size) ** 2
+    assert apart <= float((bound + moved) * size), apart / float(bound * size)
 
 
 def is_null_combination(gram: Tensor, weights: Tensor) -> bool:

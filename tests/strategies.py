@@ -175,6 +175,9 @@ def gradients(family: str, n: int, generator: torch.Generator) -> Tensor:
         j[n - half :] = j[:half]
     elif family == "opposite":
         j[n - half :] = -j[:half]
+    elif family == "integers times a basis":
+        shares = torch.randint(-3, 4, (n, max(half, 1)), generator=generator).double()
+        j = exactly.product(shares, j[: max(half, 1)])
     elif family.startswith("integers"):  # everything that can be degenerate is
         j = torch.randint(-2, 3, (n, max(half, 2)), generator=generator).double()
         if family == "integers of nine decades":
@@ -203,6 +206,7 @@ GRADIENT_FAMILIES = [
     "zero rows",
     "integers",
     "integers of nine decades",
+    "integers times a basis",
     "twelve decades",
     "condition 1e6",
     "condition 1e12",
@@ -237,10 +241,15 @@ def gram_matrices(
     dtypes: list[torch.dtype] = DTYPES,
     max_rows: int = 10,
 ) -> Tensor:
-    """G = J Jᵀ of gradients of one family, rounded to a dtype (and so perhaps indefinite)."""
+    """G = J Jᵀ of gradients of one family, rounded to a dtype (and so perhaps indefinite).
+
+    The gradients are rounded first, to float64 or less, so that those which depend on each other do
+    so but for that.
+    """
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     n = draw(st.integers(1, max_rows))
     j = gradients(draw(st.sampled_from(families)), n, generator)
+    j = j.to(draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))).double()
     dtype = draw(st.sampled_from(dtypes))
     # Norms are about sqrt(4 n): the factor keeps their squares within float16. Squares below its
     # normal numbers keep too few bits for the matrix to be within rounding of a Gram matrix.

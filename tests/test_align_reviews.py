@@ -419,3 +419,9 @@ def test_fine_tuning_lowers_the_loss(corpus: data.Corpus) -> None:
     losses: list[float] = []
     fine_tune(corpus, FineTuning(steps=12), CPU, lambda _step, loss: losses.append(loss))
     assert np.mean(losses[-3:]) < losses[0] - 1
+
+
+def test_the_cache_holds_the_classifier_as_numbers_and_words(assets: prepare.Assets) -> None:
+    """A file that is unpickled runs whatever somebody put into the cache."""
+    assert {file.suffix for file in assets.classifier.iterdir()} == {".json"}
+    assert json.loads((assets.classifier / "classifier.json").read_text())["classes"] == [0, 1]

@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from calls import WITHOUT_KERNELS
 
 from pama_ops import _bench, _library, _schemas, _self_check
 from pama_ops.__main__ import main
@@ -15,7 +16,7 @@ from pama_ops.__main__ import main
 def test_check_reaches_every_op_and_passes(capsys):
     assert main(["check"]) == 0
     rows = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()}
-    assert _schemas.SCHEMAS.keys() - _schemas.WITHOUT_KERNELS <= rows
+    assert _schemas.SCHEMAS.keys() - WITHOUT_KERNELS <= rows
 
 
 def test_check_fails_on_an_op_that_is_off(monkeypatch, capsys):
@@ -59,14 +60,17 @@ def test_a_library_that_does_not_load_says_why(monkeypatch, tmp_path):
     assert "file too short" in why
 
 
+@pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("command", ["check", "bench", "info"])
-def test_what_is_missing_is_said_by_every_command(command, monkeypatch, capsys):
+def test_what_is_missing_is_said_by_every_command(command, cuda, monkeypatch, capsys):
     monkeypatch.setattr(_library, "extension", None)
+    monkeypatch.setattr(_library, "has_cuda", cuda)
     monkeypatch.setattr(_library, "why_no_cpu", "pama_ops._C was not built")
     monkeypatch.setattr(_self_check, "check", lambda: True)
     monkeypatch.setattr(_bench, "bench", lambda: None)
     assert main([command]) == (command == "check")
-    assert "No compiled kernels: pama_ops._C was not built.\n" in capsys.readouterr().out
+    missing = "CPU kernels" if cuda else "kernels"
+    assert f"No compiled {missing}: pama_ops._C was not built.\n" in capsys.readouterr().out
 
 
 def test_bench_prints_a_share_of_a_copy(monkeypatch, capsys):

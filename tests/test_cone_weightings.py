@@ -195,7 +195,7 @@ def assert_best_worst_case(gram: torch.Tensor, weights: torch.Tensor, c: float) 
         return float(w @ g @ mean) + radius * (square**0.5 if told else 0)
 
     # Rounded weights less 1/n would say little of small shares.
-    shares = (po.cagrad(gram.double(), c=c).cpu() - mean).clamp(min=0)
+    shares = (po.cagrad(gram.double(), c=c, rtol=u).cpu() - mean).clamp(min=0)
     candidates = [po.min_norm(gram).double().cpu()]
     if bool(shares.any()):
         candidates.append(shares / shares.sum())

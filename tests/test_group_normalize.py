@@ -154,7 +154,11 @@ BAD = [
     (lambda a: {**a, "eps": -1e-4}, ValueError, "eps must not be negative, got -0.0001"),
     (lambda a: {**a, "eps": float("nan")}, ValueError, "eps must not be negative, got nan"),
     (lambda a: {**a, "eps": None}, TypeError, "eps must be a number, got NoneType"),
-    (lambda a: {**a, "return_informative": 1}, TypeError, "return_informative must be a bool"),
+    (
+        lambda a: {**a, "return_informative": 1},
+        TypeError,
+        "return_informative must be True or False",
+    ),
 ]
 
 

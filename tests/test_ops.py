@@ -48,7 +48,7 @@ def replaced(arguments: tuple, old: Tensor, new: Tensor) -> tuple:
 def test_ops_refuse_what_would_make_them_read_past_an_end(ops):
     missed = []
     for call in calls():
-        if call[0] in _schemas.WITHOUT_KERNELS:
+        if call[0] == "refuse_gradient":
             continue
         for what, (name, arguments) in spoilt(call):
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from calls import calls, run
+from calls import WITHOUT_KERNELS, calls, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -96,7 +97,8 @@ def test_without_kernels_the_package_works_and_says_so_once():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("[[[1.95")
-    assert run.stderr.count("every op runs its slow plain-PyTorch definition") == 1
+    said = "CPU tensors run the slow" if _library.has_cuda else "every op runs its slow"
+    assert run.stderr.count(f"{said} plain-PyTorch definition") == 1
     strict = {**os.environ, "PAMA_STRICT": "1"}
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=strict, check=False
@@ -105,22 +107,25 @@ def test_without_kernels_the_package_works_and_says_so_once():
     assert "ImportError: " in run.stderr
 
 
+WHY_NOT = bool(_library.extension and _library.extension.cuda)
 needs_nvcc = pytest.mark.skipif(
-    bool(_library.extension and _library.extension.cuda),
-    reason="needs nvcc at build time: NO CUDA KERNEL WAS COMPILED, let alone loaded",
+    WHY_NOT, reason="needs nvcc at build time: NO CUDA KERNEL WAS COMPILED, let alone loaded"
+)
+# Also one that was built apart from `_C`.
+needs_cuda_library = pytest.mark.skipif(
+    WHY_NOT and not _library.has_cuda, reason="needs pama_ops/_C_cuda.so: NO CUDA KERNEL WAS LOADED"
 )
 
 
-@needs_nvcc
+@needs_cuda_library
 def test_the_cuda_library_loads_and_registers_its_kernels():
     assert _library.has_cuda, _library.why_no_cuda
     missing = [
         name
         for name in _schemas.SCHEMAS
-        if name not in _schemas.WITHOUT_KERNELS
-        and not torch._C._dispatch_has_kernel_for_dispatch_key(f"pama_ops::{name}", "CUDA")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pama_ops::{name}", "CUDA")
     ]
-    assert not missing
+    assert set(missing) == WITHOUT_KERNELS
 
 
 @needs_nvcc
@@ -130,6 +135,53 @@ def test_the_cuda_library_holds_every_architecture_of_the_build():
     code, ptx = architectures_of(_library.PACKAGE / "_C_cuda.so")
     assert code == {int(re.sub(r"\D", "", entry)) for entry in wanted}
     assert ptx == {int(re.sub(r"\D", "", entry)) for entry in wanted if entry.endswith("+PTX")}
+
+
+@needs_cuda_library
+def test_the_cuda_library_serves_a_python_that_has_no_other_kernels(tmp_path):
+    """It is built for no Python: where `_C` was built for another, CUDA tensors have kernels."""
+    package = tmp_path / "pama_ops"
+    package.mkdir()
+    for file in _library.PACKAGE.iterdir():
+        if file.suffix != ".so" or file.name == "_C_cuda.so":
+            (package / file.name).symlink_to(file)
+    (package / "_C.cpython-39-x86_64-linux-gnu.so").write_text("of another Python")
+    script = (
+        "import torch, pama_ops as po\n"
+        "from pama_ops import _library, _schemas\n"
+        f"assert _library.PACKAGE.samefile({str(package)!r})\n"
+        "assert _library.extension is None and _library.has_cuda\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print(sorted(x for x in _schemas.SCHEMAS if not has(f'pama_ops::{x}', 'CUDA')))\n"
+        "print(po.gae(torch.ones(1, 1, 2), torch.zeros(1, 1, 2)).advantages.tolist())\n"
+        "from pama_ops.__main__ import main\n"
+        "main(['info'])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    missing, advantages, *info = run.stdout.splitlines()
+    assert missing == str(sorted(WITHOUT_KERNELS))
+    assert advantages.startswith("[[[1.95")
+    assert run.stderr.count("CPU tensors run the slow plain-PyTorch definitions") == 1
+    assert re.search(r"^CUDA kernels +loaded$", "\n".join(info), re.MULTILINE)
+    assert any(line.startswith("No compiled CPU kernels: ") for line in info)
+
+
+@needs_cuda_library
+def test_the_cuda_library_asks_for_no_python_and_no_recent_libc():
+    """It can be brought to another Python, and to a libc as old as 2.34."""
+    if shutil.which("objdump") is None:
+        pytest.skip("wants objdump, of binutils")
+    table = subprocess.run(
+        ["objdump", "-T", _library.PACKAGE / "_C_cuda.so"], capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    symbols = [line.split()[-1] for line in table.splitlines() if "*UND*" in line]
+    assert "aoti_torch_get_current_cuda_stream" in symbols
+    assert not [name for name in symbols if re.match(r"_?Py[A-Z_]", name)]
+    versions = {tuple(map(int, x.split("."))) for x in re.findall(r"GLIBC_([\d.]+)", table)}
+    assert max(versions) <= (2, 34)
 
 
 def architectures_of(library: Path) -> tuple[set[int], set[int]]:
@@ -152,7 +204,7 @@ def architectures_of(library: Path) -> tuple[set[int], set[int]]:
     return code, ptx
 
 
-@pytest.mark.parametrize("name", _schemas.SCHEMAS)
+@pytest.mark.parametrize("name", sorted(_schemas.SCHEMAS.keys() - WITHOUT_KERNELS))
 def test_every_op_passes_opcheck(name):
     """With each of the options that tests/calls.py gives it; tests of an op add theirs."""
     mine = [arguments for other, arguments in calls() if other == name]
@@ -161,7 +213,7 @@ def test_every_op_passes_opcheck(name):
         torch.library.opcheck(getattr(torch.ops.pama_ops, name).default, arguments)
 
 
-@needs_nvcc
+@needs_cuda_library
 def test_fake_cuda_tensors_pass_through_every_op():
     """Shapes, strides and dtypes on a GPU that is not there are those of the CPU's results."""
     real = calls()

@@ -86,6 +86,9 @@ def test_theorem_1_reductions_are_their_definition(backend, reduction, data):
         # the largest to the difference of the pair: hold the result to the definition instead.
         check_theorem_1(batch, advantages, log_ratio, reduction, options, step)
         return
+    near, part = nearly_tied(batch, advantages, log_ratio, options, step)
+    if near.any():
+        weights, combined, optimum = chosen_among_ties(advantages, part, near, step, want)
     # float32 weights: one rounding; the sums over objectives: n more, relative to the largest.
     unit = torch.finfo(step.weights.dtype).eps / 2
     slack = (batch.objectives + 2) * unit / torch.finfo(torch.float64).eps * torch.ones_like(size)
@@ -93,6 +96,43 @@ def test_theorem_1_reductions_are_their_definition(backend, reduction, data):
     assert_rounds(step.advantages, combined, slack * size, 64 + terms)
     bound = size if log_ratio is None or not options["ratio_weighted"] else size * 8
     assert_rounds(step.optimum, optimum, slack * bound, 64 + terms)
+
+
+def nearly_tied(batch, advantages, log_ratio, options, step):
+    """Of which objectives [N, B, T] or [N, T] any may be chosen, at tokens where they are several;
+    and their parts.
+
+    Parts that the ratio weighs, divided by preferences that differ, round: ranks that are equal but
+    for that tie in one evaluation and not in another.
+    """
+    rows = reference.tokens.Tokens(advantages, batch.mask, batch.cu_seqlens)
+    low, high = options["clip"] if isinstance(options["clip"], tuple) else (options["clip"],) * 2
+    _, part = reference.pama.active_part(
+        rows, advantages, log_ratio, low, high, options["noon"], options["ratio_weighted"]
+    )
+    p = torch.tensor(options["preference"] or [1.0] * batch.objectives, device=part.device).double()
+    used = step.active & (p > 0)
+    if not used.any() or log_ratio is None or not options["ratio_weighted"]:
+        return torch.zeros_like(step.weights, dtype=torch.bool), part
+    part, p = torch.where(used[:, None, None], part, 0.0), p[:, None, None]
+    one_sided = ((part >= 0).all(0) | (part <= 0).all(0)) & rows.mask
+    rank = torch.where(used[:, None, None], part.abs() / p, math.inf)
+    least = rank.amin(0)
+    near = (rank <= least * (1 + 32 * unit_roundoff(torch.float64))) & one_sided & (least > 0)
+    return rows.unpad(near & (near.sum(0) > 1)), rows.unpad(part)
+
+
+def chosen_among_ties(advantages, part, near, step, want):
+    """What is wanted where any of the tied may be chosen: what was, if it is one of these."""
+    combined, weights, optimum, _ = want
+    c, at = step.weights.double(), near.any(0)
+    slack = len(c) * torch.finfo(step.weights.dtype).eps
+    assert bool((c >= 0).all())
+    assert not bool(c[~near & at].any())
+    assert bool(((c.sum(0) - 1).abs()[at] <= slack).all())
+    means = [torch.where(c == 0, 0.0, c * x.double()).sum(0) for x in (advantages, part)]
+    pairs = zip((c, *means), (weights, combined, optimum), strict=True)
+    return [torch.where(at, mine, theirs.double()) for mine, theirs in pairs]
 
 
 def check_theorem_1(batch, advantages, log_ratio, reduction, options, step):

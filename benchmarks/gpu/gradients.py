@@ -3,7 +3,8 @@
     python benchmarks/gpu/gradients.py [--results PATH]
 
 Bytes that must move (n rows read; one written by combine) over the time taken, as a share of the
-bytes read and written by a copy per second. One tensor of d elements, then real models' shapes.
+bytes read and written by a copy per second. One tensor of 1e8 elements and GPT-2's list come first,
+for every n and dtype, and are all there is with --quick; then other lengths, then larger models.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from models import MODELS, Shapes, size
 import pama_ops as po
 
 ROWS = (2, 4, 8, 16, 32)
-LENGTHS = (10**6, 10**7, 10**8, 10**9, 4 * 10**9)
+FIRST = ("100000000", "GPT-2 125M")
+LENGTHS = (10**6, 10**7, 10**9, 4 * 10**9)
+DRY = (5000,)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -45,11 +48,13 @@ def measure(bench: Bench, copy: float, name: str, shapes: Shapes, n: int, dtype:
 def main() -> None:
     bench = Bench(__doc__)
     copy = bench.copy_rate()
-    wanted = bench.arguments.models or [*map(str, LENGTHS), *MODELS]
-    for n in bench.arguments.objectives or ROWS:
-        for dtype in DTYPES:
-            for name in wanted:
-                shapes = MODELS[name] if name in MODELS else [(int(name),)]
+    first = [*map(str, DRY)] if bench.arguments.dry else [*FIRST]
+    rest = [*map(str, LENGTHS), *(name for name in MODELS if name not in FIRST)]
+    everything = first if bench.arguments.quick or bench.arguments.dry else first + rest
+    for name in bench.arguments.models or everything:
+        shapes = MODELS[name] if name in MODELS else [(int(name),)]
+        for n in bench.arguments.objectives or ROWS:
+            for dtype in DTYPES:
                 measure(bench, copy, "one tensor" if name.isdigit() else name, shapes, n, dtype)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from measure import Bench, Call, memory
-from models import MODELS, size
+from models import MODELS, Shapes, size
 from peers import Gradients, jacobian, on_host
 from torch import Tensor
 
 import pama_ops as po
 
 TOKENS = (256, 1024)  # B, T
+DRY_TOKENS, DRY_MODEL = (4, 16), [(33, 8), (8,), (4096,)]
 SHARE = 0.9  # of the memory: whether (a) and (b) fit at all is part of their cost
 # On paper: parameters and the GPUs that share them, bfloat16 gradients.
 PAPER = {"70B": (70e9, 64), "1T": (1e12, 1024)}
@@ -42,9 +43,10 @@ def gradient_door(grads: Gradients, out: list[Tensor]) -> tuple[Call, Call]:
 
 
 def token_door(bench: Bench, n: int) -> Call:
-    advantages = torch.randn(n, *TOKENS, device=bench.device)
-    mask = torch.rand(TOKENS, device=bench.device) < 0.9
-    log_ratio = 0.1 * torch.randn(TOKENS, device=bench.device)
+    tokens = DRY_TOKENS if bench.arguments.dry else TOKENS
+    advantages = torch.randn(n, *tokens, device=bench.device)
+    mask = torch.rand(tokens, device=bench.device) < 0.9
+    log_ratio = 0.1 * torch.randn(tokens, device=bench.device)
     return lambda: po.pama_advantages(advantages, mask, log_ratio)
 
 
@@ -57,8 +59,22 @@ def cost(bench: Bench, step: Call, weights: Call | None = None) -> dict[str, Any
     }  # fmt: skip
 
 
-def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
-    shapes = MODELS[model]
+def peer(bench: Bench, row: dict[str, Any], step: Call, weights: Call | None = None) -> None:
+    """Adds the cost of a method that is not ours, or what torch says that it cannot do.
+
+    J @ J.T of 6.7e9 columns is more than torch's matrix product takes.
+    """
+    try:
+        found = cost(bench, step, weights)
+    except RuntimeError as error:  # of torch: memory, or a size
+        if bench.on_gpu:
+            torch.cuda.synchronize()  # raises again where CUDA itself has failed
+            torch.cuda.empty_cache()
+        found = {"skipped": f"torch: {str(error).splitlines()[0][:160]}"}
+    bench.add({**row, **found})
+
+
+def measure(bench: Bench, model: str, shapes: Shapes, n: int, dtype: torch.dtype) -> None:
     bytes_of_one = size(shapes) * dtype.itemsize
     name = str(dtype).removeprefix("torch.")
     row = {"model": model, "d": size(shapes), "n": n, "dtype": name}
@@ -85,14 +101,13 @@ def measure(bench: Bench, model: str, n: int, dtype: torch.dtype) -> None:
         skip("(b) TorchJD MGDA", need)
         return
     weights, step = on_host(grads)
-    bench.add({**row, "method": "(a) cat, J @ J.T, Frank-Wolfe on the host",
-               **cost(bench, step, weights)})  # fmt: skip
+    peer(bench, {**row, "method": "(a) cat, J @ J.T, Frank-Wolfe on the host"}, step, weights)
     try:
         aggregate = torchjd(grads)
     except ImportError:
         skip("(b) TorchJD MGDA", "needs torchjd")
         return
-    bench.add({**row, "method": "(b) TorchJD MGDA", **cost(bench, aggregate)})
+    peer(bench, {**row, "method": "(b) TorchJD MGDA"}, aggregate)
 
 
 def on_paper(rows: list[dict[str, Any]], dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -178,20 +193,28 @@ def plot(bench: Bench) -> None:
     figure.savefig(bench.arguments.results.with_suffix(".png"), dpi=120)
 
 
-def main() -> None:
-    bench = Bench(__doc__)
-    bench.copy_rate()
-    dtype = torch.bfloat16 if bench.on_gpu else torch.float32
-    for model in bench.arguments.models or MODELS:
-        for n in bench.arguments.objectives or (2, 4):
-            measure(bench, model, n, dtype)
+def keep(bench: Bench, dtype: torch.dtype) -> str:
+    """Writes what there is: the rows, the page and the plot."""
     paper = on_paper(bench.rows, dtype)
     text = page(bench.where, bench.rows, paper)
-    print(text)
     if bench.arguments.results:
         bench.write(on_paper=paper)
         bench.arguments.results.with_suffix(".md").write_text(text)
         plot(bench)
+    return text
+
+
+def main() -> None:
+    bench = Bench(__doc__)
+    bench.copy_rate()
+    dtype = torch.bfloat16 if bench.on_gpu else torch.float32
+    models = {"tiny": DRY_MODEL} if bench.arguments.dry else MODELS
+    text = ""
+    for model in bench.arguments.models or models:
+        for n in bench.arguments.objectives or (2, 4):
+            measure(bench, model, models[model], n, dtype)
+        text = keep(bench, dtype)  # a run that is cut short has a page too
+    print(text)
 
 
 if __name__ == "__main__":

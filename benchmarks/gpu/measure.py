@@ -46,7 +46,13 @@ class Bench:
         parser.add_argument("--seconds", type=float, default=0.25, help="spent on each case")
         parser.add_argument("--models", nargs="*", help="only these")
         parser.add_argument("--objectives", nargs="*", type=int, help="only these n")
+        parser.add_argument("--quick", action="store_true", help="only what a first look needs")
+        parser.add_argument(
+            "--dry", action="store_true", help="on little and on the CPU, to try the scripts"
+        )
         self.arguments = parser.parse_args()
+        if self.arguments.dry:
+            self.arguments.device, self.arguments.seconds = "cpu", 0.0
         self.device = torch.device(self.arguments.device)
         self.on_gpu = self.device.type == "cuda"
         self.rows: list[dict[str, Any]] = []
@@ -55,20 +61,27 @@ class Bench:
             self.device
         )
 
-    def time(self, call: Call, *, graph: bool = False) -> dict[str, Any]:
-        """Median and quartiles of a call in milliseconds; of a captured graph's replay if asked."""
+    def time(self, call: Call, *, graph: bool = False, calls: int = 1) -> dict[str, Any]:
+        """Median and quartiles of a call in milliseconds; of a captured graph's replay if asked.
+
+        A graph can hold several calls, whose time is divided by their number: the start of a replay
+        takes some microseconds, which are no part of a kernel as short as that.
+        """
         call()
         if graph and self.on_gpu:
-            call = self._captured(call)
+            call = self._captured(call, calls)
+        else:
+            calls = 1
         begin = time.perf_counter()
         samples: list[float] = []
         self._once(call)
         while len(samples) < 5 or (
             len(samples) < 200 and time.perf_counter() - begin < self.arguments.seconds
         ):
-            samples.append(self._once(call))
+            samples.append(self._once(call) / calls)
         low, median, high = statistics.quantiles(samples, n=4)
-        return {"ms": median, "low": low, "high": high, "rounds": len(samples)}
+        result = {"ms": median, "low": low, "high": high, "rounds": len(samples)}
+        return {**result, "calls a graph": calls} if calls > 1 else result
 
     def _once(self, call: Call) -> float:
         self.flushed.zero_()
@@ -84,7 +97,7 @@ class Bench:
         end.synchronize()
         return start.elapsed_time(end)
 
-    def _captured(self, call: Call) -> Call:
+    def _captured(self, call: Call, calls: int) -> Call:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -92,12 +105,13 @@ class Bench:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.kept = call()
+            self.kept = [call() for _ in range(calls)]
         return graph.replay
 
     def copy_rate(self) -> float:
         """Bytes read plus bytes written per second by a large copy: the ceiling of all else."""
-        size = min(memory() // 4, 4 << 30 if self.on_gpu else 1 << 28) // 4
+        most = 4 << 30 if self.on_gpu else 1 << 28
+        size = min(memory() // 4, 1 << 20 if self.arguments.dry else most) // 4
         source = torch.randn(size, device=self.device)
         target = torch.empty_like(source)
         rate = 8 * size / (self.time(lambda: target.copy_(source))["ms"] / 1e3)
@@ -147,7 +161,8 @@ class Bench:
         """Print a row and write all so far."""
         self.rows.append(row)
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                        for k, v in row.items() if k not in ("low", "high", "rounds")))  # fmt: skip
+                        for k, v in row.items() if k not in ("low", "high", "rounds")),
+              flush=True)  # fmt: skip
         self.write()
 
     def write(self, **more: object) -> None:
@@ -155,7 +170,11 @@ class Bench:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = {"where": self.where, "rows": self.rows, **more}
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            part = path.with_suffix(
+                ".part"
+            )  # a run that is killed while it writes keeps what it had
+            part.write_text(json.dumps(content, indent=1) + "\n")
+            part.replace(path)
 
     def draw(self, n: int, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
         """Normal gradients, never zeros, on which hardware can run faster."""

@@ -3,6 +3,7 @@
     python benchmarks/gpu/tokens.py [--results PATH]
 
 N = 4, B = 256, T = 1024. Replays of captured graphs where a call can be captured; launches a call.
+Our own ops come first, and are all there is with --quick.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import pama_ops as po
 from pama_ops import reference
 
 N, B, T = 4, 256, 1024
+DRY = 2, 3, 16
+CALLS = 8  # of a graph, for one call takes little longer than the start of a replay
 GAMMA, LAM = 1.0, 0.95
 
 
@@ -22,7 +25,7 @@ def loop(rewards: Tensor, values: Tensor) -> Tensor:
     """GAE a token at a time, over N and B at once."""
     last, out = torch.zeros_like(rewards[..., 0]), torch.empty_like(rewards)
     following = torch.zeros_like(last)
-    for t in reversed(range(T)):
+    for t in reversed(range(rewards.shape[-1])):
         last = rewards[..., t] + GAMMA * following - values[..., t] + GAMMA * LAM * last
         following = values[..., t]
         out[..., t] = last
@@ -63,26 +66,43 @@ def definition(advantages: Tensor, mask: Tensor, log_ratio: Tensor) -> Call:
 def main() -> None:
     bench = Bench(__doc__)
     bench.copy_rate()
-    rewards, values = torch.randn(2, N, B, T, device=bench.device)
-    mask = torch.rand(B, T, device=bench.device) < 0.9
-    log_ratio = 0.1 * torch.randn(B, T, device=bench.device)
+    n, b, t = DRY if bench.arguments.dry else (N, B, T)
+    rewards, values = torch.randn(2, n, b, t, device=bench.device)
+    mask = torch.rand(b, t, device=bench.device) < 0.9
+    log_ratio = 0.1 * torch.randn(b, t, device=bench.device)
     advantages = po.whiten(po.gae(rewards, values, mask).advantages, mask)
+    old_logp = -torch.rand(b, t, device=bench.device)
+    logp = (old_logp + log_ratio).requires_grad_()
 
-    def add(name: str, call: Call, graph: bool) -> None:
-        result = bench.time(call, graph=graph)
+    def add(name: str, call: Call, graph: bool, calls: int = 1) -> None:
+        result = bench.time(call, graph=graph, calls=calls)
         more = {"launches": bench.launches(call), "extra bytes": bench.extra_bytes(call)}
         bench.add({"what": name, "graph": graph and bench.on_gpu, **result, **more})
 
+    def policy() -> tuple[Tensor, ...]:
+        loss = po.ppo_loss(logp, old_logp, advantages[0], mask).loss
+        return torch.autograd.grad(loss, [logp])
+
+    def chain() -> Tensor:
+        """From rewards to the advantages that the policy optimises."""
+        whitened = po.whiten(po.gae(rewards, values, mask).advantages, mask)
+        return po.pama_advantages(whitened, mask, log_ratio).advantages
+
+    add("gae", lambda: po.gae(rewards, values, gamma=GAMMA, lam=LAM), True, CALLS)
+    add("whiten", lambda: po.whiten(advantages, mask), True, CALLS)
     for reduction in po.advantages.REDUCTIONS:
         add(
             f"pama_advantages, {reduction}",
             lambda r=reduction: po.pama_advantages(advantages, mask, log_ratio, reduction=r),
             True,
+            CALLS,
         )
+    add("ppo_loss, forward and backward", policy, True, CALLS)
+    add("gae, whiten, pama_advantages", chain, True, CALLS)
+    if bench.arguments.quick:
+        return
     # It branches on values, which no graph can hold.
     add("definition in plain PyTorch, token", definition(advantages, mask, log_ratio), False)
-    add("whiten", lambda: po.whiten(advantages, mask), True)
-    add("gae", lambda: po.gae(rewards, values, gamma=GAMMA, lam=LAM), True)
     add("gae, a loop over tokens", lambda: loop(rewards, values), True)
     associative = scan(rewards, values) if bench.on_gpu else None
     if associative is None:

@@ -8,8 +8,8 @@
 // finitely many steps, each of which goes on from the corral of the last.
 //
 // At t = 0 it starts with min_norm. Where that is 0 to rounding, the gradients are Pareto
-// stationary and no min_i <g_i, d> above 0 is feasible: dualproj reaches 0, and is the result if φ
-// reaches that far.
+// stationary and no min_i <g_i, d> above 0 is feasible, but what rounding allows: dualproj reaches
+// 0, if φ reaches that far, and is where the search begins.
 #pragma once
 
 #include <cfloat>
@@ -48,7 +48,7 @@ class CaGrad {
       : team_(problem.team),
         n_(problem.n),
         problem_(problem),
-        noise_(16 * n_ * DBL_EPSILON + 2 * problem.rtol),
+        noise_(16 * DBL_EPSILON + 2 * problem.rtol),
         norm_(problem.workspace.reals),
         mean_(norm_ + n_),
         inner_(mean_ + n_),
@@ -100,9 +100,10 @@ class CaGrad {
   PAMA_HD void approach(double radius) {
     const double shift = dot(mean_, norm_), square = radius * radius;
     double t = 0, low = 0, high = INFINITY, wide = INFINITY;  // bounds of t², and their last ratio
-    bool projected = false;
+    bool projected = false, reached = false;
     fill(team_, n_, 0, slope_);
     offer(mean_, 0);
+    if (!(radius > 0)) return;
     method_.start();
     for (int step = 0;; ++step) {
       method_.tilt(inner_, t, t * shift);
@@ -113,7 +114,11 @@ class CaGrad {
       const bool told = found > rounding;
       if (!told && !projected) {
         projected = true;
-        if (project(radius, &t)) return;
+        const double beyond = project(radius);
+        reached = beyond == 0;
+        t = fmax(t, beyond);
+        if (t == 0) t = 2 * sqrt(rounding) / radius;  // less would not reach further
+        if (t == 0) return;                           // x is a zero gradient
         low = t * t;
         method_.start();
         continue;
@@ -124,13 +129,14 @@ class CaGrad {
         low = t * t;
         continue;
       }
-      // Where rounding hides ‖g_w‖², the least that it can be on this corral.
-      const double response = method_.response();
+      // Where rounding hides ‖g_w‖², the least that it can be on this corral says how t goes on, and
+      // the most how far the radius surely reaches.
+      const double response = method_.response(), most = told ? found : fmax(found, 0.0) + rounding;
       if (!told) found = t * t * response;
       const double excess = found - square * (t * t);
-      const double scale = excess > 0 ? radius / sqrt(found) : 1 / t;
+      const double scale = fmin(radius / sqrt(most), 1 / t);
       const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
-      if (met && told) return take(x, scale);
+      if (met && told && !reached) return take(x, scale);
       offer(x, scale);
       if (met || step >= limit(n_)) return;
       if (!told && high == INFINITY && square * (t * t) < 2 * rounding) {
@@ -172,25 +178,22 @@ class CaGrad {
     }
   }
 
-  // dualproj: the result if it lies within the radius to rounding. Else it is offered as far as the
-  // radius goes, and t, where that is less, set to that of its weights, which is no more than the
-  // one that is looked for.
-  PAMA_HD bool project(double radius, double* t) {
+  // Offers dualproj, as far as the radius goes. Returns the t of its weights where they lie beyond,
+  // which is no more than the one that is looked for, else 0.
+  PAMA_HD double project(double radius) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
     const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
-    const double found = dot(y, slope_), rounding = noise_ * norms * norms;
-    const bool inside = found <= radius * radius + rounding;
-    if (inside && *t == 0) {
-      take(y, 1);
-    } else {
-      offer(y, inside ? 1 : radius / sqrt(found));
-    }
-    *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
+    // As long as rounding may make it. For c >= 1 the zero gradient is within reach, and with it no
+    // conflict, whatever rounding says.
+    const double most = fmax(dot(y, slope_), 0.0) + noise_ * norms * norms;
+    const bool inside = problem_.options[0] >= 1 || most <= radius * radius;
+    offer(y, inside ? 1 : radius / sqrt(most));
+    const double sum = n_ * dot(y, mean_);
     team_.sync();
-    return inside;
+    return inside || sum == 0 ? 0 : 1 / sum;
   }
 
   Team team_;

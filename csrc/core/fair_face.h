@@ -186,8 +186,8 @@ class FairFace {
     double* before = v_;
     for (int step = 0; step < kLimit; ++step) {
       double total = 0;
+      relative_powers(team_, n_, w_, beta, share_);
       for (int i = team_.rank(); i < n_; i += team_.size()) {
-        share_[i] = w_[i] > 0 ? power(w_[i], 1 - beta) : 0;
         root_[i] = sqrt(share_[i]);
         total += share_[i];
       }

@@ -13,15 +13,38 @@ PAMA_HD inline double power(double x, double exponent) {
   return exponent == 0 ? 1 : exponent == -1 ? 1 / x : pow(x, exponent);
 }
 
+// share = (w / w_k)^(1−β), 0 where w is, with w_k, which is returned, that of the largest power, so
+// that none leaves the range of float64. `share` may be `w`.
+template <class Team>
+PAMA_HD double relative_powers(const Team& team, int n, const double* w, double beta,
+                               double* share) {
+  if (beta == 1) {
+    for (int i = team.rank(); i < n; i += team.size()) share[i] = w[i] > 0 ? 1 : 0;
+    return 1;
+  }
+  const double sign = beta > 1 ? -1 : 1;
+  double found = -INFINITY;
+  for (int i = team.rank(); i < n; i += team.size()) {
+    if (w[i] > 0) found = fmax(found, sign * w[i]);
+  }
+  found = sign * team.largest(found);
+  for (int i = team.rank(); i < n; i += team.size()) {
+    share[i] = w[i] > 0 ? power(w[i] / found, 1 - beta) : 0;
+  }
+  return found;
+}
+
 // Along the line the function's derivative is −descent + t · curvature + Σ share q (1 −
 // (1 + tq)^(−β)), which rises with t: Newton's method within a bracket brings it to a quarter of
 // its magnitude at 0, or to rounding, which near the minimum t = 1 does at once. At the far end,
 // where a weight nears 0, a step of Newton's would bring 1 + tq up by a factor of 1 + 1/(1 + β)
-// only: from there each step halves the bracket at least.
+// only: from there each step halves the bracket at least. No weight falls by more than kFall, as
+// none that is 0 ever rises again.
 template <class Team>
 PAMA_HD double fair_step(const Team& team, int n, const double* share, const double* q, double beta,
                          double descent, double curvature) {
   constexpr int kEvaluations = 40;
+  constexpr double kFall = 0x1p-20;
   double steepest = 0, size = 0;
   for (int i = team.rank(); i < n; i += team.size()) {
     steepest = fmax(steepest, -q[i]);
@@ -29,7 +52,7 @@ PAMA_HD double fair_step(const Team& team, int n, const double* share, const dou
   }
   steepest = team.largest(steepest);
   const double enough = fmax(0.25 * descent, DBL_EPSILON * team.sum(size));
-  double low = 0, high = steepest > 0 ? 1 / steepest : INFINITY;
+  double low = 0, high = steepest > 0 ? (1 - kFall) / steepest : INFINITY;
   double t = high > 1 ? 1 : 0.99 * high;
   for (int evaluation = 0; evaluation < kEvaluations; ++evaluation) {
     double slope = 0, bend = 0;

@@ -118,8 +118,9 @@ class FairWeights {
       // Where gradients nearly cancel, their combination is less than rounding of its terms: sums
       // are exact from here on.
       precise_ = precise_ || value < 0x1p-24 * sum * sum;
-      rescale(beta, power_of_ratio(total / value, beta));
-      if (!precise_ && solved(sum * power_of_ratio(total / value, beta))) return kInterior;
+      const double factor = best_multiple(total, value, beta);
+      rescale(beta, factor);
+      if (!precise_ && solved(sum * factor)) return kInterior;
       factorise(beta);
       const double descent = aim();
       double bent = 0, longest = 0;
@@ -141,11 +142,13 @@ class FairWeights {
     return kInterior;
   }
 
-  PAMA_HD static double power_of_ratio(double ratio, double beta) {
-    return beta == 1 ? sqrt(ratio) : pow(ratio, 1 / (1 + beta));
+  // Of v with vᵀĜv = `value`, whose shares add up to `total`.
+  PAMA_HD double best_multiple(double total, double value, double beta) const {
+    if (beta == 1) return sqrt(total / value);
+    return pow(total / value, 1 / (1 + beta)) * pow(unit_, (1 - beta) / (1 + beta));
   }
 
-  // slope = Ĝv and share = w^(1−β), whose sum is returned.
+  // slope = Ĝv and share = (w / unit)^(1−β), whose sum is returned.
   PAMA_HD double differentiate(double beta) {
     double* __restrict__ slope = slope_;
     double* __restrict__ rest = row_;  // what rounding took from it
@@ -162,17 +165,18 @@ class FairWeights {
       }
     }
     for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
-    double total = 0;
     for (int i = team_.rank(); i < n_; i += team_.size()) {
-      share_[i] = length_[i] > 0 ? power(v_[i] / length_[i], 1 - beta) : 0;
-      total += share_[i];
+      share_[i] = length_[i] > 0 ? v_[i] / length_[i] : 0;
     }
+    unit_ = relative_powers(team_, n_, share_, beta, share_);
+    double total = 0;
+    for (int i = team_.rank(); i < n_; i += team_.size()) total += share_[i];
     return team_.sum(total);
   }
 
-  // To the best multiple of v.
+  // To the best multiple of v, of which share is w^(1−β).
   PAMA_HD void rescale(double beta, double factor) {
-    const double other = power(factor, 1 - beta);
+    const double other = power(unit_ * factor, 1 - beta);
     team_.sync();
     for (int i = team_.rank(); i < n_; i += team_.size()) {
       v_[i] *= factor;
@@ -197,7 +201,7 @@ class FairWeights {
   PAMA_HD void factorise(double beta) {
     factor_.clear();
     for (int r = 0; r < n_; ++r) {
-      const double vr = v_[r], least = length_[r] > 0 ? beta * share_[r] : 1;
+      const double vr = v_[r], least = length_[r] > 0 ? fmax(beta * share_[r], DBL_MIN) : 1;
       for (int c = team_.rank(); c < r; c += team_.size()) row_[c] = gram(r, c) * vr * v_[c];
       factor_.forward(row_);
       double explained = 0;
@@ -237,6 +241,7 @@ class FairWeights {
   double* row_;
   Ldl<Team> factor_;
   bool precise_ = false;
+  double unit_ = 1;
   double noise_ = 0;  // the square of a unit gradient's part that may be rounding
 };
 

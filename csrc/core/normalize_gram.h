@@ -35,7 +35,8 @@ PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
 }
 
 // Divides `gram` by 4^half, which is exact, so that its largest entry is about 1, and sets norm[i]
-// to the root of entry i of its diagonal. False if an entry is not finite.
+// to the root of entry i of its diagonal. False if an entry is not finite. A gradient of length 0
+// has products of 0, whatever is left of them where its square was below the range of G's dtype.
 template <class Team>
 PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* half) {
   const double found = largest_entry(team, n, gram);
@@ -46,8 +47,19 @@ PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* h
     for (int i = team.rank(); i < n * n; i += team.size()) gram[i] = gram[i] * factor * factor;
   }
   team.sync();
-  for (int i = team.rank(); i < n; i += team.size()) norm[i] = sqrt(fmax(gram[i * n + i], 0.0));
+  bool none = false;
+  for (int i = team.rank(); i < n; i += team.size()) {
+    norm[i] = sqrt(fmax(gram[i * n + i], 0.0));
+    none = none || norm[i] == 0;
+  }
+  none = team.any(none);
   team.sync();
+  if (none) {
+    for (int i = team.rank(); i < n * n; i += team.size()) {
+      if (norm[i / n] == 0 || norm[i % n] == 0) gram[i] = 0;
+    }
+    team.sync();
+  }
   return true;
 }
 

@@ -11,9 +11,9 @@
 #define PAMA_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(pama_ops_emulated, CPU, m)
 #else
 #include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/current_stream.h"
 #define PAMA_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(pama_ops, CUDA, m)
-// Weak, because a CPU build of torch has no such symbol and the library must load there too.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
 namespace pama {
@@ -38,11 +38,10 @@ class Launcher {
 class Launcher {
  public:
   explicit Launcher(const Tensor& x) : guard_(x.get_device_index()) {
-    if (!aoti_torch_get_current_cuda_stream) {
-      throw std::runtime_error("pama_ops: this torch has no CUDA support");
-    }
+    const CurrentStream current_stream = current_stream_function();
+    if (!current_stream) throw std::runtime_error("pama_ops: this torch has no CUDA support");
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(current_stream(x.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 

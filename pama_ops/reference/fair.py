@@ -45,7 +45,9 @@ def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
         cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
         v, stationary = _interior(cosines, length, beta, noise)
         if stationary:
-            w[b, s] = _on_the_face(cosines, length, beta, noise)
+            # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+            shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
+            w[b, s] = _on_the_face(cosines, length, beta, max(noise, shown))
         else:
             w[b, s] = v / length * unit ** (-2 / (1 + beta))
     return w.reshape(g.shape[:-1])
@@ -97,11 +99,12 @@ def _newton(inner: Tensor, diagonal: Tensor, residual: Tensor) -> Tensor:
 
 def _step(inner: Tensor, share: Tensor, q: Tensor, beta: float, descent: float) -> float:
     """Where the derivative along q falls to a quarter of −descent, or to rounding: by Newton's
-    method within a bracket, halved where the weights near 0."""
+    method within a bracket, halved where the weights near 0. None becomes 0, from which it would
+    not rise again."""
     curvature = max(float(q @ inner @ q), 0.0)
     enough = max(0.25 * descent, 2.0**-52 * float(share @ q.abs()))
     steepest = max(-float(q.min()), 0.0)
-    low, high = 0.0, 1 / steepest if steepest > 0 else math.inf
+    low, high = 0.0, (1 - 2.0**-20) / steepest if steepest > 0 else math.inf
     t = 1.0 if high > 1 else 0.99 * high
     for _ in range(100):
         along = 1 + t * q
@@ -114,7 +117,8 @@ def _step(inner: Tensor, share: Tensor, q: Tensor, beta: float, descent: float) 
         else:
             low = t
         middle = 0.5 * (low + min(high, 2 * t))
-        nearer = t - slope / (beta * float((q * q * left / along).sum()) + curvature)
+        bend = beta * float((q * q * left / along).sum()) + curvature
+        nearer = t - slope / bend if bend > 0 else math.inf
         t = nearer if low < nearer < (middle if slope > 0 else high) else middle
     return low
 
@@ -140,7 +144,9 @@ def _interior(g: Tensor, length: Tensor, beta: float, noise: float) -> tuple[Ten
             if float(q.abs().max()) <= 2.0**-27:
                 v = v * (1 + q)
                 break
-            v = v * (1 + _step(inner, share, q, at, float(residual @ q)) * q)
+            t = _step(inner, share, q, at, float(residual @ q))
+            # Where errors of G make it indefinite, the objective may fall without end.
+            v = v * (1 + min(t, 2.0**20 / max(float(q.abs().max()), 2.0**-1000)) * q)
     return v, False
 
 

@@ -19,6 +19,7 @@ class Tokens:
     ) -> None:
         self._index: Tensor | None = None
         # Rows without a token, of which there may be any number, are left out but on request.
+        self._rows = like.shape[-2] if cu_seqlens is None else 0
         self._none = cu_seqlens is None and like.shape[-1] == 0 and not keep_rows
         if cu_seqlens is not None:
             starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
@@ -53,6 +54,8 @@ class Tokens:
 
     def unpad(self, x: Tensor) -> Tensor:
         """The inverse of `pad`."""
+        if self._none:
+            return x.new_empty((*x.shape[:-2], self._rows, 0))
         if self._index is None:
             return x
         out = x.new_zeros((*x.shape[:-2], self._total))
@@ -86,37 +89,47 @@ def gae(
     return tokens.unpad(advantages), tokens.unpad(returns)
 
 
-# Squares of numbers beyond 1e154 leave the range of numbers. Moments of such numbers are taken of the
-# numbers times a power of two.
+# Squares of numbers beyond 1e154 leave the range of float64. Moments of such numbers are taken of
+# the numbers times a power of two.
 SMALL_UNIT = 2.0**-600
+LARGEST = torch.finfo(torch.float64).max
 
 
 def _unit(largest: Tensor) -> Tensor:
-    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, largest.new_ones(()))
+    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, 1.0).to(largest)
 
 
 def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """Count, mean and root mean square deviation of each objective's masked tokens: [N, 3]."""
     tokens = Tokens(x, mask, cu_seqlens)
-    count = tokens.mask.sum().to(torch.float64)
-    x = tokens.select(x).flatten(1)
-    unit = _unit(torch.cat([x.abs(), x.new_zeros((len(x), 1))], 1).amax(1))
+    inside, x = tokens.mask.flatten(), tokens.select(x).flatten(1)
+    if x.shape[1] == 0:
+        return x.new_zeros((len(x), 3))
+    count = inside.sum().to(torch.float64)
+    unit = _unit(x.abs().amax(1))
     x = x * unit[:, None]
-    mean = x.sum(1) / count.clamp(min=1)
-    deviation = torch.where(tokens.mask.flatten(), x - mean[:, None], 0.0)
-    square = (deviation**2).sum(1) / count.clamp(min=1)
-    return torch.stack([count.expand_as(mean), mean / unit, square.sqrt() / unit], -1)
+    # Around one of them, so that equal numbers deviate by exactly 0.
+    first = x[:, inside.int().argmax()]
+    x = torch.where(inside, x - first[:, None], 0.0)
+    offset = x.sum(1) / count.clamp(min=1)
+    deviation = torch.where(inside, x - offset[:, None], 0.0)
+    deviation = ((deviation**2).sum(1) / count.clamp(min=1)).sqrt()
+    of_finite = [(y / unit).clamp(-LARGEST, LARGEST) for y in (first + offset, deviation)]
+    return torch.stack([count.expand_as(deviation), *of_finite], -1)
 
 
 def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
     """Moments of the union of disjoint sets of tokens, [R, N, 3] -> [N, 3], in units of [N]."""
     count, mean, deviation = moments.unbind(-1)
     unit = _unit(torch.maximum(mean.abs(), deviation).amax(0))
-    mean, square = mean * unit, count * (deviation * unit) ** 2
+    mean, deviation = mean * unit, deviation * unit
     total = count.sum(0)
-    union = torch.where(count > 0, count * mean, 0.0).sum(0) / total.clamp(min=1)
-    between = torch.where(count > 0, count * (mean - union) ** 2, 0.0).sum(0)
-    square = (square.sum(0) + between) / total.clamp(min=1)
+    # Around one of them, so that equal means deviate by exactly 0.
+    first = mean.gather(0, count.argmax(0, keepdim=True))
+    offset = torch.where(count > 0, count * (mean - first), 0.0).sum(0) / total.clamp(min=1)
+    union = first[0] + offset
+    between = torch.where(count > 0, (mean - union) ** 2, 0.0)
+    square = (count * (deviation**2 + between)).sum(0) / total.clamp(min=1)
     return torch.stack([total, union, square.sqrt()], -1), unit
 
 
@@ -128,7 +141,8 @@ def whiten_apply(
     count, mean, deviation = merged[:, :, None, None].unbind(1)
     unit = unit[:, None, None]
     variance = deviation**2 * count / (count - 1).clamp(min=1)
-    scale = torch.rsqrt(variance + eps * unit**2)
+    # In small units eps may come to 0; the least number keeps equal ones at 0.
+    scale = torch.rsqrt(variance + (eps * unit**2).clamp(min=torch.finfo(torch.float64).tiny))
     return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) * unit - mean) * scale, 0.0))
 
 
@@ -142,8 +156,8 @@ def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:
     largest = torch.where(valid, r.abs(), 0.0).amax(-1, keepdim=True)
     ordinary = (largest == 0) | ((largest > 2.0**-400) & (largest < 2.0**400))
     scaled = ~ordinary & largest.isfinite()
-    power = (torch.frexp(largest).mantissa / largest).clamp(max=2.0**1000)
-    unit = torch.where(scaled, power, 1.0)
+    exponent = torch.frexp(largest).exponent.double()
+    unit = torch.where(scaled, 2.0 ** (1.0 - exponent).clamp(max=1000), 1.0)
     r = r * unit
     # Around the first valid reward, so that equal rewards deviate by exactly 0.
     r = r - r.gather(-1, valid.int().argmax(-1, keepdim=True))

@@ -12,7 +12,7 @@ WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
 
 
 def weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Makes a function (Gram matrix, preference, options, rtol) -> weights the default of its op."""
+    """Makes a function (gram, preference, options, rtol) -> weights the default of its op."""
     WEIGHTINGS[function.__name__] = function
     return function
 
@@ -39,7 +39,8 @@ def share(preference: Tensor | None, like: Tensor) -> Tensor:
 def each(gram: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
     """`solve` on each matrix, brought to a scale of about 1 by a power of 4; NaN if not finite.
 
-    `solve` gets the scaled matrix, and its result is what the weights are.
+    `solve` gets the scaled matrix, with products of 0 where a gradient's square is, and its result
+    is what the weights are.
     """
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
@@ -47,7 +48,8 @@ def each(gram: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)
         if bool(m.isfinite().all()):
-            w[b] = solve(m / unit_of(m) ** 2)
+            used = m.diagonal() > 0
+            w[b] = solve(torch.where(used & used[:, None], m / unit_of(m) ** 2, 0.0))
     return w.reshape(g.shape[:-1])
 
 
