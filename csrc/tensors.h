@@ -82,9 +82,8 @@ inline View view_of(const std::optional<Tensor>& x, bool ragged = false) {
   return x ? view_of(*x, ragged) : View{nullptr, DType::kBool, 0, 0, 0};
 }
 
-// The sequences of a token array [N, B, T] or [B, T] (`objectives` false), ragged without the B. Where
-// T is 0 there are none to walk, however large B is: a result of B entries takes its size from
-// `sequences_in`.
+// The sequences of a token array [N, B, T] or [B, T] (`objectives` false), ragged without the B.
+// Where T is 0 there are none to walk, however large B is.
 inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_seqlens,
                               bool objectives = true) {
   const auto sizes = x.sizes();

@@ -88,7 +88,8 @@ def public_calls() -> dict[str, PublicCall]:
         ),
         "value_loss": PublicCall(
             po.value_loss,
-            {"values": x, "returns": y, "old_values": y / 2, "normalizer": torch.tensor(4), **token},
+            {"values": x, "returns": y, "old_values": y / 2, "normalizer": torch.tensor(4),
+             **token},
             ("values",),
         ),
         "pama_weights": PublicCall(

@@ -49,8 +49,8 @@ struct MomentsRow {
   double count, mean, deviation;
 };
 
-// Finite numbers have a mean and a deviation up to the largest of them, which rounding may pass by a
-// last place. NaN stays NaN.
+// Finite numbers have a mean and a deviation up to the largest of them, which rounding may pass by
+// a last place. NaN stays NaN.
 PAMA_INLINE double moments_clamp(double x) {
   return x > DBL_MAX ? DBL_MAX : x < -DBL_MAX ? -DBL_MAX : x;
 }
@@ -79,8 +79,8 @@ struct Whitening {
 };
 
 // In small units ε may come to 0. There a variance that is not 0 is far above DBL_MIN, since the
-// numbers lie at least a last place of the largest apart; one of 0 is of equal numbers, all of which
-// give 0.
+// numbers lie at least a last place of the largest apart; one of 0 is of equal numbers, all of
+// which give 0.
 PAMA_INLINE Whitening whitening(const Moments& m, double unit, double eps) {
   const double variance = m.squares / (m.count > 1 ? m.count - 1 : 1);
   return {unit, m.mean, 1 / sqrt(variance + fmax(eps * unit * unit, DBL_MIN))};

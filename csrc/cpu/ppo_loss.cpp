@@ -153,8 +153,7 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
 
   const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
   Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
-  Tensor weights = allocate(logp, {sequences_in(logp, cu_seqlens)}, ScalarType::Double);
-  if (s.count == 0) torch::stable::zero_(weights);
+  Tensor weights = allocate(logp, {s.count}, ScalarType::Double);
   ppo_store(total, count, view_of(loss), view_of(statistics));
   for (int64_t b = 0; b < s.count; ++b) {
     store(view_of(weights), b, token_weight(kind, sums[b].tokens, count));

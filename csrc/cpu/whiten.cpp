@@ -91,8 +91,7 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   double* rows = static_cast<double*>(out.mutable_data_ptr());
   for (int64_t n = 0; n < s.objectives; ++n) {
     const bool good = moments_in_range(totals[n]);
-    const MomentsRow row =
-        good ? moments_row(totals[n], 1) : moments_row(small[n], kSmallUnit);
+    const MomentsRow row = good ? moments_row(totals[n], 1) : moments_row(small[n], kSmallUnit);
     rows[3 * n] = row.count;
     rows[3 * n + 1] = row.mean;
     rows[3 * n + 2] = row.deviation;

@@ -43,8 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
 
   const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
   Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
-  Tensor weights = allocate(logp, {sequences_in(logp, cu_seqlens)}, ScalarType::Double);
-  if (count == 0) torch::stable::zero_(weights);
+  Tensor weights = allocate(logp, {count}, ScalarType::Double);
   const PpoFinishArgs finish{.partials = args.partials,
                              .sequences = count,
                              .chunks = args.chunks,

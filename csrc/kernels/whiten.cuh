@@ -1,7 +1,7 @@
 // Whitening. Moments: each thread sums around the first token it meets, threads and then blocks are
 // merged in a fixed order; the second launch has a block for each objective. That block takes its
-// objective's moments again, alone, where squares left the range of numbers: a launch that as a rule
-// finds nothing to do would cost every call. Then the affine map, one more pass.
+// objective's moments again, alone, where squares left the range of numbers: a launch that as a
+// rule finds nothing to do would cost every call. Then the affine map, one more pass.
 #pragma once
 
 #include "core/moments.h"
@@ -52,8 +52,7 @@ __global__ void __launch_bounds__(kBlock)
     whiten_moments_kernel(const __grid_constant__ WhitenArgs args) {
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
-  const Moments all =
-      block_reduce(whiten_moments_of(args, part, args.chunks, 1), MergeMoments{});
+  const Moments all = block_reduce(whiten_moments_of(args, part, args.chunks, 1), MergeMoments{});
   if (threadIdx.x == 0) {
     args.partials[(part.objective * s.count + part.sequence) * args.chunks + part.chunk] = all;
   }

@@ -19,7 +19,6 @@ class Tokens:
     ) -> None:
         self._index: Tensor | None = None
         # Rows without a token, of which there may be any number, are left out but on request.
-        self._rows = like.shape[-2] if cu_seqlens is None else 0
         self._none = cu_seqlens is None and like.shape[-1] == 0 and not keep_rows
         if cu_seqlens is not None:
             starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
@@ -54,8 +53,6 @@ class Tokens:
 
     def unpad(self, x: Tensor) -> Tensor:
         """The inverse of `pad`."""
-        if self._none:
-            return x.new_empty((*x.shape[:-2], self._rows, 0))
         if self._index is None:
             return x
         out = x.new_zeros((*x.shape[:-2], self._total))
@@ -72,13 +69,13 @@ def gae(
     gamma: float,
     lam: float,
 ) -> tuple[Tensor, Tensor]:
+    if rewards.numel() == 0:  # of any number of rows or steps
+        return torch.empty_like(rewards), torch.empty_like(rewards)
     tokens = Tokens(rewards, mask, cu_seqlens)
     r, v = tokens.select(rewards), tokens.select(values)
     advantages = torch.zeros_like(r)
     advantage = r.new_zeros(r.shape[:-1])
-    value = advantage
-    if last_values is not None and r.numel() > 0:
-        value = last_values.detach().to(torch.float64)
+    value = advantage if last_values is None else last_values.detach().to(torch.float64)
     for t in reversed(range(r.shape[-1])):
         here = tokens.mask[:, t]
         delta = r[..., t] + gamma * value - v[..., t]
@@ -96,7 +93,8 @@ LARGEST = torch.finfo(torch.float64).max
 
 
 def _unit(largest: Tensor) -> Tensor:
-    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, 1.0).to(largest)
+    one = largest.new_ones(())
+    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, one)
 
 
 def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
