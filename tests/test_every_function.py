@@ -181,7 +181,7 @@ FLAGS = {
 @pytest.mark.parametrize(("name", "flag"), [(n, f) for n, flags in FLAGS.items() for f in flags])
 def test_flags_are_bools(name, flag):
     for wrong in (1, 0, None, "yes", torch.tensor(True), 1.0):
-        with pytest.raises(TypeError, match=rf"^{flag} must be a bool, got"):
+        with pytest.raises(TypeError, match=rf"^{flag} must be True or False, got"):
             CALLS[name](**{flag: wrong})
     for value in (True, False):
         assert same(CALLS[name](**{flag: np.bool_(value)}), CALLS[name](**{flag: value}))
