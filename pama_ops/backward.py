@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -183,8 +184,10 @@ def _described(x: object) -> str:
         return f"{x.dtype} {list(x.shape)}"
     if isinstance(x, (list, tuple)):
         return f"[{', '.join(map(_described, x))}]"
-    if x is None or isinstance(x, (bool, int, float, str)):
+    if x is None or isinstance(x, (bool, str)):
         return repr(x)
+    if isinstance(x, numbers.Real):  # numpy's as well
+        return repr(float(x))
     named = x if hasattr(x, "__qualname__") else type(x)
     return f"{named.__module__}.{named.__qualname__}"
 

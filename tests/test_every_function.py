@@ -5,7 +5,9 @@ numbers, and what it cannot take it refuses by name.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -160,35 +162,28 @@ def test_layouts_that_are_not_strided_are_refused_by_name(call, backend, layout)
 
 # --- flags and numbers ---------------------------------------------------------------------------
 
-FLAGS = {
-    "gae": ["check_values"],
-    "whiten": ["check_values"],
-    "group_normalize": ["return_informative"],
-    "kl_divergence": ["check_values"],
-    "ppo_loss": ["check_values"],
-    "value_loss": ["check_values"],
-    "pama_advantages by gram": ["check_values", "noon", "ratio_weighted"],
-    "pama_weights": ["check_values"],
-    "duality_gap": ["check_values"],
-    "gram": ["check_finite"],
-    "min_norm": ["check_values"],
-    "pcgrad": ["check_values"],
-    "gradvac": ["check_values"],
-    "fairgrad": ["check_values"],
-}
+
+def options_of(name: str) -> dict[str, object]:
+    """The keyword-only options of a public function, with their defaults."""
+    function = getattr(po, name.split(" ")[0].rstrip(","))
+    parameters = inspect.signature(function).parameters.values()
+    return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize(("name", "flag"), [(n, f) for n, flags in FLAGS.items() for f in flags])
-def test_flags_are_bools(name, flag):
-    for wrong in (1, 0, None, "yes", torch.tensor(True), 1.0):
-        with pytest.raises(TypeError, match=rf"^{flag} must be True or False, got"):
-            CALLS[name](**{flag: wrong})
-    for value in (True, False):
-        assert same(CALLS[name](**{flag: np.bool_(value)}), CALLS[name](**{flag: value}))
+@pytest.mark.parametrize("name", CALLS)
+def test_flags_are_bools(name):
+    call = CALLS[name]
+    for flag in (k for k, default in options_of(name).items() if isinstance(default, bool)):
+        for wrong in (1, 0, None, "yes", torch.tensor(True), np.int64(1), 1.0):
+            with pytest.raises(TypeError, match=rf"^{flag} must be True or False, got"):
+                call(**{flag: wrong})
+        for value in (True, False):
+            for kind in (np.bool_, np.array):
+                assert same(call(**{flag: kind(value)}), call(**{flag: value}))
 
 
-class Pair(Sequence):
-    """As configurations have them, e.g. a ListConfig of omegaconf."""
+class Pair:
+    """As configurations have them: a length and entries, but no Sequence."""
 
     def __init__(self, *entries: float) -> None:
         self._entries = entries
@@ -196,58 +191,91 @@ class Pair(Sequence):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> float:
         return self._entries[i]
 
 
+# A value of each option that takes a number; exact in every dtype.
 NUMBERS = {
-    "gae": {"gamma": 0.5, "lam": 0.25},
-    "whiten": {"eps": 0.5},
-    "group_normalize": {"eps": 0.5},
-    "ppo_loss": {"clip": 0.25, "kl_coef": 0.5, "normalizer": 3.0},
-    "value_loss": {"clip": 0.25, "normalizer": 3.0},
-    "pama_advantages by token": {"clip": 0.25},
-    "cagrad": {"c": 0.5, "rtol": 0.0625},
-    "fairgrad": {"alpha": 0.5},
-    "gapo": {"p": 0.5},
-    "gradvac": {"target": 0.5},
-    "aligned_mtl": {"rtol": 0.0625},
-}
-KINDS = [np.float64, np.float32, np.float16, Fraction]
+    "gamma": 0.5, "lam": 0.25, "eps": 0.5, "clip": 0.25, "kl_coef": 0.5, "normalizer": 3.0,
+    "c": 0.5, "rtol": 0.0625, "alpha": 0.5, "p": 0.5, "target": 0.5,
+}  # fmt: skip
+KINDS = [np.float64, np.float32, np.float16, np.array, Fraction, Decimal]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "option"), [(n, o) for n, all_ in NUMBERS.items() for o in all_])
-def test_numbers_of_other_libraries_are_numbers(name, option, kind):
-    value = NUMBERS[name][option]
-    want = CALLS[name](**{option: value})
-    assert same(CALLS[name](**{option: kind(value)}), want)
-    for wrong in (True, "0.5", np.bool_(True), 1j):
-        with pytest.raises(TypeError, match=f"^{option} must be"):
-            CALLS[name](**{option: wrong})
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_of_other_libraries_are_numbers(name):
+    call = CALLS[name]
+    numbers = NUMBERS.keys() & options_of(name).keys()
+    if "ref_logp" not in call.options:
+        numbers -= {"kl_coef"}
+    known = {"scale", "dtype", "weighting", "seed", "reduction", "estimator", "aggregate",
+             "kl_estimator", "preference", "group", "data_group", "out", "features",
+             "task_parameters", "cu_seqlens", "last_values", "old_values", "ref_logp"}  # fmt: skip
+    flags = {k for k, default in options_of(name).items() if isinstance(default, bool)}
+    assert options_of(name).keys() <= NUMBERS.keys() | known | flags
+    for option in sorted(numbers):
+        value = NUMBERS[option]
+        want = call(**{option: value})
+        for kind in KINDS:
+            assert same(call(**{option: kind(value)}), want)
+        for wrong in (True, "0.5", np.bool_(True), 1j, np.complex64(1), {0: 0.5}):
+            with pytest.raises(TypeError, match=f"^{option} must be"):
+                call(**{option: wrong})
+        for wrong in (torch.nan, np.float32(torch.nan), 10**400, Fraction(10**400)):
+            with pytest.raises(ValueError, match=f"^{option} must"):
+                call(**{option: wrong})
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, int])
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.array, int])
 def test_integers_of_other_libraries_are_integers(kind):
     rewards = CALLS["group_normalize"].options["rewards"]
     assert torch.equal(po.group_normalize(rewards, kind(3)), po.group_normalize(rewards, 3))
     one = po.gae(rewards[None], rewards[None], gamma=kind(1), lam=kind(0))
     assert torch.equal(one.advantages, po.gae(rewards[None], rewards[None], lam=0.0).advantages)
-    for wrong in (True, 3.0, np.float32(3), "3", torch.tensor(3)):
-        with pytest.raises(TypeError, match="group_size must be an integer"):
+    for wrong in (True, np.True_, 3.0, np.float32(3), np.array(3.0), np.array([3]), "3", None,
+                  torch.tensor(3)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"^group_size must be an integer"):
             po.group_normalize(rewards, wrong)
 
 
-def test_sequences_of_other_libraries_are_sequences():
-    ppo, pama = CALLS["ppo_loss"], CALLS["pama_advantages by token"]
-    for pair in (Pair(0.25, 0.5), [0.25, 0.5], (np.float32(0.25), np.float16(0.5))):
-        assert same(ppo(clip=pair), ppo(clip=(0.25, 0.5)))
-        assert same(pama(clip=pair), pama(clip=(0.25, 0.5)))
-    for weights in (Pair(1, 3), [np.int64(1), np.float32(3)], (1.0, Fraction(3))):
-        assert same(pama(preference=weights), pama(preference=[1, 3]))
-    with pytest.raises(ValueError, match="clip must be a number or a pair"):
-        ppo(clip=Pair(0.25))
-    with pytest.raises(TypeError, match="clip must be a number"):
-        ppo(clip="ab")
-    with pytest.raises(TypeError, match=r"preference\[1\] must be a number"):
-        pama(preference=[1, True])
+def test_pairs_of_other_libraries_are_pairs():
+    for call in (CALLS["ppo_loss"], CALLS["pama_advantages by token"]):
+        want = call(clip=(0.25, 0.5))
+        for pair in (
+            Pair(0.25, 0.5),
+            [0.25, 0.5],
+            (np.float32(0.25), np.array(0.5)),
+            np.array([0.25, 0.5]),
+        ):
+            assert same(call(clip=pair), want)
+        for wrong in (Pair(0.25), [], np.array([0.1, 0.2, 0.3])):
+            with pytest.raises(ValueError, match=r"^clip must be a number or a pair"):
+                call(clip=wrong)
+        for wrong in ("ab", b"ab", {0: 0.1, 1: 0.2}, {0.1, 0.2}, torch.tensor([0.1, 0.2]), None):
+            with pytest.raises(TypeError, match=r"^clip must be a number"):
+                call(clip=wrong)
+        with pytest.raises(TypeError, match=r"^clip\[1\] must be a number, got str"):
+            call(clip=Pair(0.1, "0.2"))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "preference" in options_of(name)])
+def test_preferences_of_other_libraries_are_preferences(name):
+    call = CALLS[name]
+    n = call.options["values"].shape[-1] if name == "pama_weights" else 3
+    n = 2 if name.startswith("pama_advantages") else n
+    entries = [1, 3, 2][:n]
+    want = call(preference=[float(x) for x in entries])
+    alike = [np.array(entries), Pair(*entries), tuple(map(Fraction, entries))]
+    alike += [[kind(x) for x in entries] for kind in (np.int64, np.float16, np.array)]
+    for preference in alike:
+        assert same(call(preference=preference), want)
+    for wrong in ("1" * n, {0: 1.0}, {1.0, 2.0}, 1.0, np.array(1.0), iter(entries)):
+        with pytest.raises(TypeError, match=r"^preference must be a tensor or a sequence, got"):
+            call(preference=wrong)
+    for wrong in (True, "3", None, [1.0], torch.ones(())):
+        with pytest.raises(TypeError, match=rf"^preference\[{n - 1}\] must be a number, got"):
+            call(preference=[*entries[:-1], wrong])
+    for wrong in ([1.0] * (n + 1), [-1.0] * n, [0] * n, [torch.inf] * n, [torch.nan] * n):
+        with pytest.raises(ValueError, match=r"^preference must"):
+            call(preference=wrong)
