@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -41,7 +43,7 @@ inline int64_t size_of(DType dtype) {
 }
 
 // The n x P gradients of a flat list (objective by objective). An empty tensor among others that
-// are not stands for a gradient of zeros.
+// are not stands for a missing one.
 class GradientList {
  public:
   GradientList(const std::vector<Tensor>& grads, int64_t n)
@@ -53,6 +55,22 @@ class GradientList {
         model(parameters, 0),
         in_place_(parameters, true) {
     for (int64_t p = 0; p < parameters; ++p) place(grads, p);
+  }
+
+  // Of some of the objectives and parameters of another list, which must outlive it.
+  GradientList(const GradientList& from, const std::vector<int64_t>& rows,
+               const std::vector<int64_t>& columns)
+      : objectives(static_cast<int64_t>(rows.size())),
+        parameters(static_cast<int64_t>(columns.size())) {
+    for (const int64_t p : columns) {
+      size.push_back(from.size[p]);
+      dtype.push_back(from.dtype[p]);
+      model.push_back(from.model[p]);
+      in_place_.push_back(from.in_place_[p]);
+    }
+    for (const int64_t i : rows) {
+      for (const int64_t p : columns) data.push_back(from.at(i, p));
+    }
   }
 
   // What combined gradients may be written to.
@@ -67,7 +85,7 @@ class GradientList {
   }
 
   int64_t objectives, parameters;
-  std::vector<const void*> data;  // [objective][parameter], null: zeros
+  std::vector<const void*> data;  // [objective][parameter], null: missing
   std::vector<int64_t> size;      // elements of each parameter's gradient
   std::vector<DType> dtype;
   std::vector<int64_t> model;  // index in the flat list of a tensor whose layout is walked
@@ -75,6 +93,14 @@ class GradientList {
 
   const void* at(int64_t objective, int64_t parameter) const {
     return data[objective * parameters + parameter];
+  }
+
+  // Whether every objective has a gradient of parameter p.
+  bool complete(int64_t p) const {
+    for (int64_t i = 0; i < objectives; ++i) {
+      if (!at(i, p)) return false;
+    }
+    return true;
   }
 
   // A tensor in the layout that parameter p is walked in.
@@ -137,6 +163,30 @@ class GradientList {
 
   std::vector<bool> in_place_;  // not through copies
 };
+
+// Calls body(part, objectives) with the gradients of those parameters that the same objectives have
+// one of. A missing gradient takes part in no product, so that no 0 · ∞ arises.
+template <class Body>
+void for_present(const GradientList& grads, const Body& body) {
+  std::vector<int64_t> all(grads.objectives), complete;
+  std::iota(all.begin(), all.end(), 0);
+  std::map<std::vector<int64_t>, std::vector<int64_t>> parameters_of;
+  for (int64_t p = 0; p < grads.parameters; ++p) {
+    if (grads.complete(p)) {
+      complete.push_back(p);
+      continue;
+    }
+    std::vector<int64_t> having;
+    std::copy_if(all.begin(), all.end(), std::back_inserter(having),
+                 [&](int64_t i) { return grads.at(i, p) != nullptr; });
+    if (!having.empty()) parameters_of[having].push_back(p);
+  }
+  if (parameters_of.empty()) return body(grads, all);
+  if (!complete.empty()) parameters_of[all] = complete;
+  for (const auto& [having, parameters] : parameters_of) {
+    body(GradientList(grads, having, parameters), having);
+  }
+}
 
 // Where combined gradients go: tensors in the layouts that the gradients are walked in.
 struct Combination {

@@ -289,7 +289,7 @@ def normalizer_value(x: Tensor | None) -> None:
 def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Tensor], int, bool]:
     """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
 
-    None becomes an empty tensor, which the ops read as zeros. `by_op`: what the op called next
+    None becomes an empty tensor, which the ops read as a missing one. `by_op`: what the op called next
     refuses by itself is left to it where it can be, since with thousands of small tensors these
     checks would take longer than it does; to call this again then finds the words.
     """

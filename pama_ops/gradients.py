@@ -1,7 +1,8 @@
 """Gradient space: the Gram matrix of n gradients, and their weighted sum.
 
 Gradients are n tensors, or n lists of P tensors, as autograd returned them; they are read where
-they lie. `None` stands for a gradient of zeros.
+they lie. `None` stands for a missing gradient, which takes part in no product: it adds 0, also to
+what is not finite.
 """
 
 from __future__ import annotations

@@ -42,6 +42,13 @@ def test_combine_keeps_the_shape_of_an_empty_parameter(backend):
         assert combined[1].shape == ((0,) if row == [None, None] else (3, 0))
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_missing_gradient_takes_no_weight(backend, bad):
+    x = torch.ones(40, device=backend.device)
+    weights = torch.tensor([bad, 0.5], device=backend.device)
+    assert po.combine([[x, None], [x, x]], weights)[1].tolist() == [0.5] * 40
+
+
 @given(data=st.data())
 def test_combine_writes_into_out(backend, data):
     grads = data.draw(gradient_lists(backend.device, missing=False))
