@@ -188,6 +188,60 @@ void for_present(const GradientList& grads, const Body& body) {
   }
 }
 
+// Bytes that a tensor's elements lie in, or more where they have holes.
+struct Extent {
+  uintptr_t first, last;
+  int64_t parameter;
+
+  Extent(const void* data, int64_t bytes, int64_t parameter)
+      : first(reinterpret_cast<uintptr_t>(data)), last(first + bytes), parameter(parameter) {}
+  bool operator<(const Extent& other) const { return first < other.first; }
+};
+
+// No element is written twice, nor read after it has been written: a tensor of `out` shares no
+// memory with itself, with another one or with a gradient, but that it may be one whole gradient
+// of its own parameter. Of tensors with holes only those that begin together are told.
+inline void check_apart(const GradientList& grads, const std::vector<Tensor>& out) {
+  const auto named = [](int64_t p) { return "out[" + std::to_string(p) + "]"; };
+  std::vector<Extent> dense, all;
+  for (int64_t p = 0; p < grads.parameters; ++p) {
+    const Tensor& x = out[p];
+    if (x.numel() == 0) continue;
+    const Extent extent(x.const_data_ptr(), x.numel() * size_of(grads.dtype[p]), p);
+    all.push_back(extent);
+    if (is_dense(x)) dense.push_back(extent);
+    for (int64_t d = 0; d < x.dim(); ++d) {
+      if (x.size(d) > 1 && x.stride(d) == 0) {
+        refuse(named(p) + " must have memory for each element, got an expanded tensor: clone() it");
+      }
+    }
+  }
+  const auto sort = [&](std::vector<Extent>& extents, auto meets) {
+    std::sort(extents.begin(), extents.end());
+    for (size_t k = 1; k < extents.size(); ++k) {
+      const Extent &one = extents[k - 1], &other = extents[k];
+      if (!meets(one, other)) continue;
+      const auto [first, last] = std::minmax(one.parameter, other.parameter);
+      refuse(named(last) + " must share no memory with " + named(first) + ", but does");
+    }
+  };
+  sort(all, [](const Extent& a, const Extent& b) { return a.first == b.first; });
+  sort(dense, [](const Extent& a, const Extent& b) { return b.first < a.last; });
+  for (int64_t k = 0; !dense.empty() && k < static_cast<int64_t>(grads.data.size()); ++k) {
+    if (!grads.data[k]) continue;
+    const int64_t p = k % grads.parameters, i = k / grads.parameters;
+    const Extent run(grads.data[k], grads.size[p] * size_of(grads.dtype[p]), p);
+    auto at = std::upper_bound(dense.begin(), dense.end(), run);
+    if (at == dense.end() || at->first >= run.last) {
+      if (at == dense.begin() || (--at)->last <= run.first) continue;
+    }
+    if (at->parameter == p && at->first == run.first) continue;
+    refuse(named(at->parameter) + " must be a whole gradient of its parameter or share no memory " +
+           "with grads, but shares some with grads[" + std::to_string(i) + "][" +
+           std::to_string(p) + "]");
+  }
+}
+
 // Where combined gradients go: tensors in the layouts that the gradients are walked in.
 struct Combination {
   std::vector<Tensor> tensors;
@@ -206,6 +260,7 @@ struct Combination {
               const std::vector<Tensor>& out, bool accumulate)
       : tensors(out) {
     grads.check_out(like, out);
+    check_apart(grads, out);
     for (int64_t p = 0; p < grads.parameters; ++p) {
       if (!grads.walks(like, p, out[p])) {
         tensors[p] = grads.empty_like(like, p);

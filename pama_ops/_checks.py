@@ -397,6 +397,21 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
     return tuple(empty if x is None else x for x in column)
 
 
+def writable(name: str, x: Tensor) -> None:
+    """`x` may be written in place."""
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name} must be no inference tensor, which can only be written under "
+            "torch.inference_mode(): clone() it"
+        )
+    if x.layout == torch.strided and any(
+        size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{name} must have memory for each element, got an expanded tensor: clone() it"
+        )
+
+
 def outputs(
     name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int, *, by_op: bool = False
 ) -> None:
@@ -415,3 +430,4 @@ def outputs(
             )
         if x.layout != torch.strided:
             raise TypeError(f"{name}[{p}] must be a dense tensor, got {x.layout}")
+        writable(f"{name}[{p}]", x)

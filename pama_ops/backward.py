@@ -324,7 +324,7 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     flat = [distributed.local(x) for x in flat]
     if there:
         sums = [flat[i * count + p] for i in range(n) for p in there]
-        ops.combine_into([distributed.local(x) for x in targets], sums, weights, True)
+        ops.write(ops.combine_into, [distributed.local(x) for x in targets], sums, weights, True)
     if fresh:
         sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)
         for p, x in zip(fresh, sums, strict=True):
@@ -393,12 +393,20 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
     kept: dict[int, Tensor] = {}
+    grad_at: dict[int, int] = {}  # which parameter's .grad begins at an address
     for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
         x = check.tensor(f"{name}[{p}]", x)
         if not x.requires_grad:
             continue
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
+        if x.grad is not None:
+            check.writable(f"{name}[{p}].grad", x.grad)
+            other = grad_at.setdefault(distributed.local(x.grad).data_ptr(), p)
+            if other != p and x.grad.numel() > 0 and id(x) not in kept:
+                raise ValueError(
+                    f"{name}[{p}].grad must share no memory with {name}[{other}].grad, but does"
+                )
         if x.grad is not None and (x.grad.layout != torch.strided or x.grad.dtype != x.dtype):
             raise TypeError(
                 f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "

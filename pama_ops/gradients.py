@@ -198,8 +198,9 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
+        check.writable("gram", gram)
         forward_mode.refuse("gram_accumulate", gram, *flat)
-        ops.gram_accumulate(gram, flat)
+        ops.write(ops.gram_accumulate, gram, flat)
     except (TypeError, ValueError):
         check.gradients("grads", grads)  # finds the words for what the op refuses
         raise
@@ -220,7 +221,8 @@ def combine(
         grads: as for `gram`.
         weights: w, [n], any floating dtype, on the gradients' device.
         out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
-            no gradient flows then.
+            no gradient flows then. Each may be a whole gradient of its own parameter, and shares no
+            memory with any other tensor.
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
@@ -275,7 +277,7 @@ def _combine(
         distributed.check_shards("out and grads", [*layouts, *out], 2)
         out = [distributed.local(x) for x in out]
     with torch.no_grad():
-        ops.combine_into(out, flat, weights, False)
+        ops.write(ops.combine_into, out, flat, weights, False)
     return out
 
 

@@ -49,6 +49,38 @@ def combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
     ]
 
 
+def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
+    """As csrc/gradient_list.h says."""
+    count = len(out)
+
+    def dense(x: Tensor) -> bool:
+        return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
+
+    def meet(a: Tensor, b: Tensor) -> bool:
+        first, other = a.data_ptr(), b.data_ptr()
+        if a.device != b.device or 0 in (a.numel(), b.numel(), first, other):
+            return False
+        within = first < other + b.nbytes and other < first + a.nbytes
+        return first == other or (within and dense(a) and dense(b))
+
+    for p, x in enumerate(out):
+        if any(size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)):
+            raise ValueError(
+                f"out[{p}] must have memory for each element, got an expanded tensor: clone() it"
+            )
+        for q in range(p):
+            if meet(x, out[q]):
+                raise ValueError(f"out[{p}] must share no memory with out[{q}], but does")
+        for k, grad in enumerate(grads):
+            itself = k % count == p and x.data_ptr() == grad.data_ptr()
+            if not itself and meet(x, grad):
+                raise ValueError(
+                    f"out[{p}] must be a whole gradient of its parameter or share no memory with "
+                    f"grads, but shares some with grads[{k // count}][{k % count}]"
+                )
+
+
 def combine_into(out: list[Tensor], grads: list[Tensor], weights: Tensor, accumulate: bool) -> None:
+    _check_apart(out, grads)
     for to, combined in zip(out, combine(grads, weights), strict=True):
         to.copy_(to.detach().to(torch.float64) + combined if accumulate else combined)
