@@ -398,8 +398,9 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
 
 
 def writable(name: str, x: Tensor) -> None:
-    """`x` may be written in place."""
-    if x.is_inference() and not torch.is_inference_mode_enabled():
+    """`x` may be written in place. What is being compiled has no such thing as inference tensors."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and x.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
             f"{name} must be no inference tensor, which can only be written under "
             "torch.inference_mode(): clone() it"
@@ -422,7 +423,9 @@ def outputs(
     if len(out) != count:
         raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
     for p, x in enumerate(out):
-        like = max(flat[p::count], key=Tensor.numel)
+        like = flat[p]
+        for other in flat[p::count]:
+            like = other if other.numel() > like.numel() else like
         match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
         if x.dtype != like.dtype:
             raise TypeError(

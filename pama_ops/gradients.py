@@ -96,15 +96,20 @@ def gram(
         if distributed.may_talk(flat[0].device, check_finite):
             _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
-    if check_finite and not bool(result.isfinite().all()):
-        bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
-        raise ValueError(
-            f"grads must be finite, but the sums over objectives {bad} are not"
-            if bad
-            else "grads must be finite, but products of theirs leave the range of numbers"
-        )
+    if check_finite:
+        _require_finite(result)
     result = result if dtype == torch.float64 else result.to(dtype)
     return _noted(result, max(_error(flat, n), torch.finfo(dtype).eps))
+
+
+def _require_finite(result: Tensor) -> None:
+    def found() -> str:
+        bad = (~result.diagonal().isfinite()).nonzero().flatten().tolist()
+        if bad:
+            return f"sums over objectives {bad} that are not"
+        return "products that leave the range of numbers"
+
+    check.require(result.isfinite().all(), "grads must be finite", found)
 
 
 def _gram(flat: list[Tensor], n: int) -> Tensor:

@@ -100,7 +100,7 @@ class CaGrad {
   PAMA_HD void approach(double radius) {
     const double shift = dot(mean_, norm_), square = radius * radius;
     double t = 0, low = 0, high = INFINITY, wide = INFINITY;  // bounds of t², and their last ratio
-    bool projected = false, reached = false;
+    bool projected = false;
     fill(team_, n_, 0, slope_);
     offer(mean_, 0);
     if (!(radius > 0)) return;
@@ -115,10 +115,8 @@ class CaGrad {
       if (!told && !projected) {
         projected = true;
         const double beyond = project(radius);
-        reached = beyond == 0;
+        if (beyond == 0) return climb(radius, rounding);
         t = fmax(t, beyond);
-        if (t == 0) t = 2 * sqrt(rounding) / radius;  // less would not reach further
-        if (t == 0) return;                           // x is a zero gradient
         low = t * t;
         method_.start();
         continue;
@@ -136,7 +134,7 @@ class CaGrad {
       const double excess = found - square * (t * t);
       const double scale = fmin(radius / sqrt(most), 1 / t);
       const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
-      if (met && told && !reached) return take(x, scale);
+      if (met && told) return take(x, scale);
       offer(x, scale);
       if (met || step >= limit(n_)) return;
       if (!told && high == INFINITY && square * (t * t) < 2 * rounding) {
@@ -153,6 +151,19 @@ class CaGrad {
       wide = ratio;
       if (!(next > low && next < high)) return;  // nothing lies between
       t = sqrt(next);
+    }
+  }
+
+  // Where dualproj lies within the radius, the largest min_i <g_i, d> is that of rounding, or what
+  // gradients that are nearly opposite leave, however short the step to it is: offers steps of all
+  // lengths 1 / t. Less than the first t would not reach further.
+  PAMA_HD void climb(double radius, double rounding) {
+    method_.start();
+    for (double t = 2 * sqrt(rounding) / radius; t > 0 && t < 1 / DBL_EPSILON; t *= 64) {
+      method_.tilt(inner_, t, t * dot(mean_, norm_));
+      const double* x = method_.solve(entering(n_));
+      multiply(x);
+      offer(x, fmin(radius / sqrt(fmax(dot(x, slope_), 0.0) + rounding), 1 / t));
     }
   }
 
