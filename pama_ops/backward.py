@@ -401,17 +401,17 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
         if x.grad is not None:
+            if x.grad.layout != torch.strided or x.grad.dtype != x.dtype:
+                raise TypeError(
+                    f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
+                    f"got {x.grad.layout} {x.grad.dtype}"
+                )
             check.writable(f"{name}[{p}].grad", x.grad)
             other = grad_at.setdefault(distributed.local(x.grad).data_ptr(), p)
             if other != p and x.grad.numel() > 0 and id(x) not in kept:
                 raise ValueError(
                     f"{name}[{p}].grad must share no memory with {name}[{other}].grad, but does"
                 )
-        if x.grad is not None and (x.grad.layout != torch.strided or x.grad.dtype != x.dtype):
-            raise TypeError(
-                f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
-                f"got {x.grad.layout} {x.grad.dtype}"
-            )
         kept[id(x)] = x
     return list(kept.values())
 

@@ -73,7 +73,7 @@ def _run(
     rtol: float | None = None,
 ) -> Tensor:
     if check.flag("check_values", check_values):
-        check.symmetric(gram)
+        check.gram_matrix(gram)
     # The ops walk up to six leading dimensions by their strides.
     many = gram.dim() > 8
     flat = gram.flatten(0, -3) if many else gram
@@ -104,10 +104,11 @@ def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool 
 
     Args:
         gram: G, [..., n, n], any floating dtype and strides; computed in float64. Symmetric to
-            rounding, else ValueError; on a GPU, where checking would synchronise, mirror elements
-            are averaged.
+            rounding, with |G_ij|² <= G_ii G_jj to that of bfloat16, else ValueError; on a GPU,
+            where checking would synchronise, mirror elements are averaged, and weights of what is
+            no Gram matrix mean nothing.
         preference: n nonnegative numbers, uniform if None; 0 drops an objective.
-        check_values: check symmetry and a `preference` tensor on a GPU too (synchronises; on a CPU
+        check_values: check `gram` and a `preference` tensor on a GPU too (synchronises; on a CPU
             they always are).
 
     Returns:
@@ -577,7 +578,7 @@ def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) ->
     check.gram("gram", gram)
     check.match("weights", weights, gram.shape[:-1], "gram", gram.device)
     if check.flag("check_values", check_values):
-        check.symmetric(gram)
+        check.gram_matrix(gram)
     many = gram.dim() > 8
     flat = (gram.flatten(0, -3), weights.flatten(0, -2)) if many else (gram, weights)
     gap: Tensor = ops.duality_gap(*flat, [])

@@ -174,7 +174,9 @@ def test_what_is_written_shares_memory_with_nothing_else(backend):
             po.combine(grads, weights, out=out)
         assert torch.equal(memory, before)
 
-    refused(r"out\[0\] must be a whole gradient .* shares some with grads\[0\]", [a, b], memory[4:12])
+    refused(
+        r"out\[0\] must be a whole gradient .* shares some with grads\[0\]", [a, b], memory[4:12]
+    )
     refused(r"out\[0\] must be a whole gradient", [b, a], memory[1:9])
     x = memory[8:16]
     refused(r"out\[1\] must share no memory with out\[0\]", [[a, b], [b, b]], [x, x])

@@ -8,8 +8,8 @@
 // finitely many steps, each of which goes on from the corral of the last.
 //
 // At t = 0 it starts with min_norm. Where that is 0 to rounding, the gradients are Pareto
-// stationary and no min_i <g_i, d> above 0 is feasible, but what rounding allows: dualproj reaches
-// 0, if φ reaches that far, and is where the search begins.
+// stationary and no min_i <g_i, d> above 0 is feasible: dualproj reaches 0, and is the result if φ
+// reaches that far.
 #pragma once
 
 #include <cfloat>
@@ -114,9 +114,7 @@ class CaGrad {
       const bool told = found > rounding;
       if (!told && !projected) {
         projected = true;
-        const double beyond = project(radius);
-        if (beyond == 0) return climb(radius, rounding);
-        t = fmax(t, beyond);
+        if (project(radius, &t)) return;
         low = t * t;
         method_.start();
         continue;
@@ -154,19 +152,6 @@ class CaGrad {
     }
   }
 
-  // Where dualproj lies within the radius, the largest min_i <g_i, d> is that of rounding, or what
-  // gradients that are nearly opposite leave, however short the step to it is: offers steps of all
-  // lengths 1 / t. Less than the first t would not reach further.
-  PAMA_HD void climb(double radius, double rounding) {
-    method_.start();
-    for (double t = 2 * sqrt(rounding) / radius; t > 0 && t < 1 / DBL_EPSILON; t *= 64) {
-      method_.tilt(inner_, t, t * dot(mean_, norm_));
-      const double* x = method_.solve(entering(n_));
-      multiply(x);
-      offer(x, fmin(radius / sqrt(fmax(dot(x, slope_), 0.0) + rounding), 1 / t));
-    }
-  }
-
   // Makes g_0 + scale · g_x the result if its least slope, less what rounding may hide, is the
   // largest so far. G x is in slope.
   PAMA_HD void offer(const double* x, double scale) {
@@ -189,9 +174,10 @@ class CaGrad {
     }
   }
 
-  // Offers dualproj, as far as the radius goes. Returns the t of its weights where they lie beyond,
-  // which is no more than the one that is looked for, else 0.
-  PAMA_HD double project(double radius) {
+  // dualproj: the result if it lies within the radius. Else it is offered as far as the
+  // radius goes, and t, where that is less, set to that of its weights, which is no more than the
+  // one that is looked for.
+  PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
@@ -201,10 +187,14 @@ class CaGrad {
     // conflict, whatever rounding says.
     const double most = fmax(dot(y, slope_), 0.0) + noise_ * norms * norms;
     const bool inside = problem_.options[0] >= 1 || most <= radius * radius;
-    offer(y, inside ? 1 : radius / sqrt(most));
-    const double sum = n_ * dot(y, mean_);
+    if (inside && *t == 0) {
+      take(y, 1);
+    } else {
+      offer(y, inside ? 1 : radius / sqrt(most));
+    }
+    *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
     team_.sync();
-    return inside || sum == 0 ? 0 : 1 / sum;
+    return inside;
   }
 
   Team team_;
