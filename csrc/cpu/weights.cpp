@@ -141,7 +141,9 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
              const std::vector<double>& options, const std::optional<double>& rtol) {
   using Method = Solver<SerialTeam>;
   check_problem<Method>(gram, vector, options, rtol);
-  if (Method::kTakes == Takes::kPreference) check_preference(vector);
+  if (Method::kTakes == Takes::kPreference && vector && vector->dim() == 1) {
+    check_preference(vector);
+  }
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
   if (!Method::kScalar) shape.push_back(n);
