@@ -284,8 +284,10 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
   switch (Solver::kTakes) {
     case Takes::kNothing:
       refuse("the op takes no vector beside gram, got a tensor");
-    case Takes::kPreference:
-      return check_reals("preference", *vector, {n}, gram);
+    case Takes::kPreference:  // [n], or one for each matrix
+      if (vector->dim() == 1) return check_reals("preference", *vector, {n}, gram);
+      check_floating("preference", *vector);
+      return check_vector("preference", *vector, n, gram, 2);
     case Takes::kVector:
       if (vector->scalar_type() != ScalarType::Long)
         check_floating("the vector beside gram", *vector);

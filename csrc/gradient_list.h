@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -41,7 +43,7 @@ inline int64_t size_of(DType dtype) {
 }
 
 // The n x P gradients of a flat list (objective by objective). An empty tensor among others that
-// are not stands for a gradient of zeros.
+// are not stands for a missing one.
 class GradientList {
  public:
   GradientList(const std::vector<Tensor>& grads, int64_t n)
@@ -53,6 +55,22 @@ class GradientList {
         model(parameters, 0),
         in_place_(parameters, true) {
     for (int64_t p = 0; p < parameters; ++p) place(grads, p);
+  }
+
+  // Of some of the objectives and parameters of another list, which must outlive it.
+  GradientList(const GradientList& from, const std::vector<int64_t>& rows,
+               const std::vector<int64_t>& columns)
+      : objectives(static_cast<int64_t>(rows.size())),
+        parameters(static_cast<int64_t>(columns.size())) {
+    for (const int64_t p : columns) {
+      size.push_back(from.size[p]);
+      dtype.push_back(from.dtype[p]);
+      model.push_back(from.model[p]);
+      in_place_.push_back(from.in_place_[p]);
+    }
+    for (const int64_t i : rows) {
+      for (const int64_t p : columns) data.push_back(from.at(i, p));
+    }
   }
 
   // What combined gradients may be written to.
@@ -67,7 +85,7 @@ class GradientList {
   }
 
   int64_t objectives, parameters;
-  std::vector<const void*> data;  // [objective][parameter], null: zeros
+  std::vector<const void*> data;  // [objective][parameter], null: missing
   std::vector<int64_t> size;      // elements of each parameter's gradient
   std::vector<DType> dtype;
   std::vector<int64_t> model;  // index in the flat list of a tensor whose layout is walked
@@ -75,6 +93,14 @@ class GradientList {
 
   const void* at(int64_t objective, int64_t parameter) const {
     return data[objective * parameters + parameter];
+  }
+
+  // Whether every objective has a gradient of parameter p.
+  bool complete(int64_t p) const {
+    for (int64_t i = 0; i < objectives; ++i) {
+      if (!at(i, p)) return false;
+    }
+    return true;
   }
 
   // A tensor in the layout that parameter p is walked in.
@@ -138,6 +164,84 @@ class GradientList {
   std::vector<bool> in_place_;  // not through copies
 };
 
+// Calls body(part, objectives) with the gradients of those parameters that the same objectives have
+// one of. A missing gradient takes part in no product, so that no 0 · ∞ arises.
+template <class Body>
+void for_present(const GradientList& grads, const Body& body) {
+  std::vector<int64_t> all(grads.objectives), complete;
+  std::iota(all.begin(), all.end(), 0);
+  std::map<std::vector<int64_t>, std::vector<int64_t>> parameters_of;
+  for (int64_t p = 0; p < grads.parameters; ++p) {
+    if (grads.complete(p)) {
+      complete.push_back(p);
+      continue;
+    }
+    std::vector<int64_t> having;
+    std::copy_if(all.begin(), all.end(), std::back_inserter(having),
+                 [&](int64_t i) { return grads.at(i, p) != nullptr; });
+    if (!having.empty()) parameters_of[having].push_back(p);
+  }
+  if (parameters_of.empty()) return body(grads, all);
+  if (!complete.empty()) parameters_of[all] = complete;
+  for (const auto& [having, parameters] : parameters_of) {
+    body(GradientList(grads, having, parameters), having);
+  }
+}
+
+// Bytes that a tensor's elements lie in, or more where they have holes.
+struct Extent {
+  uintptr_t first, last;
+  int64_t parameter;
+
+  Extent(const void* data, int64_t bytes, int64_t parameter)
+      : first(reinterpret_cast<uintptr_t>(data)), last(first + bytes), parameter(parameter) {}
+  bool operator<(const Extent& other) const { return first < other.first; }
+};
+
+// No element is written twice, nor read after it has been written: a tensor of `out` shares no
+// memory with itself, with another one or with a gradient, but that it may be one whole gradient
+// of its own parameter. Of tensors with holes only those that begin together are told.
+inline void check_apart(const GradientList& grads, const std::vector<Tensor>& out) {
+  const auto named = [](int64_t p) { return "out[" + std::to_string(p) + "]"; };
+  std::vector<Extent> dense, all;
+  for (int64_t p = 0; p < grads.parameters; ++p) {
+    const Tensor& x = out[p];
+    if (x.numel() == 0) continue;
+    const Extent extent(x.const_data_ptr(), x.numel() * size_of(grads.dtype[p]), p);
+    all.push_back(extent);
+    if (is_dense(x)) dense.push_back(extent);
+    for (int64_t d = 0; d < x.dim(); ++d) {
+      if (x.size(d) > 1 && x.stride(d) == 0) {
+        refuse(named(p) + " must have memory for each element, got an expanded tensor: clone() it");
+      }
+    }
+  }
+  const auto sort = [&](std::vector<Extent>& extents, auto meets) {
+    std::sort(extents.begin(), extents.end());
+    for (size_t k = 1; k < extents.size(); ++k) {
+      const Extent &one = extents[k - 1], &other = extents[k];
+      if (!meets(one, other)) continue;
+      const auto [first, last] = std::minmax(one.parameter, other.parameter);
+      refuse(named(last) + " must share no memory with " + named(first) + ", but does");
+    }
+  };
+  sort(all, [](const Extent& a, const Extent& b) { return a.first == b.first; });
+  sort(dense, [](const Extent& a, const Extent& b) { return b.first < a.last; });
+  for (int64_t k = 0; !dense.empty() && k < static_cast<int64_t>(grads.data.size()); ++k) {
+    if (!grads.data[k]) continue;
+    const int64_t p = k % grads.parameters, i = k / grads.parameters;
+    const Extent run(grads.data[k], grads.size[p] * size_of(grads.dtype[p]), p);
+    auto at = std::upper_bound(dense.begin(), dense.end(), run);
+    if (at == dense.end() || at->first >= run.last) {
+      if (at == dense.begin() || (--at)->last <= run.first) continue;
+    }
+    if (at->parameter == p && at->first == run.first) continue;
+    refuse(named(at->parameter) + " must be a whole gradient of its parameter or share no memory " +
+           "with grads, but shares some with grads[" + std::to_string(i) + "][" +
+           std::to_string(p) + "]");
+  }
+}
+
 // Where combined gradients go: tensors in the layouts that the gradients are walked in.
 struct Combination {
   std::vector<Tensor> tensors;
@@ -156,6 +260,7 @@ struct Combination {
               const std::vector<Tensor>& out, bool accumulate)
       : tensors(out) {
     grads.check_out(like, out);
+    check_apart(grads, out);
     for (int64_t p = 0; p < grads.parameters; ++p) {
       if (!grads.walks(like, p, out[p])) {
         tensors[p] = grads.empty_like(like, p);

@@ -220,17 +220,31 @@ def gram(name: str, x: object) -> Tensor:
     return x
 
 
-def symmetric(gram: Tensor) -> None:
-    """The check of a Gram matrix that a CPU kernel makes by itself; synchronises on a GPU."""
+def gram_matrix(gram: Tensor) -> None:
+    """The checks of a Gram matrix that a CPU kernel makes by itself; synchronises on a GPU.
+
+    Entries that are not finite are data. csrc/core/stack.h says what rounding is allowed.
+    """
     g = gram.detach().double()
-    norm = g.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    square = g.diagonal(dim1=-2, dim2=-1)
+    norm = square.abs().sqrt()
     size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
     apart = (g - g.mT).abs()
     require(
-        # Not "at most": entries that are not finite are data.
         ~(apart > 64 * torch.finfo(gram.dtype).eps * size),
         "gram must be symmetric to rounding",
         lambda: f"elements {float(apart.nan_to_num().amax())} apart",
+    )
+    if gram.shape[-1] == 0:
+        return
+    least = 2.0**-24 if gram.dtype == torch.float16 else 0.0
+    slack = 2.0**-20 * square.abs().amax(-1, keepdim=True) + least
+    longest = (square.clamp(min=0) + slack).sqrt()
+    beyond = g.abs() > (1 + 2.0**-6) * longest[..., None] * longest[..., None, :]
+    require(
+        ~((beyond & g.isfinite()).any() | (square < -slack).any()),
+        "gram must be inner products, none beyond the root of its two squares",
+        lambda: "others",
     )
 
 
@@ -324,9 +338,9 @@ def normalizer_value(x: Tensor | None) -> None:
 def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Tensor], int, bool]:
     """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
 
-    None becomes an empty tensor, which the ops read as zeros. `by_op`: what the op called next
-    refuses by itself is left to it where it can be, since with thousands of small tensors these
-    checks would take longer than it does; to call this again then finds the words.
+    None becomes an empty tensor, which the ops read as a missing one. `by_op`: what the op called
+    next refuses by itself is left to it where it can be, since with thousands of small tensors
+    these checks would take longer than it does; to call this again then finds the words.
     """
     if isinstance(grads, Tensor) or not isinstance(grads, Sequence):
         raise TypeError(
@@ -432,6 +446,22 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
     return tuple(empty if x is None else x for x in column)
 
 
+def writable(name: str, x: Tensor) -> None:
+    """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and x.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{name} must be no inference tensor, which can only be written under "
+            "torch.inference_mode(): clone() it"
+        )
+    if x.layout == torch.strided and any(
+        size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{name} must have memory for each element, got an expanded tensor: clone() it"
+        )
+
+
 def outputs(
     name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int, *, by_op: bool = False
 ) -> None:
@@ -442,7 +472,9 @@ def outputs(
     if len(out) != count:
         raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
     for p, x in enumerate(out):
-        like = max(flat[p::count], key=Tensor.numel)
+        like = flat[p]
+        for other in flat[p::count]:
+            like = other if other.numel() > like.numel() else like
         match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
         if x.dtype != like.dtype:
             raise TypeError(
@@ -450,3 +482,4 @@ def outputs(
             )
         if x.layout != torch.strided:
             raise TypeError(f"{name}[{p}] must be a dense tensor, got {x.layout}")
+        writable(f"{name}[{p}]", x)

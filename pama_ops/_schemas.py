@@ -62,7 +62,45 @@ def _define(
     _library.define(name + schema)
     _library.impl(name, rounded, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", declare)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    if schema.startswith("(Tensor(a!)"):
+        _library.impl(name, _writer(op), "ADInplaceOrView", with_keyset=True)
+    return op
+
+
+def _writer(op: Any) -> Callable[..., None]:
+    """The kernel of an op that writes its first argument, above its kernels for devices."""
+
+    def write(keys: Any, written: Tensor | list[Tensor], *args: Any) -> None:
+        _announce(written)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, written, *args)
+
+    return write
+
+
+def _announce(written: Tensor | list[Tensor]) -> None:
+    """As torch's own ops do, so that autograd finds what it saved to be overwritten."""
+    tensors = [written] if isinstance(written, Tensor) else written
+    if not torch.is_inference_mode_enabled():
+        for p, x in enumerate(tensors):
+            if x.is_inference():
+                raise ValueError(
+                    f"tensor {p} of those to write must be no inference tensor, which can only be "
+                    "written under torch.inference_mode(): clone() it"
+                )
+    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+
+
+def write(op: Any, written: Tensor | list[Tensor], *args: Any) -> None:
+    """Call an op that writes its first argument. Its writer, to which thousands of tensors would
+    go through Python and back, is left out."""
+    if torch.compiler.is_compiling():
+        op(written, *args)
+        return
+    _announce(written)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        op(written, *args)
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def pareto_backward(
     task_parameters: Sequence[Iterable[Tensor]] | None = None,
     group: ProcessGroup | None = None,
     data_group: ProcessGroup | str | None = "world",
+    retain_graph: bool = False,
 ) -> Tensor:
     """Add a Pareto combination of the losses' gradients to `.grad`: Σ_i w_i ∂L_i/∂θ.
 
@@ -59,7 +60,11 @@ def pareto_backward(
     and by what functools.partial sets) or where one's gradients fail, unless backward communicates.
 
     Args:
-        losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n].
+        losses: n >= 1 one-element tensors of any floating dtype, or a tensor [n]. One without a
+            graph, as `torch.tensor(0.)` for a task that has no sample in the batch, counts as a
+            gradient of zeros. That is Pareto stationary to `min_norm`, which gives it all the
+            weight: pass `functools.partial(min_norm, ignore_zero=True)` to leave such losses out.
+            Refused where the parameters are DTensors, whose backward communicates.
         parameters: the shared parameters, e.g. `model.parameters()`; those in `task_parameters`
             are left out of it. Either this or `features`.
         weighting: a function from G [n, n] in float64 to weights [n].
@@ -71,6 +76,9 @@ def pareto_backward(
         data_group: process group whose ranks hold disjoint data and the same parameters; all must
             call. "world" is the default group of torch.distributed, if that is initialised,
             what gradients are taken of is plain and no `group` is given; None averages nothing.
+        retain_graph: keep the losses' graph, as `backward` has it. It is retained between the
+            losses in any case, for which a compiled model must not donate buffers:
+            docs/trainers.md.
 
     Returns:
         w, [n] in float64 (or what `weighting` returns), detached; the first rank's on every rank.
@@ -96,11 +104,12 @@ def pareto_backward(
     try:
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
         forward_mode.refuse("pareto_backward", *terms, *shared)
+        retain_graph = check.flag("retain_graph", retain_graph)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
     _agree(name, terms, shared, heads, weighting, group, ranks)
-    rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks)
+    rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks, retain_graph)
     if ranks is not None:
         if not (through and _sharded(heads)):  # FSDP2 has averaged those
             distributed.average(tasks, heads, ranks)
@@ -111,7 +120,7 @@ def pareto_backward(
         distributed.same(weights, over)
     if through:
         rows.clear()
-        _backward(terms, heads, weights)
+        _backward(terms, heads, weights, retain_graph)
     else:
         reached = [p for p in range(len(shared)) if any(row[p] is not None for row in rows)]
         flat, _, _ = check.gradients(
@@ -123,15 +132,18 @@ def pareto_backward(
     return weights
 
 
-def _backward(losses: list[Tensor], heads: list[list[Tensor]], weights: Tensor) -> None:
+def _backward(
+    losses: list[Tensor], heads: list[list[Tensor]], weights: Tensor, retain_graph: bool
+) -> None:
     """`.grad` += the gradient of Σ w_i L_i, but of the losses' own parameters."""
     before = [[x.grad for x in head] for head in heads]
     for head in heads:
         for x in head:
             x.grad = None
     try:
-        slopes = [weights[i].to(loss.dtype).expand_as(loss) for i, loss in enumerate(losses)]
-        torch.autograd.backward(losses, slopes)
+        having = [(i, loss) for i, loss in enumerate(losses) if loss.requires_grad]
+        slopes = [weights[i].to(loss.dtype).expand_as(loss) for i, loss in having]
+        torch.autograd.backward([loss for _, loss in having], slopes, retain_graph=retain_graph)
     finally:
         for head, grads in zip(heads, before, strict=True):
             for x, grad in zip(head, grads, strict=True):
@@ -203,6 +215,7 @@ def _gradients_of_all(
     heads: list[list[Tensor]],
     group: ProcessGroup | None,
     ranks: ProcessGroup | None,
+    retain_graph: bool,
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
     """`_gradients` where they can be taken on every rank; otherwise all ranks raise.
 
@@ -211,7 +224,7 @@ def _gradients_of_all(
     through = name == "features"
     sharded = _sharded([shared, *heads])
     try:
-        rows, tasks = _gradients(losses, shared, heads, through=through)
+        rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
         _dense(name, rows)
         if through or ranks is None:
             _reached(name, rows)
@@ -231,7 +244,11 @@ def _reached(name: str, rows: list[list[Tensor | None]]) -> None:
 
 
 def _gradients(
-    losses: list[Tensor], shared: list[Tensor], heads: list[list[Tensor]], *, through: bool
+    losses: list[Tensor],
+    shared: list[Tensor],
+    heads: list[list[Tensor]],
+    through: bool,
+    retain_graph: bool,
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
     """For each loss its gradients in the shared tensors and in its own parameters.
 
@@ -243,17 +260,20 @@ def _gradients(
         rows = _autograd(losses, [shared for _ in losses], retain_last=True)
         return rows, distributed.collect(losses, heads, retain_last=True)
     if not through and _sharded(wanted):
-        both = distributed.collect(losses, wanted, retain_last=False)
+        both = distributed.collect(losses, wanted, retain_last=retain_graph)
     else:
-        both = _autograd(losses, wanted, retain_last=through)
+        both = _autograd(losses, wanted, retain_last=through or retain_graph)
     return [row[:count] for row in both], [row[count:] for row in both]
 
 
 def _autograd(
     losses: list[Tensor], wanted: list[list[Tensor]], *, retain_last: bool
 ) -> list[list[Tensor | None]]:
-    rows = []
+    rows: list[list[Tensor | None]] = []
     for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
+        if not loss.requires_grad:
+            rows.append([None] * len(tensors))
+            continue
         keep = retain_last or i + 1 < len(losses)
         grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
         rows.append([distributed.resolved(g, x) for g, x in zip(grads, tensors, strict=True)])
@@ -329,7 +349,7 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     flat = [distributed.local(x) for x in flat]
     if there:
         sums = [flat[i * count + p] for i in range(n) for p in there]
-        ops.combine_into([distributed.local(x) for x in targets], sums, weights, True)
+        ops.write(ops.combine_into, [distributed.local(x) for x in targets], sums, weights, True)
     if fresh:
         sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)
         for p, x in zip(fresh, sums, strict=True):
@@ -362,6 +382,7 @@ def _arguments(
         shared = _features(features)
         distributed.check_kinds("features", shared)
         distributed.check_kinds("task_parameters", [x for head in heads for x in head])
+        _check_graphs(terms, heads)
         return terms, shared, heads
     own = {id(x) for head in heads for x in head}
     shared = [x for x in _parameters("parameters", parameters) if id(x) not in own]
@@ -370,7 +391,17 @@ def _arguments(
     distributed.check_kinds("parameters", shared)
     for i, head in enumerate(heads):
         distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", [shared[0], *head])
+    _check_graphs(terms, [shared, *heads])
     return terms, shared, heads
+
+
+def _check_graphs(losses: list[Tensor], tensors: list[list[Tensor]]) -> None:
+    for i, loss in enumerate(losses):
+        if not loss.requires_grad and _sharded(tensors):
+            raise ValueError(
+                f"losses[{i}] must have a graph to differentiate where parameters are DTensors, "
+                "whose backward communicates, but requires no gradient"
+            )
 
 
 def _losses(losses: object) -> list[Tensor]:
@@ -386,10 +417,8 @@ def _losses(losses: object) -> list[Tensor]:
         check.floating(f"losses[{i}]", loss)
         if loss.numel() != 1:
             raise ValueError(f"losses[{i}] must have one element, got {list(loss.shape)}")
-        if not loss.requires_grad:
-            raise ValueError(
-                f"losses[{i}] must have a graph to differentiate, but requires no gradient"
-            )
+    if not any(loss.requires_grad for loss in losses):
+        raise ValueError("losses must have a graph to differentiate, but none requires a gradient")
     return list(losses)
 
 
@@ -398,17 +427,25 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
     kept: dict[int, Tensor] = {}
+    grad_at: dict[int, int] = {}  # which parameter's .grad begins at an address
     for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
         x = check.tensor(f"{name}[{p}]", x)
         if not x.requires_grad:
             continue
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
-        if x.grad is not None and (x.grad.layout != torch.strided or x.grad.dtype != x.dtype):
-            raise TypeError(
-                f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
-                f"got {x.grad.layout} {x.grad.dtype}"
-            )
+        if x.grad is not None:
+            if x.grad.layout != torch.strided or x.grad.dtype != x.dtype:
+                raise TypeError(
+                    f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
+                    f"got {x.grad.layout} {x.grad.dtype}"
+                )
+            check.writable(f"{name}[{p}].grad", x.grad)
+            other = grad_at.setdefault(distributed.local(x.grad).data_ptr(), p)
+            if other != p and x.grad.numel() > 0 and id(x) not in kept:
+                raise ValueError(
+                    f"{name}[{p}].grad must share no memory with {name}[{other}].grad, but does"
+                )
         kept[id(x)] = x
     return list(kept.values())
 

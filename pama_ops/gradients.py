@@ -1,7 +1,8 @@
 """Gradient space: the Gram matrix of n gradients, and their weighted sum.
 
 Gradients are n tensors, or n lists of P tensors, as autograd returned them; they are read where
-they lie. `None` stands for a gradient of zeros.
+they lie. `None` stands for a missing gradient, which takes part in no product: it adds 0, also to
+what is not finite.
 """
 
 from __future__ import annotations
@@ -95,15 +96,20 @@ def gram(
         if distributed.may_talk(flat[0].device, check_finite):
             _agree(flat, n, group)
         result = distributed.gram(flat, n, group)
-    if check_finite and not bool(result.isfinite().all()):
-        bad = [i for i in range(n) if not bool(result[i, i].isfinite())]
-        raise ValueError(
-            f"grads must be finite, but the sums over objectives {bad} are not"
-            if bad
-            else "grads must be finite, but products of theirs leave the range of numbers"
-        )
+    if check_finite:
+        _require_finite(result)
     result = result if dtype == torch.float64 else result.to(dtype)
     return _noted(result, max(_error(flat, n), torch.finfo(dtype).eps))
+
+
+def _require_finite(result: Tensor) -> None:
+    def found() -> str:
+        bad = (~result.diagonal().isfinite()).nonzero().flatten().tolist()
+        if bad:
+            return f"sums over objectives {bad} that are not"
+        return "products that leave the range of numbers"
+
+    check.require(result.isfinite().all(), "grads must be finite", found)
 
 
 def _gram(flat: list[Tensor], n: int) -> Tensor:
@@ -197,8 +203,9 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
+        check.writable("gram", gram)
         forward_mode.refuse("gram_accumulate", gram, *flat)
-        ops.gram_accumulate(gram, flat)
+        ops.write(ops.gram_accumulate, gram, flat)
     except (TypeError, ValueError):
         check.gradients("grads", grads)  # finds the words for what the op refuses
         raise
@@ -219,7 +226,8 @@ def combine(
         grads: as for `gram`.
         weights: w, [n], any floating dtype, on the gradients' device.
         out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
-            no gradient flows then.
+            no gradient flows then. Each may be a whole gradient of its own parameter, and shares no
+            memory with any other tensor.
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
@@ -274,7 +282,7 @@ def _combine(
         distributed.check_shards("out and grads", [*layouts, *out], 2)
         out = [distributed.local(x) for x in out]
     with torch.no_grad():
-        ops.combine_into(out, flat, weights, False)
+        ops.write(ops.combine_into, out, flat, weights, False)
     return out
 
 

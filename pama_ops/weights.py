@@ -41,11 +41,16 @@ def _solve(
     rtol: float | None = None,
 ) -> Tensor:
     """The weights that the op `name` finds, after the checks that all weightings share."""
+    p = _preference(gram, preference, check_values)
+    return _run(name, gram, p, check_values, options, rtol)
+
+
+def _preference(gram: Tensor, preference: Preference, check_values: bool) -> Tensor | None:
     check.gram("gram", gram)
     p = check.preference(preference, gram.shape[-1], gram)
     if check.flag("check_values", check_values):
         check.preference_values(p)
-    return _run(name, gram, p, check_values, options, rtol)
+    return p
 
 
 def _constant(name: str, result: Result, x: Tensor, other: Tensor | None) -> Result:
@@ -74,7 +79,7 @@ def _run(
     rtol: float | None = None,
 ) -> Tensor:
     if check.flag("check_values", check_values):
-        check.symmetric(gram)
+        check.gram_matrix(gram)
     # The ops walk up to six leading dimensions by their strides.
     many = gram.dim() > 8
     flat = gram.flatten(0, -3) if many else gram
@@ -86,7 +91,13 @@ def _run(
     return _constant(name, weights, gram, vector)
 
 
-def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool = False) -> Tensor:
+def min_norm(
+    gram: Tensor,
+    *,
+    preference: Preference = None,
+    ignore_zero: bool = False,
+    check_values: bool = False,
+) -> Tensor:
     """Weights of the shortest vector in the convex hull of n gradients (MGDA).
 
     c = argmin cᵀ G c over {c >= 0, Σ c_i = 1}, exactly, by a finite active-set method. Then
@@ -98,17 +109,21 @@ def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool 
 
     Where several weights give the same x, one of them is returned; rows of G that are equal to
     rounding share theirs evenly. A gradient that is exactly 0 takes all the weight (several share
-    it in proportion to p), and G = 0 gives p. Multiplying G by a positive number changes nothing.
+    it in proportion to p), as no step is in conflict with it and Σ c_i g_i = 0 then: a task without
+    a sample in the batch ends the step of all. `ignore_zero` leaves such gradients out. G = 0 gives
+    p. Multiplying G by a positive number changes nothing.
 
     At most 8n + 32 gradients enter the active set; no input is known to come near that. There the
     point of least duality gap so far would be returned, see `duality_gap`.
 
     Args:
         gram: G, [..., n, n], any floating dtype and strides; computed in float64. Symmetric to
-            rounding, else ValueError; on a GPU, where checking would synchronise, mirror elements
-            are averaged.
+            rounding, with |G_ij|² <= G_ii G_jj to that of bfloat16, else ValueError; on a GPU,
+            where checking would synchronise, mirror elements are averaged, and weights of what is
+            no Gram matrix mean nothing.
         preference: n nonnegative numbers, uniform if None; 0 drops an objective.
-        check_values: check symmetry and a `preference` tensor on a GPU too (synchronises; on a CPU
+        ignore_zero: give objectives with G_ii = 0 a preference of 0, unless none is left then.
+        check_values: check `gram` and a `preference` tensor on a GPU too (synchronises; on a CPU
             they always are).
 
     Returns:
@@ -125,8 +140,16 @@ def min_norm(gram: Tensor, *, preference: Preference = None, check_values: bool 
     tensor([0.6000, 0.4000])
     >>> min_norm(torch.eye(2), preference=[0.9, 0.1])
     tensor([0.9000, 0.1000])
+    >>> min_norm(torch.diag(torch.tensor([1.0, 0.0, 1.0])), ignore_zero=True)
+    tensor([0.5000, 0.0000, 0.5000])
     """
-    return _solve("min_norm", gram, preference, check_values)
+    p = _preference(gram, preference, check_values)
+    if check.flag("ignore_zero", ignore_zero):
+        diagonal = gram.detach().diagonal(dim1=-2, dim2=-1)
+        p = torch.ones_like(diagonal) if p is None else p
+        left = torch.where(diagonal == 0, 0, p)
+        p = torch.where((left > 0).any(-1, keepdim=True), left, p)
+    return _run("min_norm", gram, p, check_values, ())
 
 
 def dualproj(
@@ -578,7 +601,7 @@ def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) ->
     check.gram("gram", gram)
     check.match("weights", weights, gram.shape[:-1], "gram", gram.device)
     if check.flag("check_values", check_values):
-        check.symmetric(gram)
+        check.gram_matrix(gram)
     many = gram.dim() > 8
     flat = (gram.flatten(0, -3), weights.flatten(0, -2)) if many else (gram, weights)
     gap: Tensor = ops.duality_gap(*flat, [])

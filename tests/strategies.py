@@ -228,6 +228,14 @@ def gram_of(j: Tensor) -> Tensor:
     return exactly.gram(j)
 
 
+def indefinite(n: int, generator: torch.Generator) -> Tensor:
+    """A matrix of lengths and cosines that no vectors have together, as a rule."""
+    cosines = 2 * torch.rand((n, n), generator=generator, dtype=torch.float64) - 1
+    norm = 0.1 + torch.rand(n, generator=generator, dtype=torch.float64)
+    g = (cosines / 2 + cosines.mT / 2) * norm * norm[:, None]
+    return g.diagonal_scatter(norm**2)
+
+
 def matrix_on(backend, *rows: list[float]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64, device=backend.device)
 

@@ -42,6 +42,13 @@ def test_combine_keeps_the_shape_of_an_empty_parameter(backend):
         assert combined[1].shape == ((0,) if row == [None, None] else (3, 0))
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_missing_gradient_takes_no_weight(backend, bad):
+    x = torch.ones(40, device=backend.device)
+    weights = torch.tensor([bad, 0.5], device=backend.device)
+    assert po.combine([[x, None], [x, x]], weights)[1].tolist() == [0.5] * 40
+
+
 @given(data=st.data())
 def test_combine_writes_into_out(backend, data):
     grads = data.draw(gradient_lists(backend.device, missing=False))
@@ -153,3 +160,84 @@ def test_combine_passes_opcheck(layout):
         torch.library.opcheck(_schemas.combine_into, (out, flat, weights, accumulate))
     traced = [x.requires_grad_() for x in flat]
     torch.library.opcheck(_schemas.combine, (traced, weights.requires_grad_()))
+
+
+def test_what_is_written_shares_memory_with_nothing_else(backend):
+    """But with a whole gradient of its own parameter, whose place it may take."""
+    memory = torch.arange(40.0, device=backend.device)
+    a, b = memory[:8], torch.ones(8, device=backend.device)
+    weights = torch.tensor([2.0, 1.0], device=backend.device)
+
+    def refused(message: str, grads: list, out: object) -> None:
+        before = memory.clone()
+        with pytest.raises(ValueError, match=message):
+            po.combine(grads, weights, out=out)
+        assert torch.equal(memory, before)
+
+    refused(
+        r"out\[0\] must be a whole gradient .* shares some with grads\[0\]", [a, b], memory[4:12]
+    )
+    refused(r"out\[0\] must be a whole gradient", [b, a], memory[1:9])
+    x = memory[8:16]
+    refused(r"out\[1\] must share no memory with out\[0\]", [[a, b], [b, b]], [x, x])
+    refused(r"out\[1\] must share no memory with out\[0\]", [[a, b], [b, b]], [x, memory[12:20]])
+    # The first is written before the second parameter's gradients are read.
+    refused(r"out\[0\] must be a whole gradient of its", [[a, x], [b, b]], [x, memory[16:24]])
+    refused(r"out\[0\] must have memory for each", [a, b], memory[:1].expand(8))
+    wide = memory.view(4, 10)[:, ::2]
+    grads = [[torch.ones(4, 5, device=backend.device)] * 2] * 2
+    refused(r"out\[1\] must share no memory with out\[0\]", grads, [wide, wide])
+    # Holes of one are the other's elements.
+    po.combine(grads, weights, out=[wide, memory.view(4, 10)[:, 1::2]])
+    assert bool((memory == 3).all())
+    want = 2 * a + b
+    assert po.combine([a, b], weights, out=a) is a
+    assert torch.equal(a, want)
+
+
+def test_what_was_written_cannot_be_differentiated_as_it_was(backend):
+    """As where torch's own ops write."""
+    g = [torch.ones(3, device=backend.device)] * 2
+    weights = torch.ones(2, device=backend.device)
+    square = torch.zeros(2, 2, dtype=torch.float64, device=backend.device)
+
+    def combined(y: torch.Tensor) -> None:
+        po.combine(g, weights, out=y)
+
+    def accumulated(y: torch.Tensor) -> None:
+        po.gram_accumulate(y, g)
+
+    for like, write in (g[0], combined), (square, accumulated):
+        y = 2 * torch.ones_like(like).requires_grad_()
+        h = (y**2).sum()
+        write(y.detach())
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            h.backward()
+        version = like._version
+        write(like.clone())
+        assert like._version == version
+
+
+def test_raw_ops_raise_the_version_of_what_they_write():
+    x, g = torch.zeros(3), [torch.ones(3)] * 2
+    torch.ops.pama_ops.combine_into([x], g, torch.ones(2), False)
+    square = torch.zeros(2, 2, dtype=torch.float64)
+    torch.ops.pama_ops.gram_accumulate(square, g)
+    assert (x._version, square._version) == (1, 1)
+    mutable = [name for name, schema in _schemas.SCHEMAS.items() if "!" in schema]
+    assert sorted(mutable) == ["combine_into", "gram_accumulate"]
+
+
+def test_inference_tensors_are_written_under_inference_mode_only(backend):
+    with torch.inference_mode():
+        x = torch.zeros(3, device=backend.device)
+        square = torch.zeros(2, 2, dtype=torch.float64, device=backend.device)
+        g = [torch.ones(3, device=backend.device)] * 2
+        weights = torch.ones(2, device=backend.device)
+        po.combine(g, weights, out=x)
+        po.gram_accumulate(square, g)
+    assert x.tolist() == [2.0] * 3
+    with pytest.raises(ValueError, match=r"out\[0\] must be no inference tensor"):
+        po.combine(g, weights, out=x)
+    with pytest.raises(ValueError, match="gram must be no inference tensor"):
+        po.gram_accumulate(square, g)

@@ -77,3 +77,27 @@ def test_inductor_compiles_both_spaces_whole() -> None:
     assert torch.equal(combined, want)
     torch.testing.assert_close(ours, loss)
     torch.testing.assert_close(*(torch.autograd.grad(x, args[3])[0] for x in (ours, loss)))
+
+
+def test_what_writes_and_what_checks_compiles_whole():
+    x, y = torch.arange(5.0), torch.ones(5)
+    weights, out, total = torch.tensor([0.5, 2.0]), torch.zeros(5), torch.zeros(2, 2).double()
+
+    def step(x, y, out, total):
+        po.combine([x, y], weights, out=out)
+        po.gram_accumulate(total, [x, y])
+        g = po.gram([x, y], check_finite=True)
+        return po.min_norm(g, ignore_zero=True, check_values=True)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    got = compiled(x, y, out, total)
+    assert torch.equal(out, po.combine([x, y], weights))
+    assert torch.equal(total, po.gram([x, y]))
+    assert torch.equal(got, po.min_norm(total))
+    with pytest.raises(ValueError, match="grads must be finite"):
+        compiled(x, y / 0, out, total)
+    saved = 2 * torch.ones(5).requires_grad_()
+    h = (saved**2).sum()
+    compiled(x, y, saved.detach(), total)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        h.backward()

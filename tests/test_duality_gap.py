@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import operator
+from fractions import Fraction
+
 import exactly
 import pytest
 import torch
@@ -27,11 +30,18 @@ def test_duality_gap_of_more_rows_than_lanes_is_its_definition(backend, many_row
 def assert_is_its_definition(gram: torch.Tensor, weights: torch.Tensor) -> None:
     n = len(weights)
     got = po.duality_gap(gram, weights)
-    g = gram.double()
-    slope = exactly.times(g, weights)
-    size = exactly.times(g.abs(), weights.abs()).amax() * (1 + exactly.total(weights.abs()))
-    size = size + torch.finfo(torch.float64).smallest_normal  # below it, rounding is absolute
-    assert_rounds(got, exactly.dot(weights, slope) - slope.amin(), size, 2 * n + 2)
+    rows = [[Fraction(x) for x in row] for row in gram.double().tolist()]
+    w = [Fraction(x) for x in weights.tolist()]
+
+    def along(row: list[Fraction], v: list[Fraction]) -> Fraction:
+        return sum(map(operator.mul, row, v))
+
+    slope = [along(row, w) for row in rows]
+    largest = max(along([abs(x) for x in row], [abs(x) for x in w]) for row in rows)
+    # Below the normal numbers, rounding is absolute.
+    size = float(largest * (1 + sum(map(abs, w)))) + torch.finfo(torch.float64).smallest_normal
+    want = torch.tensor(float(along(w, slope) - min(slope)), dtype=torch.float64)
+    assert_rounds(got, want, size, 2 * n + 2)
     assert got.dtype == gram.dtype
 
 

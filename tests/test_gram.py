@@ -218,6 +218,32 @@ def test_non_finite_gradients_show(backend):
         po.gram([x, y], check_finite=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_missing_gradient_takes_part_in_no_product(backend, dtype, bad):
+    """Not 0 · ∞, wherever the bad element falls in a block, and however many rows there are."""
+    ours = torch.ones(20, dtype=dtype, device=backend.device)
+    for length in (1, 15, 16, 33, 800):
+        for at in {0, length // 2, length - 1}:
+            x = torch.ones(length, dtype=dtype, device=backend.device)
+            x[at] = bad
+            rows = [[ours, None], [ours, x], [ours, torch.ones_like(x)]]
+            g = po.gram(rows).cpu()
+            assert g[0].tolist() == [20.0] * 3
+            assert g[2, 2] == 20 + length
+            assert not bool(g[1, 1:].isfinite().any())
+            running = torch.zeros(3, 3, dtype=torch.float64, device=backend.device)
+            assert torch.equal(po.gram_accumulate(running, rows).cpu(), g) or bad != bad
+    for n in (12, 70):
+        rows = [[ours, None] for _ in range(n)]
+        rows[1] = rows[n - 1] = [ours, torch.full((40,), bad, dtype=dtype, device=backend.device)]
+        g = po.gram(rows).cpu()
+        having = torch.tensor([i in (1, n - 1) for i in range(n)])
+        pair = having[:, None] & having
+        assert bool((g[~pair] == 20).all())
+        assert not bool(g[pair].isfinite().any())
+
+
 def test_pieces_accumulate(backend):
     generator = torch.Generator().manual_seed(2)
     grads = [[normal(s, generator=generator).to(backend.device) for s in (100, 2000)]

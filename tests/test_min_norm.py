@@ -23,6 +23,7 @@ from strategies import (
     gradients,
     gram_matrices,
     gram_of,
+    indefinite,
     normal,
     preferences,
 )
@@ -262,9 +263,8 @@ def test_min_norm_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(20):
-            g = normal((n, n), generator=generator, dtype=torch.float64)
             power = torch.randint(-150, 150, (1,), generator=generator).double()
-            g = (g + g.mT) * 10.0**power
+            g = indefinite(n, generator) * 10.0**power
             assert_on_simplex(po.min_norm(g.to(backend.device)))
 
 
@@ -294,3 +294,20 @@ def test_min_norm_settles_rows_that_are_nearly_collinear(backend):
     )
     gap = hard_matrices.gap_of_min_norm(gram, po.min_norm(gram))
     assert gap <= gap_bound(gram)
+
+
+def test_gradients_of_zero_can_be_left_out(backend):
+    gram = on(backend, [4, 0, 2], [0, 0, 0], [2, 0, 9])
+    batch = torch.stack([gram, torch.zeros_like(gram), gram.flip(0, 1)])
+    got = po.min_norm(batch, ignore_zero=True)
+    both = po.min_norm(gram[::2, ::2])
+    assert torch.equal(got[0], on(backend, both[0], 0, both[1]))
+    assert torch.equal(got[1], po.min_norm(batch[1]))
+    assert torch.equal(got[2], got[0].flip(0))
+    for p in ([1.0, 2.0, 3.0], [0.0, 1.0, 0.0]):
+        want = po.min_norm(gram, preference=[p[0], 0.0, p[2]] if p[0] else p)
+        assert torch.equal(po.min_norm(gram, preference=p, ignore_zero=True), want)
+    gram[0, 0] = torch.nan
+    assert bool(po.min_norm(gram, ignore_zero=True).isnan().all())
+    with pytest.raises(TypeError, match="ignore_zero must be"):
+        po.min_norm(gram, ignore_zero=1)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_non_conflicting, is_null_combination, unit_roundoff
 from rational import projection, rational, solve
-from strategies import DTYPES, GRADIENT_FAMILIES, gram_matrices, gram_of, normal
+from strategies import DTYPES, GRADIENT_FAMILIES, gram_matrices, gram_of, indefinite
 from strategies import draw_gradients as draw
 from strategies import matrix_on as on
 
@@ -260,9 +260,8 @@ def test_nash_mtl_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for n in (2, 5, 9):
         for _ in range(10):
-            g = normal((n, n), generator=generator, dtype=torch.float64)
             power = torch.randint(-150, 150, (1,), generator=generator).double()
-            g = (g + g.mT) * 10.0**power
+            g = indefinite(n, generator) * 10.0**power
             assert po.nash_mtl(g.to(backend.device)).shape == (n,)
 
 
@@ -383,5 +382,5 @@ def test_fairgrad_ends_on_matrices_that_are_no_gram_matrices(backend):
     generator = torch.Generator().manual_seed(0)
     for alpha in (0.1, 10.0):
         for _ in range(10):
-            g = normal((5, 5), generator=generator, dtype=torch.float64)
-            assert po.fairgrad((g + g.mT).to(backend.device), alpha=alpha).shape == (5,)
+            g = indefinite(5, generator).to(backend.device)
+            assert po.fairgrad(g, alpha=alpha).shape == (5,)

@@ -355,7 +355,8 @@ BAD = [
     (args(losses=3), TypeError, "losses must be a list of tensors, got int"),
     (args(losses=X.sum()), ValueError, r"losses must be .* a tensor \[n\], got \[\]"),
     (args(losses=[X]), ValueError, r"losses\[0\] must have one element, got \[2\]"),
-    (args(losses=[X.sum(), torch.ones(())]), ValueError, r"losses\[1\] must have a graph"),
+    (args(losses=[torch.ones(())] * 2), ValueError, "losses must have a graph .* none requires"),
+    (args(retain_graph=1), TypeError, "retain_graph must be .*"),
     (args(losses=[X.sum(), X.sum().item()]), TypeError, r"losses\[1\] must be .* got float"),
     (args(losses=[HELD.sum()]), ValueError, "losses must depend on parameters, but none"),
     (args(parameters=X), TypeError, "parameters must be an iterable of tensors, got Tensor"),
@@ -394,6 +395,64 @@ def test_a_gradient_that_cannot_be_added_to_is_refused():
     x.grad = torch.ones(2).to_sparse()
     with pytest.raises(TypeError, match=r"parameters\[0\]\.grad must be dense"):
         po.pareto_backward([x.sum()], [x])
+
+
+def test_a_gradient_that_no_one_may_write_is_refused_before_anything_is_written():
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    losses = [(x + y).sum(), (x * y).sum()]
+    with torch.inference_mode():
+        inference = torch.zeros(2)
+    one = torch.zeros(2)
+    for grads, message in (
+        ((None, torch.zeros(1).expand(2)), r"parameters\[1\]\.grad must have memory for each"),
+        ((None, inference), r"parameters\[1\]\.grad must be no inference tensor"),
+        ((one, one), r"parameters\[1\]\.grad must share no memory with parameters\[0\]\.grad"),
+    ):
+        x.grad, y.grad = grads
+        with pytest.raises(ValueError, match=message):
+            po.pareto_backward(losses, [x, y])
+        assert x.grad is grads[0]
+        assert not bool(one.any())
+
+
+def test_adding_to_grad_raises_its_version():
+    x = torch.ones(2, requires_grad=True)
+    x.grad = torch.zeros(2)
+    held = x.grad
+    po.pareto_backward([x.sum(), x.sum()], [x])
+    assert x.grad is held
+    assert held._version > 0
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_loss_without_a_graph_counts_as_a_gradient_of_zeros(through):
+    model = Model()
+    shared = list(model.trunk.parameters())
+    x = torch.arange(18, dtype=torch.float64).view(3, 6) / 9
+    losses, z = model.losses(x)
+    losses[1] = torch.tensor(0.0)
+    given = {"features": z} if through else {"parameters": shared}
+    weights = po.pareto_backward(losses, **given, retain_graph=True)
+    assert weights.tolist() == [0, 1, 0]
+    assert not any(bool(p.grad.any()) for p in shared)
+    left_out = functools.partial(po.min_norm, ignore_zero=True)
+    weights = po.pareto_backward(losses, **given, weighting=left_out)
+    assert weights[1] == 0
+    model.zero_grad()
+    others, z = model.losses(x)
+    given = {"features": z} if through else {"parameters": shared}
+    assert torch.equal(po.pareto_backward([others[0], others[2]], **given), weights[[0, 2]])
+
+
+def test_the_graph_is_kept_if_asked():
+    model = Model()
+    for through in (False, True):
+        losses, z = model.losses(torch.ones(2, 6, dtype=torch.float64))
+        given = {"features": z} if through else {"parameters": list(model.trunk.parameters())}
+        for keep in (True, False):
+            po.pareto_backward(losses, **given, retain_graph=keep)
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            sum(losses).backward()
 
 
 def test_weightings_are_told_apart_by_name_and_by_what_partial_sets():

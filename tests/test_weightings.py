@@ -237,6 +237,32 @@ def test_weighting_takes_a_matrix_symmetric_to_rounding_and_no_other(backend, we
         weighting.function(skewed, **by_itself)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weighting_takes_inner_products_and_nothing_else(backend, weighting, dtype):
+    """To rounding, also of another dtype before this one: bfloat16's products, float16's range."""
+    by_itself = {} if backend.checks_values else {"check_values": True}
+
+    def matrix(*rows: list[float]) -> torch.Tensor:
+        return torch.tensor(rows, dtype=dtype, device=backend.device)
+
+    for bad in (
+        matrix([1, 0], [0, -1]),
+        matrix([1, 1.0625], [1.0625, 1]),
+        matrix([4, 0, 0], [0, 1, -2.5], [0, -2.5, 4]),
+        matrix([0, 0.5], [0.5, 1]),
+    ):
+        for gram in (bad, torch.stack([torch.eye(len(bad)).to(bad), bad])):
+            with pytest.raises(ValueError, match="gram must be inner products, none beyond"):
+                weighting.function(gram, **by_itself)
+    for good in (matrix([1, 1.0078125], [1.0078125, 1]), matrix([2.0**-14, 2.0**-8], [2.0**-8, 1])):
+        assert weighting.function(good, **by_itself).shape[-1:] != ()
+    lost = matrix([0, 2.0**-13], [2.0**-13, 1])  # a square that float16 has none for
+    weighting.function(lost, **by_itself)
+    for element in (torch.inf, torch.nan):
+        gram = matrix([1, element], [element, 1])
+        assert not bool(weighting.function(gram, **by_itself).isfinite().all())
+
+
 BAD = [
     ([[1.0]], TypeError, "gram must be a torch.Tensor, got list"),
     (torch.eye(2).long(), TypeError, "gram must have a floating-point dtype, got torch.int64"),

@@ -8,8 +8,8 @@
 // finitely many steps, each of which goes on from the corral of the last.
 //
 // At t = 0 it starts with min_norm. Where that is 0 to rounding, the gradients are Pareto
-// stationary and no min_i <g_i, d> above 0 is feasible, but what rounding allows: dualproj reaches
-// 0, if φ reaches that far, and is where the search begins.
+// stationary and no min_i <g_i, d> above 0 is feasible: dualproj reaches 0, and is the result if φ
+// reaches that far.
 #pragma once
 
 #include <cfloat>
@@ -100,7 +100,7 @@ class CaGrad {
   PAMA_HD void approach(double radius) {
     const double shift = dot(mean_, norm_), square = radius * radius;
     double t = 0, low = 0, high = INFINITY, wide = INFINITY;  // bounds of t², and their last ratio
-    bool projected = false, reached = false;
+    bool projected = false;
     fill(team_, n_, 0, slope_);
     offer(mean_, 0);
     if (!(radius > 0)) return;
@@ -114,11 +114,7 @@ class CaGrad {
       const bool told = found > rounding;
       if (!told && !projected) {
         projected = true;
-        const double beyond = project(radius);
-        reached = beyond == 0;
-        t = fmax(t, beyond);
-        if (t == 0) t = 2 * sqrt(rounding) / radius;  // less would not reach further
-        if (t == 0) return;                           // x is a zero gradient
+        if (project(radius, &t)) return;
         low = t * t;
         method_.start();
         continue;
@@ -136,7 +132,7 @@ class CaGrad {
       const double excess = found - square * (t * t);
       const double scale = fmin(radius / sqrt(most), 1 / t);
       const bool met = fabs(excess) <= 4 * DBL_EPSILON * square * (t * t);
-      if (met && told && !reached) return take(x, scale);
+      if (met && told) return take(x, scale);
       offer(x, scale);
       if (met || step >= limit(n_)) return;
       if (!told && high == INFINITY && square * (t * t) < 2 * rounding) {
@@ -178,9 +174,10 @@ class CaGrad {
     }
   }
 
-  // Offers dualproj, as far as the radius goes. Returns the t of its weights where they lie beyond,
-  // which is no more than the one that is looked for, else 0.
-  PAMA_HD double project(double radius) {
+  // dualproj: the result if it lies within the radius. Else it is offered as far as the
+  // radius goes, and t, where that is less, set to that of its weights, which is no more than the
+  // one that is looked for.
+  PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
     method.start();
     method.solve();
@@ -190,10 +187,14 @@ class CaGrad {
     // conflict, whatever rounding says.
     const double most = fmax(dot(y, slope_), 0.0) + noise_ * norms * norms;
     const bool inside = problem_.options[0] >= 1 || most <= radius * radius;
-    offer(y, inside ? 1 : radius / sqrt(most));
-    const double sum = n_ * dot(y, mean_);
+    if (inside && *t == 0) {
+      take(y, 1);
+    } else {
+      offer(y, inside ? 1 : radius / sqrt(most));
+    }
+    *t = fmax(*t, 1 / (n_ * dot(y, mean_)));
     team_.sync();
-    return inside || sum == 0 ? 0 : 1 / sum;
+    return inside;
   }
 
   Team team_;

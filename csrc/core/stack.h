@@ -1,6 +1,7 @@
 // A stack of matrices or vectors as kernels see it: any floating dtype, any strides.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 
@@ -95,6 +96,17 @@ PAMA_INLINE bool symmetric_to_rounding(double upper, double lower, double norm_i
                                        double roundoff) {
   const double size = fmax(norm_i * norm_j, fmax(fabs(upper), fabs(lower)));
   return !(fabs(upper - lower) > 128 * roundoff * size);
+}
+
+// ‖g_i‖ of a square that may have been rounded to any dtype, before it came in its own: with what
+// the sums of a large and a small gradient leave, and `least`, which is lost below a dtype's range.
+PAMA_INLINE double longest_norm(double square, double largest, double least) {
+  return sqrt((square < 0 ? 0 : square) + 0x1p-20 * largest + least);
+}
+
+// Whether |<g_i, g_j>| <= ‖g_i‖ ‖g_j‖, to bfloat16's rounding. True of what is not finite.
+PAMA_INLINE bool bounded_by_norms(double product, double norm_i, double norm_j) {
+  return !(fabs(product) <= DBL_MAX && fabs(product) > (1 + 0x1p-6) * norm_i * norm_j);
 }
 
 }  // namespace pama

@@ -106,8 +106,7 @@ void find_next(const GradientList& grads, int64_t p, int64_t column, int64_t las
   const int64_t size = size_of(grads.dtype[p]);
   next.rows.clear();
   for (int64_t i = 0; i < grads.objectives; ++i) {
-    const char* from = static_cast<const char*>(grads.at(i, p));
-    if (from) next.rows.push_back(from + column * size);
+    next.rows.push_back(static_cast<const char*>(grads.at(i, p)) + column * size);
   }
   next.bytes = std::min(last - column, kBlock) * size;
 }
@@ -131,11 +130,8 @@ class Stage {
       const int64_t count = std::min(last - first, kBlock - columns_);
       for (int64_t i = 0; i < n_; ++i) {
         Real* to = data_.data() + i * kPitch + columns_;
-        if (const char* from = static_cast<const char*>(grads.at(i, p))) {
-          read(grads.dtype[p], from + first * size, count, to);
-        } else {
-          std::fill_n(to, count, Real(0));
-        }
+        const char* from = static_cast<const char*>(grads.at(i, p));
+        read(grads.dtype[p], from + first * size, count, to);
       }
       first += count;
       columns_ += count;
@@ -213,27 +209,16 @@ class Slot {
   template <class Element>
   void add_whole(int64_t p, int64_t first, int64_t last) {
     std::vector<const Element*> rows;
-    std::vector<int64_t> objective;
     for (int64_t i = 0; i < grads_.objectives; ++i) {
-      if (const void* from = grads_.at(i, p)) {
-        rows.push_back(static_cast<const Element*>(from) + first);
-        objective.push_back(i);
-      }
+      rows.push_back(static_cast<const Element*>(grads_.at(i, p)) + first);
     }
-    const int64_t count = static_cast<int64_t>(rows.size());
-    const bool all = count == grads_.objectives;
-    std::vector<double> memory(all ? 0 : Sums::size(count), 0.0);
-    const Sums sums = all ? sums_ : Sums{count, memory.data()};
     Next next;
     while (first < last) {
       const int64_t columns = std::min(last - first, kBlock);
       first += columns;
       find_next(grads_, p, first, last, next);
-      add_block(Block<Element>{rows.data(), count, columns, next}, sums);
+      add_block(Block<Element>{rows.data(), grads_.objectives, columns, next}, sums_);
       for (const Element*& row : rows) row += columns;
-    }
-    for (int64_t i = 0; i < count && !all; ++i) {
-      for (int64_t j = i; j < count; ++j) sums_.add(objective[i], objective[j], sums.value(i, j));
     }
   }
 
@@ -245,8 +230,10 @@ class Slot {
 
 // --- the op --------------------------------------------------------------------------------------
 
-// Adds J Jᵀ to the n x n matrix `out`.
-void accumulate(const GradientList& grads, double* out) {
+// Adds J Jᵀ to the rows and columns `objectives` of `out`, whose rows lie `stride` apart. No gradient
+// is missing.
+void accumulate(const GradientList& grads, const std::vector<int64_t>& objectives, int64_t stride,
+                double* out) {
   const int64_t n = grads.objectives;
   std::vector<int64_t> start(grads.parameters + 1, 0);
   std::partial_sum(grads.size.begin(), grads.size.end(), start.begin() + 1);
@@ -284,10 +271,17 @@ void accumulate(const GradientList& grads, double* out) {
         whole.at(i, j)[Sums::kTile] += part[Sums::kTile];
       }
       const double entry = whole.value(i, j);
-      out[i * n + j] += entry;
-      if (i != j) out[j * n + i] += entry;
+      const int64_t row = objectives[i], column = objectives[j];
+      out[row * stride + column] += entry;
+      if (i != j) out[column * stride + row] += entry;
     }
   }
+}
+
+void accumulate(const GradientList& grads, double* out) {
+  for_present(grads, [&](const GradientList& part, const std::vector<int64_t>& objectives) {
+    accumulate(part, objectives, grads.objectives, out);
+  });
 }
 
 Tensor gram(const std::vector<Tensor>& grads, int64_t n) {

@@ -42,40 +42,55 @@ void for_problems(int64_t count, int64_t n, const Body& body) {
   }
 }
 
-// The dtype is chosen once a matrix, not once an element. Returns whether the matrix is symmetric
-// to rounding.
+// The norms that a Gram matrix's entries are bounded by. False if a square is negative.
+template <class At>
+bool bounding_norms(const At& at, int64_t n, DType dtype, double* norm) {
+  const double least = dtype == DType::kHalf ? 0x1p-24 : 0;
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = fmax(largest, std::fabs(at(i, i)));
+  bool positive = true;
+  for (int64_t i = 0; i < n; ++i) {
+    norm[i] = longest_norm(at(i, i), largest, least);
+    positive &= !(at(i, i) < -norm[i] * norm[i]);
+  }
+  return positive;
+}
+
+// The dtype is chosen once a matrix, not once an element. Returns whether the matrix is a Gram
+// matrix to rounding: symmetric, and no entry beyond the product of its norms. `norm` is room.
 template <class T, class Convert>
-bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, Convert convert) {
+bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm, Convert convert) {
   const T* from = static_cast<const T*>(gram.data) + gram.offset(b);
   for (int64_t i = 0; i < n; ++i) {
     const T* row = from + i * gram.row;
     for (int64_t j = 0; j < n; ++j) to[i * n + j] = convert(row[j * gram.column]);
   }
-  bool symmetric = true;
+  const auto at = [&](int64_t i, int64_t j) { return to[i * n + j]; };
+  bool good = bounding_norms(at, n, gram.dtype, norm);
   for (int64_t i = 1; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
       double &lower = to[i * n + j], &upper = to[j * n + i];
+      good &= bounded_by_norms(lower, norm[i], norm[j]);
       if (lower == upper) continue;
-      const double norm_i = std::sqrt(std::fabs(to[i * n + i]));
-      const double norm_j = std::sqrt(std::fabs(to[j * n + j]));
-      symmetric &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype));
+      const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
+      good &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype));
       lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
-  return symmetric;
+  return good;
 }
 
-bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to) {
+bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm) {
   const auto same = [](auto x) { return x; };
   switch (gram.dtype) {
     case DType::kHalf:
-      return load_gram<uint16_t>(gram, b, n, to, half_to_float);
+      return load_gram<uint16_t>(gram, b, n, to, norm, half_to_float);
     case DType::kBFloat16:
-      return load_gram<uint16_t>(gram, b, n, to, bfloat16_to_float);
+      return load_gram<uint16_t>(gram, b, n, to, norm, bfloat16_to_float);
     case DType::kFloat:
-      return load_gram<float>(gram, b, n, to, same);
+      return load_gram<float>(gram, b, n, to, norm, same);
     default:
-      return load_gram<double>(gram, b, n, to, same);
+      return load_gram<double>(gram, b, n, to, norm, same);
   }
 }
 
@@ -85,22 +100,38 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
 }
 
-[[noreturn]] void refuse_asymmetric(const Stack& gram, int64_t b, int64_t n) {
+[[noreturn]] void refuse_matrix(const Stack& gram, int64_t b, int64_t n) {
   const int64_t start = gram.offset(b);
   const auto at = [&](int64_t i, int64_t j) {
     return load(gram, start + i * gram.row + j * gram.column);
   };
-  int64_t row = 1, column = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < i; ++j) {
-      if (std::fabs(at(i, j) - at(j, i)) > std::fabs(at(row, column) - at(column, row))) {
-        row = i, column = j;
+  std::vector<double> norm(n);
+  bounding_norms(at, n, gram.dtype, norm.data());
+  std::ostringstream message;
+  const auto say = [&](int64_t i, int64_t j) {
+    message << at(i, j) << " at [" << i << ", " << j << "]";
+  };
+  const auto show = [&] {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        const double lower = at(i, j), upper = at(j, i);
+        const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
+        if (!symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype))) {
+          message << "gram must be symmetric to rounding, got ";
+          return say(i, j), message << " and ", say(j, i);
+        }
       }
     }
-  }
-  std::ostringstream message;
-  message << "gram must be symmetric to rounding, got " << at(row, column) << " at [" << row << ", "
-          << column << "] and " << at(column, row) << " at [" << column << ", " << row << "]";
+    message << "gram must be inner products, none beyond the root of its two squares, got ";
+    for (int64_t i = 0; i < n; ++i) {
+      if (at(i, i) < -norm[i] * norm[i]) return say(i, i);
+      for (int64_t j = 0; j < i; ++j) {
+        if (bounded_by_norms(at(i, j), norm[i], norm[j])) continue;
+        return say(i, j), message << " of squares " << at(i, i) << " and " << at(j, j), void();
+      }
+    }
+  };
+  show();
   if (gram.lead > 0) message << " of matrix " << b;
   throw std::invalid_argument(message.str());
 }
@@ -110,7 +141,9 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
              const std::vector<double>& options, const std::optional<double>& rtol) {
   using Method = Solver<SerialTeam>;
   check_problem<Method>(gram, vector, options, rtol);
-  if (Method::kTakes == Takes::kPreference) check_preference(vector);
+  if (Method::kTakes == Takes::kPreference && vector && vector->dim() == 1) {
+    check_preference(vector);
+  }
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
   if (!Method::kScalar) shape.push_back(n);
@@ -120,13 +153,13 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   to.data = out.mutable_data_ptr();
   to.dtype = from.dtype;
   const int64_t count = count_of(gram, 2);
-  std::atomic<int64_t> asymmetric{count};
+  std::atomic<int64_t> bad{count};
   for_problems(count, n, [&](int64_t first, int64_t last) {
     const Memory memory(n * n, Method::vector(n), n, Method::reals(n), Method::integers(n));
     for (int64_t b = first; b < last; ++b) {
-      if (!load_gram(from, b, n, memory.input)) {
-        int64_t least = asymmetric;
-        while (b < least && !asymmetric.compare_exchange_weak(least, b)) {
+      if (!load_gram(from, b, n, memory.input, memory.out)) {
+        int64_t least = bad;
+        while (b < least && !bad.compare_exchange_weak(least, b)) {
         }
         return;
       }
@@ -143,7 +176,7 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
       for (int64_t i = 0; i < outputs; ++i) store(to, b * outputs + i, memory.out[i]);
     }
   });
-  if (asymmetric < count) refuse_asymmetric(from, asymmetric, n);
+  if (bad < count) refuse_matrix(from, bad, n);
   return out;
 }
 

@@ -79,13 +79,15 @@ Plan plan_of(DType dtype, int rows) {
   }
 }
 
-// Adds the Gram matrix of `rows` objectives (from `low` on the first `split`, then from `high` on)
-// to args.gram.
-void add_gram(const Tensor& like, const GradientList& grads, GramFinishArgs finish) {
+// Adds the Gram matrix of some rows of the list to args.gram.
+void add_gram(const Tensor& like, const GradientList& grads, const std::vector<int64_t>& rows,
+              const std::vector<int64_t>& objectives, GramFinishArgs finish) {
   const Launcher launch(like);
-  const auto row = [&](int i, int64_t p) {
-    return grads.at(i < finish.split ? finish.low + i : finish.high + i - finish.split, p);
-  };
+  finish.rows = static_cast<int>(rows.size());
+  for (int i = 0; i < finish.rows; ++i) {
+    finish.objective[i] = static_cast<int>(objectives[rows[i]]);
+  }
+  const auto row = [&](int i, int64_t p) { return grads.at(rows[i], p); };
   for (const DType dtype : kGradientDTypes) {
     int64_t total = 0;
     for (int64_t p = 0; p < grads.parameters; ++p) {
@@ -109,15 +111,16 @@ void add_gram(const Tensor& like, const GradientList& grads, GramFinishArgs fini
   }
 }
 
-void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
+// Adds the Gram matrix of gradients none of which is missing.
+void accumulate(const Tensor& like, const GradientList& grads,
+                const std::vector<int64_t>& objectives, GramFinishArgs finish) {
   const int64_t n = grads.objectives;
-  GramFinishArgs finish{};
-  finish.gram = gram;
-  finish.n = n;
+  std::vector<int64_t> rows(n);
+  std::iota(rows.begin(), rows.end(), 0);
   if (n <= kGramRows) {
-    finish.rows = finish.split = static_cast<int>(n);
+    finish.split = static_cast<int>(n);
     finish.inside_low = true;
-    add_gram(like, grads, finish);
+    add_gram(like, grads, rows, objectives, finish);
     return;
   }
   // Pairs of groups of rows; pairs within a group belong to one launch that holds it.
@@ -125,15 +128,24 @@ void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
   const int64_t groups = ceil_div(n, group);
   for (int64_t a = 0; a < groups; ++a) {
     for (int64_t b = a + 1; b < groups; ++b) {
-      finish.low = a * group;
-      finish.high = b * group;
+      const auto low = rows.begin() + a * group, high = rows.begin() + b * group;
+      std::vector<int64_t> both(low, low + group);
+      both.insert(both.end(), high, high + std::min(group, n - b * group));
       finish.split = static_cast<int>(group);
-      finish.rows = static_cast<int>(group + std::min(group, n - b * group));
       finish.inside_low = b == a + 1;
       finish.inside_high = a == groups - 2;
-      add_gram(like, grads, finish);
+      add_gram(like, grads, both, objectives, finish);
     }
   }
+}
+
+void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
+  GramFinishArgs finish{};
+  finish.gram = gram;
+  finish.n = grads.objectives;
+  for_present(grads, [&](const GradientList& part, const std::vector<int64_t>& objectives) {
+    accumulate(like, part, objectives, finish);
+  });
 }
 
 Tensor gram(const std::vector<Tensor>& grads, int64_t n) {

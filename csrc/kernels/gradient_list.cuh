@@ -15,7 +15,7 @@ struct PointerTable {
   static constexpr int kWords = 448;
 
   int rows, pieces;
-  int64_t word[kWords];  // of each piece: its columns, then a pointer a row; null is zeros
+  int64_t word[kWords];  // of each piece: its columns, then a pointer a row, null if it is missing
 
   PAMA_INLINE int stride() const { return rows + 1; }
   PAMA_INLINE int64_t columns(int piece) const { return word[piece * stride()]; }

@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(kGramBlock)
       Pack<Element> pack[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Element* row = table.row<Element>(piece, i);
-        pack[i] = row ? reinterpret_cast<const Pack<Element>*>(row)[u] : Pack<Element>{};
+        pack[i] = reinterpret_cast<const Pack<Element>*>(table.row<Element>(piece, i))[u];
       }
 #pragma unroll
       for (int k = 0; k < width; ++k) {
@@ -76,8 +75,7 @@ __global__ void __launch_bounds__(kGramBlock)
       Real x[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Element* row = table.row<Element>(piece, i);
-        x[i] = row ? real(row[packs * width + u]) : Real(0);
+        x[i] = real(table.row<Element>(piece, i)[packs * width + u]);
       }
       sums.add(x);
       if ((sums.chained += 1) > kGramColumns - width) sums.promote();
@@ -115,9 +113,10 @@ struct GramFinishArgs {
   int64_t n, blocks, entries;
   int rows;  // of the partial sums
   GramLayout layout;
-  int64_t low, high;  // where the first `split` rows lie in the matrix, and the others
+  int objective[kGramRows];  // of each row: where it lies in the matrix
+  // Whether pairs within the first `split` rows, and within the others, belong to this launch.
   int split;
-  bool inside_low, inside_high;  // whether pairs within each of the two belong to this launch
+  bool inside_low, inside_high;
 };
 
 // A warp for each entry.
@@ -134,8 +133,7 @@ __global__ void __launch_bounds__(128)
       sum += __shfl_down_sync(kFullWarp, sum, distance);
     }
     if (lane() == 0) {
-      const int64_t row = i < args.split ? args.low + i : args.high + i - args.split;
-      const int64_t column = j < args.split ? args.low + j : args.high + j - args.split;
+      const int64_t row = args.objective[i], column = args.objective[j];
       args.gram[row * args.n + column] += sum;
       if (row != column) args.gram[column * args.n + row] += sum;
     }
