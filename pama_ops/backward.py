@@ -97,6 +97,7 @@ def pareto_backward(
     >>> x.grad
     tensor([0.5000, 0.5000])
     """
+    distributed.check_group(group)
     tensors = distributed.sharded(parameters)
     ranks = distributed.data_ranks(data_group, group, [tensors, features])
     through = features is not None
