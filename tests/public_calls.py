@@ -20,6 +20,7 @@ class PublicCall:
     function: Callable[..., Any]
     options: dict[str, Any]
     differentiable: tuple[str, ...] = ()  # those of the options in which it is
+    name: str = ""
 
     def __call__(self, **changes: Any) -> list[Tensor]:
         return tensors_in(self.function(**{**self.options, **changes}))
@@ -127,4 +128,6 @@ def public_calls() -> dict[str, PublicCall]:
         if name == "gradvac":
             options["target"] = 0.25
         calls[name] = PublicCall(weighting, options)
+    for name, call in calls.items():
+        call.name = name
     return calls

@@ -48,6 +48,56 @@ def test_whiten_gives_ranks_the_same_bits(ranks):
     assert torch.equal(ours, theirs)
 
 
+# --- defaults of torch ---------------------------------------------------------------------------
+
+
+def with_groups(rank: int) -> list[torch.Tensor]:
+    """What takes a group, on numbers of this rank."""
+    group = torch.distributed.group.WORLD
+    x = (torch.arange(24, device="cpu", dtype=torch.float32) * (3 + rank) % 11 - 4).view(2, 3, 4)
+    results = [po.whiten(x, group=group)]
+    preference = x.new_tensor([[1, 0, 2], [1, 3, 0]])
+    for reduction in ("token", "sequence", "gram", "batch"):
+        for p in (None, [1, 3], preference):
+            step = po.pama_advantages(x, reduction=reduction, preference=p, group=group)
+            results += [part for part in step if part is not None]
+    results += [po.gram(list(x), group=group), po.gram(list(x), group=group, check_finite=True)]
+    parameter = x[0].clone().requires_grad_()
+    losses = [(parameter * y).sum() for y in x]
+    results += [po.pareto_backward(losses, [parameter], group=group), parameter.grad]
+    parameter.grad = None
+    losses = [(parameter * y).sum() for y in x]
+    return [*results, po.pareto_backward(losses, [parameter]), parameter.grad]
+
+
+def defaults_change_nothing(rank: int) -> list[bool]:
+    want, got = with_groups(rank), []
+    with torch.device("meta"):
+        got.append(with_groups(rank))
+    torch.set_default_device("meta")
+    try:
+        got.append(with_groups(rank))
+    finally:
+        torch.set_default_device(None)
+    for dtype in (torch.float16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            got.append(with_groups(rank))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return [
+        all(
+            x.dtype == y.dtype and x.device == y.device and torch.equal(x, y)
+            for x, y in zip(results, want, strict=True)
+        )
+        for results in got
+    ]
+
+
+def test_defaults_of_torch_change_no_bit_of_a_group(ranks):
+    assert ranks(defaults_change_nothing) == [[True] * 4] * 2
+
+
 # --- pama_advantages ----------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -27,7 +28,7 @@ def call(request, backend) -> PublicCall:
     if backend.name == "cuda":
         pytest.skip("the arguments lie on a CPU")
     found = CALLS[request.param]
-    return PublicCall(found.function, copied(found.options), found.differentiable)
+    return replace(found, options=copied(found.options))
 
 
 def test_every_public_function_is_called():
@@ -40,34 +41,47 @@ def same(got: list[Tensor], want: list[Tensor]) -> bool:
     return all(alike) and all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
 
 
+def options_of(name: str) -> dict[str, object]:
+    """The keyword-only options of a public function, with their defaults."""
+    function = getattr(po, name.split(" ")[0].rstrip(","))
+    parameters = inspect.signature(function).parameters.values()
+    return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
+
+
 @contextlib.contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+def changed(default: torch.dtype | str) -> Iterator[None]:
+    """With another default dtype, or the default device meta, set as one or the other can."""
+    if default == "with device":
+        with torch.device("meta"):
+            yield
+        return
+    dtype = torch.get_default_dtype()
+    if isinstance(default, torch.dtype):
+        torch.set_default_dtype(default)
+    else:
+        torch.set_default_device("meta")
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("checked", [False, True])
-@pytest.mark.parametrize("default", ["device", torch.float16, torch.bfloat16, torch.float64])
-def test_defaults_of_torch_change_no_bit(call, default, checked):
+DEFAULTS = ["with device", "set device", torch.float16, torch.float64]
+
+
+def test_defaults_of_torch_change_no_bit(call):
     """Tensors that a function makes follow its arguments."""
-    if checked and call.function in (po.gram, po.combine, po.group_normalize):
-        pytest.skip("has no check_values")
-    if checked and "po." not in repr(call.function) and "pama_ops" not in call.function.__module__:
-        pytest.skip("has no check_values")
-    options = {"check_values": True} if checked else {}
-    want = call(**options)
-    context = torch.device("meta") if default == "device" else default_dtype(default)
-    with context:
-        got = call(**options)
-    assert same(got, want)
+    flags = options_of(call.name).keys() & {"check_values", "check_finite"}
+    for options in [{}, *({flag: True} for flag in flags)]:
+        want = call(**options)
+        for default in DEFAULTS:
+            with changed(default):
+                got = call(**options)
+            assert same(got, want), (default, options)
 
 
-@pytest.mark.parametrize("default", ["device", torch.float64])
-def test_defaults_of_torch_change_no_gradient(call, default):
+def test_defaults_of_torch_change_no_gradient(call):
     def slopes() -> list[Tensor]:
         changes = {
             name: [x.detach().requires_grad_() for x in value]
@@ -83,8 +97,9 @@ def test_defaults_of_torch_change_no_gradient(call, default):
     if not call.differentiable:
         pytest.skip("not differentiable")
     want = slopes()
-    with torch.device("meta") if default == "device" else default_dtype(default):
-        assert same(slopes(), want)
+    for default in DEFAULTS:
+        with changed(default):
+            assert same(slopes(), want), default
 
 
 # --- tensors made under inference mode -----------------------------------------------------------
@@ -96,22 +111,17 @@ def test_constants_made_under_inference_mode_are_taken(call):
         pytest.skip("takes no constants")
     with torch.inference_mode():
         constants = copied(call.options)
-    names = call.differentiable
-    for name in names or (None,):
+    for name in call.differentiable or (None,):
         results = []
         for others in (call.options, constants):
-            changes = dict(others)
-            leaves = []
+            changes, leaves = dict(others), []
             if name is not None:
                 mine = call.options[name]
-                if isinstance(
-                    mine, list
-                ):  # the first requires a gradient, the others are constants
-                    leaves = [mine[0].detach().requires_grad_()]
-                    changes[name] = [leaves[0], *others[name][1:]]
-                else:
-                    leaves = [mine.detach().requires_grad_()]
-                    changes[name] = leaves[0]
+                leaves = [(mine[0] if isinstance(mine, list) else mine).detach().requires_grad_()]
+                # Of a list the first requires a gradient, the others are constants.
+                changes[name] = (
+                    [*leaves, *others[name][1:]] if isinstance(mine, list) else leaves[0]
+                )
             got = call(**changes)
             if leaves:
                 got += torch.autograd.grad(got[0].sum(), leaves)
@@ -159,13 +169,6 @@ def test_layouts_that_are_not_strided_are_refused_by_name(call, backend, layout)
             other = LAYOUTS[layout](value[0])
             with pytest.raises((TypeError, ValueError), match=rf"^{name}\[0\] must be"):
                 call(**{name: [other, *value[1:]]})
-
-
-def options_of(name: str) -> dict[str, object]:
-    """The keyword-only options of a public function, with their defaults."""
-    function = getattr(po, name.split(" ")[0].rstrip(","))
-    parameters = inspect.signature(function).parameters.values()
-    return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
 
 
 # --- what is no tensor, or one of another kind ----------------------------------------------------

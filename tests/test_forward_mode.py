@@ -4,6 +4,7 @@ there are none. A tangent is never dropped in silence.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def call_of(backend):
         if backend.name == "cuda":
             pytest.skip("the arguments lie on a CPU")
         call = CALLS[name]
-        return PublicCall(call.function, copied(call.options), call.differentiable)
+        return replace(call, options=copied(call.options))
 
     return found
 

@@ -276,3 +276,28 @@ def test_a_missing_torchjd_is_named_with_its_extra():
         "else:\n"
         "    raise SystemExit('no ImportError')"
     )
+
+
+def test_defaults_of_torch_change_no_bit():
+    """With torch's own default dtype or device changed around what is ours."""
+    losses, gramian = torch.tensor([1.0, 3.0]), JACOBIAN @ JACOBIAN.T
+
+    def results() -> list[torch.Tensor]:
+        return [
+            GramWeighting(po.upgrad)(gramian),
+            GramAggregator(po.upgrad)(JACOBIAN),
+            as_function(GramAggregator(po.min_norm))(gramian),
+            loss_weights(scalarization.Mean(), losses),
+        ]
+
+    want = results()
+    with torch.device("meta"):
+        got = results()
+    torch.set_default_dtype(torch.float16)
+    try:
+        got += results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for x, y in zip(got, want * 2, strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x, y)

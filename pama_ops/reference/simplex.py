@@ -127,8 +127,8 @@ def gapo(
         return w
 
     n = g.shape[-1]
-    units = torch.tensor([unit_of(m) for m in g.reshape(-1, n, n)], dtype=torch.float64)
-    return each(gram, solve) / units.reshape(g.shape[:-2])[..., None].to(g.device) ** power
+    units = g.new_tensor([unit_of(m) for m in g.reshape(-1, n, n)])
+    return each(gram, solve) / units.reshape(g.shape[:-2])[..., None] ** power
 
 
 def duality_gap(
