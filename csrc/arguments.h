@@ -193,7 +193,7 @@ inline void check_ppo(const Tensor& logp, const Tensor& old_logp, const Tensor& 
 inline void check_ppo_backward(const Tensor& grad, const Tensor& row_weights, const Tensor& logp,
                                const std::optional<Tensor>& cu_seqlens) {
   check_one("grad", grad, logp);
-  check_reals("row_weights", row_weights, {sequences_in(logp, cu_seqlens)}, logp);
+  check_reals("row_weights", row_weights, {sequences_of(logp, cu_seqlens, false).count}, logp);
 }
 
 inline void check_value_loss(const Tensor& values, const Tensor& returns,

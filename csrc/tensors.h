@@ -83,11 +83,12 @@ inline View view_of(const std::optional<Tensor>& x, bool ragged = false) {
 }
 
 // The sequences of a token array [N, B, T] or [B, T] (`objectives` false), ragged without the B.
+// Where T is 0 there are none to walk, however large B is.
 inline Sequences sequences_of(const Tensor& x, const std::optional<Tensor>& cu_seqlens,
                               bool objectives = true) {
   const auto sizes = x.sizes();
   const int64_t n = objectives ? sizes[0] : 1, last = sizes[x.dim() - 1];
-  if (!cu_seqlens) return {n, sizes[x.dim() - 2], last, nullptr, false, last, 0};
+  if (!cu_seqlens) return {n, last == 0 ? 0 : sizes[x.dim() - 2], last, nullptr, false, last, 0};
   return {n,
           cu_seqlens->size(0) - 1,
           last,
@@ -108,15 +109,24 @@ inline View preference_view(const std::optional<Tensor>& x) {
           by_sequence(x) ? x->stride(1) : 0, 0};
 }
 
+// Those of a batch for PAMA. A preference for each sequence gives each its weights, tokens or none.
+inline Sequences pama_sequences(const Tensor& advantages, const std::optional<Tensor>& preference,
+                                const std::optional<Tensor>& cu_seqlens) {
+  Sequences s = sequences_of(advantages, cu_seqlens);
+  if (by_sequence(preference)) s.count = preference->size(1);
+  return s;
+}
+
 // Shape of what PAMA solves one problem for: of the weights without their leading N.
 inline std::vector<int64_t> pama_problem_shape(const Tensor& advantages, const Sequences& sequences,
                                                Reduction reduction,
                                                const std::optional<Tensor>& preference) {
-  if (reduction == Reduction::kSequence) return {sequences.count};
-  if (reduction != Reduction::kToken) {
-    return by_sequence(preference) ? std::vector<int64_t>{sequences.count} : std::vector<int64_t>{};
-  }
   const auto sizes = advantages.sizes();
+  const int64_t rows = sequences.offsets ? sequences.count : sizes[1];
+  if (reduction == Reduction::kSequence) return {rows};
+  if (reduction != Reduction::kToken) {
+    return by_sequence(preference) ? std::vector<int64_t>{rows} : std::vector<int64_t>{};
+  }
   return {sizes.begin() + 1, sizes.end()};
 }
 

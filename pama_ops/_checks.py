@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import chain
 from typing import SupportsIndex, cast
 
@@ -113,29 +114,58 @@ def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
         require(good, f"cu_seqlens must rise from 0 to the {tokens} tokens", cu_seqlens.tolist)
 
 
+def _plain(x: object) -> object:
+    """A scalar of numpy and its kin, or an array without dimensions, as Python's own. Not a tensor,
+    which may lie on a GPU.
+    """
+    if not isinstance(x, Tensor) and getattr(x, "shape", None) == () and hasattr(x, "item"):
+        return x.item()
+    return x
+
+
 def flag(name: str, x: object) -> bool:
     if x is True or x is False:
         return x
-    if type(x).__module__ == "numpy" and type(x).__name__ in ("bool", "bool_"):
-        return bool(x)
-    raise TypeError(f"{name} must be True or False, got {x!r}")
+    value = _plain(x)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {x!r}")
+    return value
 
 
 def number(name: str, x: object) -> float:
-    """A float of any real number, such as one of numpy."""
-    if type(x) is float or type(x) is int:
+    """A float, or an int in its range, of any real number, such as one of numpy."""
+    if type(x) is float or (type(x) is int and -(2**63) < x < 2**63):
         return x
-    if isinstance(x, bool) or not isinstance(x, (int, float, numbers.Real)):
+    value = _plain(x)
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {type(x).__name__}")
-    return x if isinstance(x, (int, float)) else float(x)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be within the range of float64, got {value}") from None
 
 
 def integer(name: str, x: object) -> int:
     if type(x) is int:
         return x
-    if isinstance(x, (bool, Tensor)) or not hasattr(x, "__index__"):
+    value = _plain(x)
+    if isinstance(value, bool) or hasattr(value, "shape") or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(x).__name__}")
-    return operator.index(cast("SupportsIndex", x))
+    return operator.index(cast("SupportsIndex", value))
+
+
+def sequence(x: object) -> list[object] | None:
+    """The entries of a list, a tuple, an array or a list of a configuration, which need not be a
+    Sequence; None of anything else.
+    """
+    if isinstance(x, (list, tuple)):
+        return list(x)
+    if isinstance(x, (str, bytes, bytearray, Mapping, Tensor)) or getattr(x, "shape", None) == ():
+        return None
+    if not (hasattr(type(x), "__len__") and hasattr(type(x), "__getitem__")):
+        return None
+    entries = cast("Sequence[object]", x)
+    return [entries[i] for i in range(len(entries))]
 
 
 def finite(name: str, x: object) -> float:
@@ -168,10 +198,10 @@ def unit(name: str, x: object) -> float:
 
 def clip(x: object) -> tuple[float, float]:
     """`clip` as (low, high): the ratio is held within [1 - low, 1 + high]."""
-    if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
-        if len(x) != 2:
+    if type(x) is not float and (pair := sequence(x)) is not None:
+        if len(pair) != 2:
             raise ValueError(f"clip must be a number or a pair (low, high), got {x!r}")
-        return positive("clip[0]", x[0]), positive("clip[1]", x[1])
+        return positive("clip[0]", pair[0]), positive("clip[1]", pair[1])
     both = positive("clip", x)
     return both, both
 
@@ -228,8 +258,8 @@ def preference(
     if x is None:
         return None
     if isinstance(x, Tensor):
+        x = floating("preference", x)
         if sequences is not None and x.shape != (n,):
-            floating("preference", x)
             if x.shape != (n, sequences):
                 raise ValueError(
                     f"preference must have the shape {[n]} that goes with the objectives, or "
@@ -237,21 +267,26 @@ def preference(
                 )
             return match("preference", x, x.shape, "the objectives", like.device)
         return match("preference", x, (n,), "the objectives", like.device)
-    if isinstance(x, str) or not isinstance(x, Sequence):
-        raise TypeError(f"preference must be a tensor or a sequence, got {type(x).__name__}")
-    values = [number(f"preference[{i}]", v) for i, v in enumerate(x)]
-    if len(values) != n:
-        raise ValueError(f"preference must have the {n} entries of the objectives, got {values}")
-    if not all(0 <= v < math.inf for v in values) or not any(values):
-        raise ValueError(
-            f"preference must be nonnegative and finite with a positive sum, got {values}"
-        )
+    values = preference_numbers("preference", x, n)
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64, device=like.device)
     p = like.new_empty(n, dtype=torch.float64)
     for i, v in enumerate(values):  # a copy from the host would wait for the GPU
         p[i].fill_(v)
     return p
+
+
+def preference_numbers(name: str, x: object, n: int) -> list[float]:
+    """A preference that is no tensor as a list of n numbers."""
+    entries = sequence(x)
+    if entries is None:
+        raise TypeError(f"{name} must be a tensor or a sequence, got {type(x).__name__}")
+    values = [number(f"{name}[{i}]", v) for i, v in enumerate(entries)]
+    if len(values) != n:
+        raise ValueError(f"{name} must have the {n} entries of the objectives, got {values}")
+    if not all(0 <= v < math.inf for v in values) or not any(values):
+        raise ValueError(f"{name} must be nonnegative and finite with a positive sum, got {values}")
+    return values
 
 
 def seed(x: object, gram: Tensor) -> Tensor:

@@ -24,7 +24,17 @@ def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return parts.primal, parts.tangent
 
 
-def join(x: Tensor, tangent: Tensor) -> Tensor:
+def join(name: str, x: Tensor, tangent: Tensor) -> Tensor:
+    """A result of the function `name` with its tangent. A gradient taken of it at once, while
+    tensors have tangents, would lack its own.
+    """
+
+    def refuse_gradient(_grad: Tensor) -> None:
+        if active():
+            raise _refusal(f"{name}'s gradient")
+
+    if x.requires_grad:
+        x.register_hook(refuse_gradient)
     return cast("Tensor", forward_ad.make_dual(x, tangent.to(x.dtype)))
 
 
@@ -36,10 +46,14 @@ def carries(*tensors: Tensor | None) -> bool:
 def refuse(name: str, *tensors: Tensor | None) -> None:
     """Raise if a tensor has a tangent, which the function `name` would lose."""
     if carries(*tensors):
-        raise RuntimeError(
-            f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
-            "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
-        )
+        raise _refusal(name)
+
+
+def _refusal(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
+        "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
+    )
 
 
 def products(slope: Tensor, tangent: Tensor) -> Tensor:

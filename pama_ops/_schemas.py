@@ -428,8 +428,13 @@ ppo_loss = _define(
     lambda logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens, *_: (
         logp.new_empty((), dtype=result_dtype(logp, old_logp, advantages, ref_logp)),
         logp.new_empty((4,), dtype=result_dtype(logp, old_logp, advantages, ref_logp)),
+        # None where T is 0, however large B is.
         logp.new_empty(
-            (logp.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1,),
+            (
+                torch.sym_min(logp.shape[0], logp.numel())
+                if cu_seqlens is None
+                else cu_seqlens.shape[0] - 1,
+            ),
             dtype=torch.float64,
         ),
     ),

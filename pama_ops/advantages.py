@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -163,6 +164,10 @@ def whiten(
         eps = check.positive("eps", eps)
         if check.flag("check_values", check_values):
             check.values(mask, cu_seqlens, x.shape[-1])
+        if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
+            # The moments of any number of objectives, for nothing, might not fit.
+            empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
+            return constant("whiten", empty, advantages)
         moments = ops.whiten_moments(x, mask, cu_seqlens)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, advantages, group, wait=check_values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as check
+from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 from pama_ops.gradients import gram
@@ -102,6 +104,7 @@ def pareto_backward(
     try:
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
         retain_graph = check.flag("retain_graph", retain_graph)
+        forward_mode.refuse("pareto_backward", *terms, *shared)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
@@ -193,8 +196,10 @@ def _described(x: object) -> str:
         return f"{x.dtype} {list(x.shape)}"
     if isinstance(x, (list, tuple)):
         return f"[{', '.join(map(_described, x))}]"
-    if x is None or isinstance(x, (bool, int, float, str)):
+    if x is None or isinstance(x, (bool, str)):
         return repr(x)
+    if isinstance(x, numbers.Real):  # numpy's as well
+        return repr(float(x))
     named = x if hasattr(x, "__qualname__") else type(x)
     return f"{named.__module__}.{named.__qualname__}"
 

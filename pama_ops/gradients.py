@@ -121,7 +121,7 @@ def _gram(flat: list[Tensor], n: int) -> Tensor:
     primals, tangents = _split(flat)
     result = ops.gram(primals, n)
     cross = ops.gram([*primals, *tangents], 2 * n)[:n, n:]
-    return forward_mode.join(result, cross + cross.mT)
+    return forward_mode.join("gram", result, cross + cross.mT)
 
 
 def _split(flat: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -299,4 +299,4 @@ def _combine_tangents(flat: list[Tensor], weights: Tensor) -> list[Tensor]:
             moves[p] = moves[p] + ops.combine(column, weights)[0]
         if turn is not None:
             moves[p] = moves[p] + ops.combine(primals[p::count], turn)[0]
-    return [forward_mode.join(x, move) for x, move in zip(results, moves, strict=True)]
+    return [forward_mode.join("combine", x, move) for x, move in zip(results, moves, strict=True)]

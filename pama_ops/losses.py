@@ -86,7 +86,7 @@ def kl_divergence(
     for sign, tangent in (1, towards), (-1, away):
         if tangent is not None:
             total = total + sign * forward_mode.products(slope, tangent)
-    return forward_mode.join(kl, total)
+    return forward_mode.join("kl_divergence", kl, total)
 
 
 def ppo_loss(
@@ -193,7 +193,7 @@ def ppo_loss(
             kl_coef,
             estimator,
         )
-        loss = forward_mode.join(loss, forward_mode.products(slope, tangent).sum())
+        loss = forward_mode.join("ppo_loss", loss, forward_mode.products(slope, tangent).sum())
     return PPOLoss(loss, *statistics.detach().unbind())
 
 
@@ -253,4 +253,5 @@ def value_loss(
     slope = ops.value_loss_backward(
         torch.ones_like(loss), scale, values, returns, mask, old_values, cu_seqlens, clip
     )
-    return forward_mode.join(loss, forward_mode.products(slope, tangent).flatten(1).sum(-1))
+    tangents = forward_mode.products(slope, tangent).flatten(1).sum(-1)
+    return forward_mode.join("value_loss", loss, tangents)

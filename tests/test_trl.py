@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -308,7 +309,8 @@ def test_arguments_are_those_of_grpo_trainer_and_three_more(tmp_path: Path) -> N
     [
         ({"reduction": "mean"}, "reduction must be one of"),
         ({"preference": [1.0]}, "preference must have the 2 entries"),
-        ({"settings": {"reward_weights": [1.0, -1.0]}}, "preference must be nonnegative"),
+        ({"preference": [1.0, -1.0]}, "^preference must be nonnegative"),
+        ({"settings": {"reward_weights": [1.0, -1.0]}}, "^args.reward_weights must be nonnegative"),
         ({"settings": {"scale_rewards": "batch"}}, "args.scale_rewards must be 'group'"),
         (
             {"settings": {"multi_objective_aggregation": "normalize_then_sum"}},
@@ -321,6 +323,39 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, [share_of_a, share_of_b], **options)
+
+
+class Entries:
+    """A list of a configuration that is no Sequence."""
+
+    def __init__(self, *entries: float) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> float:
+        return self.entries[i]
+
+
+@pytest.mark.parametrize(
+    "preference",
+    [Entries(1, 3), [np.int64(1), np.float32(3)], np.array([1, 3]), torch.tensor([1, 3])],
+)
+def test_numbers_of_other_libraries_are_a_preference(tmp_path: Path, preference: object) -> None:
+    trainer = make_trainer(tmp_path, [share_of_a, share_of_b], preference=preference, noon=np.True_)
+    assert trainer.preference == [1, 3]
+    assert trainer.noon is True
+
+
+def test_arguments_of_a_wrong_kind_are_named(tmp_path: Path) -> None:
+    for options, message in (
+        ({"noon": 1}, "noon must be True or False, got 1"),
+        ({"preference": 3}, "preference must be a tensor or a sequence, got int"),
+        ({"preference": [1, "3"]}, r"preference\[1\] must be a number, got str"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make_trainer(tmp_path, [share_of_a, share_of_b], **options)
 
 
 def same_for_any_number_of_ranks(prompts: list[str], trainer: trl.GRPOTrainer) -> dict[str, object]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import exactly
 import pytest
 import torch
@@ -25,7 +27,8 @@ def assert_whitened(got, x, mask, cu_seqlens, eps):
     ones = torch.ones(x.shape[1:], device=x.device)
     inside = (ones if mask is None else mask) != 0
     lead = (-1, *[1] * (x.dim() - 1))
-    count, _, squares = moments.unbind(-1)
+    count, _, deviation = moments.unbind(-1)
+    squares = count * deviation**2
     scale = torch.rsqrt(squares / (count - 1).clamp(min=1) + eps)
     largest = torch.where(inside, x.double(), 0.0).abs().flatten(1)
     largest = largest.amax(-1) if largest.shape[1] else largest.new_zeros(len(x))
@@ -121,12 +124,96 @@ def test_whiten_moments_are_exact_where_nothing_varies(backend):
     x = torch.full((1, 3, 700), 0.1, dtype=torch.float64, device=backend.device)
     mask = torch.ones(3, 700, device=backend.device)
     mask[1] = mask[2, 300:] = 0
-    count, mean, squares = _schemas.whiten_moments(x, mask, None)[0].tolist()
-    assert count == 1000
-    assert mean == pytest.approx(0.1, rel=1e-14)
-    assert squares <= 1e-29
-    if backend.name != "default":
-        assert (mean, squares) == (0.1, 0.0)
+    count, mean, deviation = _schemas.whiten_moments(x, mask, None)[0].tolist()
+    assert (count, mean, deviation) == (1000, 0.1, 0.0)
+
+
+LARGEST = torch.finfo(torch.float64).max
+
+
+@pytest.mark.parametrize("value", [0.1, 1e150, 1e200, -LARGEST])
+def test_whiten_of_equal_numbers_is_exactly_zero(backend, value):
+    """Also where they lie on three ranks, of which one holds nothing."""
+    x = torch.full((2, 5, 700), value, dtype=torch.float64, device=backend.device)
+    x[1] = 0.3
+    mask = torch.ones(5, 700, device=backend.device)
+    mask[3] = mask[1, 300:] = 0
+    assert not bool(po.whiten(x, mask).any())
+    parts = slice(0, 2), slice(2, 2), slice(2, 5)
+    moments = torch.stack([_schemas.whiten_moments(x[:, p], mask[p], None) for p in parts])
+    for p in parts:
+        assert not bool(_schemas.whiten_apply(x[:, p], mask[p], None, moments, 1e-8).any())
+
+
+def integers_of_two_objectives(backend):
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randint(-40, 40, (2, 6, 700), generator=generator).double().to(backend.device)
+    mask = (torch.rand(6, 700, generator=generator) < 0.6).to(backend.device)
+    return x, mask
+
+
+@pytest.mark.parametrize("power", [470, 480, 510, 660, 1000, 1018])
+def test_whiten_of_numbers_whose_squares_leave_the_range(backend, power):
+    """Times a power of two nothing changes where ε counts for nothing, but for the order of sums.
+    The first objective stays ordinary. Sums of 1400 integers up to 40 are exact but for the mean.
+    """
+    x, mask = integers_of_two_objectives(backend)
+    large = x.clone()
+    large[1] *= 2.0**power
+    want = torch.cat([po.whiten(x[:1], mask), po.whiten(x[1:], mask, eps=1e-300)])
+    got = po.whiten(large, mask)
+    assert torch.equal(got[0], want[0])
+    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-14)
+    permuted = large.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    torch.testing.assert_close(po.whiten(permuted, mask), got, rtol=1e-13, atol=1e-14)
+    parts = slice(0, 4), slice(4, 4), slice(4, 6)
+    moments = torch.stack([_schemas.whiten_moments(large[:, p], mask[p], None) for p in parts])
+    for p in parts:
+        got = _schemas.whiten_apply(large[:, p], mask[p], None, moments, 1e-8)
+        torch.testing.assert_close(got, want[:, p], rtol=1e-13, atol=1e-14)
+    ragged = po.whiten(large[:, 0], mask[0], cu_seqlens=torch.tensor([0, 300, 700]).to(mask.device))
+    torch.testing.assert_close(
+        ragged, po.whiten(large[:, :1], mask[:1])[:, 0], rtol=1e-13, atol=1e-14
+    )
+
+
+def test_whiten_of_the_largest_numbers(backend):
+    below = math.nextafter(LARGEST, 0)
+    rows = [LARGEST, -LARGEST, LARGEST, -LARGEST], [LARGEST, LARGEST, LARGEST, below]
+    x = torch.tensor(rows, dtype=torch.float64, device=backend.device)[:, None]
+    half = 0.75**0.5
+    got = po.whiten(x)[:, 0]
+    want = torch.tensor([half, -half, half, -half], dtype=torch.float64, device=backend.device)
+    torch.testing.assert_close(got[0], want, rtol=1e-15, atol=0)
+    # Their mean, a quarter of a last place below the largest, rounds to it.
+    assert bool((got[1].abs() <= 4).all())
+
+
+def test_whiten_with_ranks_of_different_sizes(backend):
+    """Ordinary numbers beside one of 1e200 are equal but to it."""
+    parts = [
+        torch.tensor(rows, dtype=torch.float64, device=backend.device)[None]
+        for rows in ([[1.0, -2.0]], [[1e200, 3.0]])
+    ]
+    moments = torch.stack([_schemas.whiten_moments(x, None, None) for x in parts])
+    got = torch.cat([_schemas.whiten_apply(x, None, None, moments, 1e-8) for x in parts], 2)
+    want = torch.tensor([[[-0.5, -0.5, 1.5, -0.5]]], dtype=torch.float64, device=backend.device)
+    torch.testing.assert_close(got, want, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("scale", [1.0, 1e200])
+def test_whiten_of_what_is_not_finite_is_nan(backend, value, scale):
+    x, mask = integers_of_two_objectives(backend)
+    x *= scale
+    x[1, 2, 100], mask[2, 100] = value, True
+    got = po.whiten(x, mask)
+    assert bool(got[0].isfinite().all())
+    assert torch.equal(got[1].isnan(), mask)
+    moments = torch.stack([_schemas.whiten_moments(x[:, p : p + 3], mask[p : p + 3], None)
+                           for p in (0, 3)])  # fmt: skip
+    other = _schemas.whiten_apply(x[:, 3:], mask[3:], None, moments, 1e-8)
+    assert torch.equal(other[1].isnan(), mask[3:])
 
 
 def test_whiten_of_a_single_token_is_zero(backend):
@@ -170,6 +257,7 @@ def test_whiten_is_independent_of_thread_count():
     x = normal(3, 37, 300, generator=generator)
     mask = torch.rand(37, 300, generator=generator) < 0.8
     assert_independent_of_thread_count(lambda: po.whiten(x, mask))
+    assert_independent_of_thread_count(lambda: po.whiten(x.double() * 1e200, mask))
 
 
 BAD = [

@@ -39,6 +39,7 @@ void check_mask(const std::optional<Tensor>& mask) {
   const View view = view_of(*mask);
   const int64_t rows = mask->dim() > 1 ? mask->size(mask->dim() - 2) : 1;
   const int64_t length = mask->size(mask->dim() - 1);
+  if (length == 0) return;
   for (int64_t b = 0; b < rows; ++b) {
     if (!zeros_and_ones(view, b * view.sequence, length)) {
       throw std::invalid_argument("mask must hold only 0 and 1, got other values in row " +

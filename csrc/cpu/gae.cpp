@@ -74,6 +74,7 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
   const ScalarType dtype = result_dtype(&rewards, &values, last_values);
   Tensor advantages = allocate(rewards, rewards.sizes(), dtype);
   Tensor returns = allocate(rewards, rewards.sizes(), dtype);
+  if (rewards.numel() == 0) return {advantages, returns};  // of any number of objectives
   View last = view_of(last_values);
   last.objective = last.sequence;  // [N, B]
   const Gae gae{

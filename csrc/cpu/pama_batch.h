@@ -25,7 +25,7 @@ inline Batch batch_of(const Tensor& advantages, const std::optional<Tensor>& mas
                       const std::optional<Tensor>& cu_seqlens, double low, double high, bool noon,
                       bool ratio_weighted) {
   const bool ragged = cu_seqlens.has_value();
-  return {sequences_of(advantages, cu_seqlens),
+  return {pama_sequences(advantages, preference, cu_seqlens),
           view_of(advantages, ragged),
           view_of(mask, ragged),
           view_of(log_ratio, ragged),

@@ -568,7 +568,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     static_cast<bool*>(active.mutable_data_ptr())[i] = flags[i] != 0;
   }
   const Preferences preferences(batch, flags);
-  if (!preferences.any) {
+  // Without a sequence to walk there may still be rows without tokens, which have weights of 0.
+  if (!preferences.any || (reduction == Reduction::kSequence && s.count == 0)) {
     for (Tensor* x : {&combined, &weights, &optimum}) torch::stable::zero_(*x);
     return {combined, weights, optimum, active};
   }

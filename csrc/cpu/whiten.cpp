@@ -22,8 +22,8 @@ PAMA_INLINE Moments tile_moments(const double* x, int64_t count) {
   return moments_about(mean, size, rest, squares);
 }
 
-// moments[n]: those of sequence b for each objective.
-PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, Moments* moments) {
+// moments[n]: those of sequence b for each objective, in units of `unit`.
+PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, double unit, Moments* moments) {
   const Sequences& s = whiten.sequences;
   const View &x = whiten.x, &mask = whiten.mask;
   rows::Selection tile;
@@ -33,16 +33,32 @@ PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, Moments* mome
     rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
     for (int64_t n = 0; n < s.objectives; ++n) {
       rows::gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
+      if (unit != 1) {
+        for (int64_t j = 0; j < tile.count; ++j) tokens[j] *= unit;
+      }
       moments[n] = moments_merge(moments[n], tile_moments(tokens, tile.count));
     }
   }
 }
 
-struct Affine {
-  double mean, scale;
-};
+// The moments of each objective, in units of `unit`.
+std::vector<Moments> all_moments(const Whiten& whiten, double unit) {
+  const Sequences& s = whiten.sequences;
+  std::vector<Moments> partials(s.count * s.objectives), totals(s.objectives);
+  for_sequences(s, [&](int64_t first, int64_t end) {
+    for (int64_t b = first; b < end; ++b) {
+      sequence_moments(whiten, b, unit, partials.data() + b * s.objectives);
+    }
+  });
+  for (int64_t n = 0; n < s.objectives; ++n) {
+    for (int64_t b = 0; b < s.count; ++b) {
+      totals[n] = moments_merge(totals[n], partials[b * s.objectives + n]);
+    }
+  }
+  return totals;
+}
 
-PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Affine* affine) {
+PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Whitening* whitenings) {
   const Sequences& s = whiten.sequences;
   const View &x = whiten.x, &mask = whiten.mask, &out = whiten.out;
   rows::Selection tile;
@@ -51,9 +67,9 @@ PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Affine* 
   for (int64_t t = 0; t < size; t += kTile) {
     rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
     for (int64_t n = 0; n < s.objectives; ++n) {
-      const auto [mean, scale] = affine[n];
+      const Whitening map = whitenings[n];
       rows::gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
-      for (int64_t j = 0; j < tile.count; ++j) tokens[j] = (tokens[j] - mean) * scale;
+      for (int64_t j = 0; j < tile.count; ++j) tokens[j] = map(tokens[j]);
       rows::scatter(out, s.first(out, n, b) + t, tile, tokens);
     }
   }
@@ -66,22 +82,19 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   const Sequences s = sequences_of(x, cu_seqlens);
   check_token_values(mask, cu_seqlens, s);
   const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), {}};
-  std::vector<Moments> partials(s.count * s.objectives);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) {
-      sequence_moments(whiten, b, partials.data() + b * s.objectives);
-    }
-  });
+  const std::vector<Moments> totals = all_moments(whiten, 1);
+  std::vector<Moments> small;
+  if (!std::all_of(totals.begin(), totals.end(), moments_in_range)) {
+    small = all_moments(whiten, kSmallUnit);
+  }
   Tensor out = allocate(x, {s.objectives, 3}, ScalarType::Double);
-  double* moments = static_cast<double*>(out.mutable_data_ptr());
+  double* rows = static_cast<double*>(out.mutable_data_ptr());
   for (int64_t n = 0; n < s.objectives; ++n) {
-    Moments total{};
-    for (int64_t b = 0; b < s.count; ++b) {
-      total = moments_merge(total, partials[b * s.objectives + n]);
-    }
-    moments[3 * n] = total.count;
-    moments[3 * n + 1] = total.mean;
-    moments[3 * n + 2] = total.squares;
+    const bool good = moments_in_range(totals[n]);
+    const MomentsRow row = good ? moments_row(totals[n], 1) : moments_row(small[n], kSmallUnit);
+    rows[3 * n] = row.count;
+    rows[3 * n + 1] = row.mean;
+    rows[3 * n + 2] = row.deviation;
   }
   return out;
 }
@@ -94,20 +107,24 @@ Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
   const Sequences s = sequences_of(x, cu_seqlens);
   check_token_values(mask, cu_seqlens, s);
   const View of = view_of(moments);  // [rank, objective, 3]
-  std::vector<Affine> affine(s.objectives);
+  const int64_t ranks = moments.size(0);
+  std::vector<Whitening> whitenings(s.objectives);
   for (int64_t n = 0; n < s.objectives; ++n) {
-    Moments total{};
-    for (int64_t rank = 0; rank < moments.size(0); ++rank) {
+    const auto row = [&](int64_t rank) {
       const int64_t at = rank * of.objective + n * of.sequence;
-      total = moments_merge(total,
-                            {load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)});
-    }
-    affine[n] = {total.mean, moments_scale(total, eps)};
+      return MomentsRow{load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)};
+    };
+    double largest = 0;
+    for (int64_t r = 0; r < ranks; ++r) largest = std::fmax(largest, moments_largest(row(r)));
+    const double unit = moments_unit(largest);
+    Moments total{};
+    for (int64_t r = 0; r < ranks; ++r) total = moments_merge(total, moments_of(row(r), unit));
+    whitenings[n] = whitening(total, unit, eps);
   }
   Tensor out = allocate(x, x.sizes(), result_dtype(&x));
   const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), view_of(out, ragged)};
   for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) whiten_sequence(whiten, b, affine.data());
+    for (int64_t b = first; b < end; ++b) whiten_sequence(whiten, b, whitenings.data());
   });
   return out;
 }

@@ -9,7 +9,8 @@ Tensor run(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& 
   check_kl(grad, logp, ref_logp, mask);
   const Launcher launch(logp);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
-  const int64_t length = logp.size(logp.dim() - 1), rows = logp.dim() > 1 ? logp.size(0) : 1;
+  const int64_t length = logp.size(logp.dim() - 1);
+  const int64_t rows = length == 0 ? 0 : logp.dim() > 1 ? logp.size(0) : 1;
   const Sequences sequences{1, rows, length, nullptr, false, length, 0};
   const KlArgs args{
       sequences,     chunks_of(sequences), view_of(logp), view_of(ref_logp),

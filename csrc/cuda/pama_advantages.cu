@@ -17,7 +17,7 @@ PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
                    const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
                    double high, bool noon, bool ratio_weighted, void* statistics) {
   const bool ragged = cu_seqlens.has_value();
-  return {sequences_of(advantages, cu_seqlens),
+  return {pama_sequences(advantages, preference, cu_seqlens),
           view_of(advantages, ragged),
           view_of(mask, ragged),
           view_of(log_ratio, ragged),
@@ -111,6 +111,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const auto kernel =
         reduction == Reduction::kGram ? pama_solve_kernel<true> : pama_solve_kernel<false>;
     launch(kernel, blocks, kWarp, shared ? bytes : 0, args);
+  }
+  if (reduction == Reduction::kSequence && s.count == 0) {  // there may be rows without tokens
+    for (Tensor* x : {&weights, &optimum}) torch::stable::zero_(*x);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
   launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);

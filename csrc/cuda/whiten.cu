@@ -30,8 +30,8 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   Tensor out = allocate(x, {objectives, 3}, ScalarType::Double);
   args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
   launch(whiten_moments_kernel, objectives * blocks, kBlock, 0, args);
-  launch(whiten_merge_kernel, objectives, kBlock, 0, static_cast<const Moments*>(args.partials),
-         blocks, static_cast<double*>(out.mutable_data_ptr()));
+  launch(whiten_merge_kernel, objectives, kBlock, 0, args,
+         static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
 

@@ -60,6 +60,7 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         check.choice("reduction", reduction, REDUCTIONS)
+        noon = check.flag("noon", noon)
         super().__init__(*args, **kwargs)
         if self.scale_rewards != "group":
             raise ValueError(
@@ -70,12 +71,16 @@ class PAMAGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "args.multi_objective_aggregation must be left at its default, as PAMA replaces "
                 f"it, got {self.multi_objective_aggregation!r}"
             )
+        name = "preference"
         if preference is None:
-            preference = self.args.reward_weights
+            name, preference = "args.reward_weights", self.args.reward_weights
         if isinstance(preference, Tensor):
             preference = preference.tolist()
-        check.preference(preference, len(self.reward_funcs), self.reward_weights)
-        self.reduction, self.preference, self.noon = reduction, preference, noon
+        self.preference: list[float] | None = None
+        if preference is not None:
+            n = len(self.reward_funcs)
+            self.preference = check.preference_numbers(name, preference, n)
+        self.reduction, self.noon = reduction, noon
         self.reward_func_names: list[str] = _distinct(self.reward_func_names)
         self._rewards = torch.empty(0)
 

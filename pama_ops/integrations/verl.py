@@ -105,8 +105,8 @@ def pama(
     for key, share in zip(keys, shares.tolist(), strict=True):
         scores.metrics[f"pama/informative/{key}"] = share
     preference = normalized.informative.to(torch.float64)
-    if (worth := _floats(config.get("gdpo_reward_weights"))) is not None:
-        check.preference(worth, len(keys), rewards)
+    if (worth := config.get("gdpo_reward_weights")) is not None:
+        worth = check.preference_numbers("algorithm.gdpo_reward_weights", worth, len(keys))
         preference = preference * preference.new_tensor(worth).unsqueeze(1)
     step = pama_advantages(
         normalized.advantages.unsqueeze(-1).to(torch.float32),
@@ -117,10 +117,6 @@ def pama(
     )
     advantages = step.advantages[session] * response_mask
     return advantages, advantages
-
-
-def _floats(weights: Any) -> list[float] | None:
-    return None if weights is None else [float(w) for w in weights]
 
 
 def _by_prompt(rewards: Tensor, index: np.ndarray[Any, Any]) -> GroupAdvantages:

@@ -60,7 +60,8 @@ def pama_statistics(
     `batch` and `gram` the tokens of each objective's other sequences, Z_i (N), come last.
     Statistics of disjoint sets of tokens add.
     """
-    tokens = Tokens(advantages, mask, cu_seqlens)
+    by_sequence = preference is not None and preference.dim() == 2
+    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
     _, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
     own: list[Tensor] = []
     if preference is not None and preference.dim() == 2:
@@ -110,7 +111,8 @@ def pama_combine(
     statistics, which are as `of_own_tokens` returns them.
     """
     n = advantages.shape[0]
-    tokens = Tokens(advantages, mask, cu_seqlens)
+    by_sequence = preference is not None and preference.dim() == 2
+    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
     a, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
     active = statistics[:n] != 0
     if reduction == TOKEN:

@@ -9,8 +9,17 @@ from torch import Tensor
 class Tokens:
     """Token arrays of one call as padded float64 [..., B, T], whichever layout they came in."""
 
-    def __init__(self, like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    def __init__(
+        self,
+        like: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        *,
+        keep_rows: bool = False,
+    ) -> None:
         self._index: Tensor | None = None
+        # Rows without a token, of which there may be any number, are left out but on request.
+        self._none = cu_seqlens is None and like.shape[-1] == 0 and not keep_rows
         if cu_seqlens is not None:
             starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
             longest = int(lengths.max()) if lengths.numel() else 0
@@ -20,7 +29,9 @@ class Tokens:
             self._index = torch.where(self._inside, starts[:, None] + steps, 0)
         if mask is None:
             mask = torch.ones(
-                like.shape[-1 if cu_seqlens is not None else -2 :], device=like.device
+                like.shape[-1 if cu_seqlens is not None else -2 :],
+                dtype=torch.bool,
+                device=like.device,
             )
         self.mask = self.pad(mask) != 0
         self.count = self.mask.sum(-1)
@@ -28,6 +39,8 @@ class Tokens:
     def pad(self, x: Tensor) -> Tensor:
         """`x` in float64, padded by zeros to [..., B, T]."""
         x = x.detach().to(torch.float64)
+        if self._none:
+            return x[..., :0, :]
         if self._index is None:
             return x
         if self._total == 0:
@@ -56,6 +69,8 @@ def gae(
     gamma: float,
     lam: float,
 ) -> tuple[Tensor, Tensor]:
+    if rewards.numel() == 0:  # of any number of rows or steps
+        return torch.empty_like(rewards), torch.empty_like(rewards)
     tokens = Tokens(rewards, mask, cu_seqlens)
     r, v = tokens.select(rewards), tokens.select(values)
     advantages = torch.zeros_like(r)
@@ -71,31 +86,62 @@ def gae(
     return tokens.unpad(advantages), tokens.unpad(returns)
 
 
+# Squares of numbers beyond 1e154 leave the range of float64. Moments of such numbers are taken of
+# the numbers times a power of two.
+SMALL_UNIT = 2.0**-600
+LARGEST = torch.finfo(torch.float64).max
+
+
+def _unit(largest: Tensor) -> Tensor:
+    one = largest.new_ones(())
+    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, one)
+
+
 def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Count, mean and sum of squared deviations of each objective's masked tokens: [N, 3]."""
+    """Count, mean and root mean square deviation of each objective's masked tokens: [N, 3]."""
     tokens = Tokens(x, mask, cu_seqlens)
-    count = tokens.mask.sum().to(torch.float64)
-    mean = tokens.select(x).sum((-2, -1)) / count.clamp(min=1)
-    deviation = torch.where(tokens.mask, tokens.pad(x) - mean[:, None, None], 0.0)
-    return torch.stack([count.expand_as(mean), mean, (deviation**2).sum((-2, -1))], -1)
+    inside, x = tokens.mask.flatten(), tokens.select(x).flatten(1)
+    if x.shape[1] == 0:
+        return x.new_zeros((len(x), 3))
+    count = inside.sum().to(torch.float64)
+    unit = _unit(x.abs().amax(1))
+    x = x * unit[:, None]
+    # Around one of them, so that equal numbers deviate by exactly 0.
+    first = x[:, inside.int().argmax()]
+    x = torch.where(inside, x - first[:, None], 0.0)
+    offset = x.sum(1) / count.clamp(min=1)
+    deviation = torch.where(inside, x - offset[:, None], 0.0)
+    deviation = ((deviation**2).sum(1) / count.clamp(min=1)).sqrt()
+    of_finite = [(y / unit).clamp(-LARGEST, LARGEST) for y in (first + offset, deviation)]
+    return torch.stack([count.expand_as(deviation), *of_finite], -1)
 
 
-def merge_moments(moments: Tensor) -> Tensor:
-    """Moments of the union of disjoint sets of tokens: [R, N, 3] -> [N, 3]."""
-    count, mean, squares = moments.unbind(-1)
+def merge_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of the union of disjoint sets of tokens, [R, N, 3] -> [N, 3], in units of [N]."""
+    count, mean, deviation = moments.unbind(-1)
+    unit = _unit(torch.maximum(mean.abs(), deviation).amax(0))
+    mean, deviation = mean * unit, deviation * unit
     total = count.sum(0)
-    union = torch.where(count > 0, count * mean, 0.0).sum(0) / total.clamp(min=1)
-    between = torch.where(count > 0, count * (mean - union) ** 2, 0.0).sum(0)
-    return torch.stack([total, union, squares.sum(0) + between], -1)
+    # Around one of them, so that equal means deviate by exactly 0.
+    first = mean.gather(0, count.argmax(0, keepdim=True))
+    offset = torch.where(count > 0, count * (mean - first), 0.0).sum(0) / total.clamp(min=1)
+    union = first[0] + offset
+    between = torch.where(count > 0, (mean - union) ** 2, 0.0)
+    square = (count * (deviation**2 + between)).sum(0) / total.clamp(min=1)
+    return torch.stack([total, union, square.sqrt()], -1), unit
 
 
 def whiten_apply(
     x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, moments: Tensor, eps: float
 ) -> Tensor:
     tokens = Tokens(x, mask, cu_seqlens)
-    count, mean, squares = merge_moments(moments)[:, :, None, None].unbind(1)
-    scale = torch.rsqrt(squares / (count - 1).clamp(min=1) + eps)
-    return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) - mean) * scale, 0.0))
+    merged, unit = merge_moments(moments)
+    count, mean, deviation = merged[:, :, None, None].unbind(1)
+    unit = unit[:, None, None]
+    variance = deviation**2 * count / (count - 1).clamp(min=1)
+    # In small units eps may come to 0; the least number keeps equal ones at 0.
+    scale = torch.rsqrt(variance + (eps * unit**2).clamp(min=torch.finfo(torch.float64).tiny))
+    return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) * unit - mean) * scale, 0.0))
 
 
 def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:

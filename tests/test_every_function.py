@@ -1,0 +1,281 @@
+"""What holds of every public function alike: what it makes follows its arguments, numbers are
+numbers, and what it cannot take it refuses by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from public_calls import PublicCall, copied, public_calls, tensors_in
+from torch import Tensor
+
+import pama_ops as po
+
+CALLS = public_calls()
+
+
+@pytest.fixture(params=CALLS)
+def call(request, backend) -> PublicCall:
+    if backend.name == "cuda":
+        pytest.skip("the arguments lie on a CPU")
+    found = CALLS[request.param]
+    return PublicCall(found.function, copied(found.options), found.differentiable)
+
+
+def test_every_public_function_is_called():
+    called = {name.split(" ")[0].rstrip(",") for name in CALLS}
+    assert called == {name for name in po.__all__ if name[0].islower()}
+
+
+def same(got: list[Tensor], want: list[Tensor]) -> bool:
+    alike = [x.dtype == y.dtype and x.device == y.device for x, y in zip(got, want, strict=True)]
+    return all(alike) and all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("default", ["device", torch.float16, torch.bfloat16, torch.float64])
+def test_defaults_of_torch_change_no_bit(call, default, checked):
+    """Tensors that a function makes follow its arguments."""
+    if checked and call.function in (po.gram, po.combine, po.group_normalize):
+        pytest.skip("has no check_values")
+    if checked and "po." not in repr(call.function) and "pama_ops" not in call.function.__module__:
+        pytest.skip("has no check_values")
+    options = {"check_values": True} if checked else {}
+    want = call(**options)
+    context = torch.device("meta") if default == "device" else default_dtype(default)
+    with context:
+        got = call(**options)
+    assert same(got, want)
+
+
+@pytest.mark.parametrize("default", ["device", torch.float64])
+def test_defaults_of_torch_change_no_gradient(call, default):
+    def slopes() -> list[Tensor]:
+        changes = {
+            name: [x.detach().requires_grad_() for x in value]
+            if isinstance(value, list)
+            else value.detach().requires_grad_()
+            for name, value in call.options.items()
+            if name in call.differentiable
+        }
+        out = call(**changes)[0]
+        total = (out * torch.ones_like(out)).sum()
+        return list(torch.autograd.grad(total, tensors_in(changes)))
+
+    if not call.differentiable:
+        pytest.skip("not differentiable")
+    want = slopes()
+    with torch.device("meta") if default == "device" else default_dtype(default):
+        assert same(slopes(), want)
+
+
+# --- tensors made under inference mode -----------------------------------------------------------
+
+
+def test_constants_made_under_inference_mode_are_taken(call):
+    """With a gradient of the others, the same bits and the same gradient as of plain tensors."""
+    if call.options.keys() == {"losses", "parameters"}:
+        pytest.skip("takes no constants")
+    with torch.inference_mode():
+        constants = copied(call.options)
+    names = call.differentiable
+    for name in names or (None,):
+        results = []
+        for others in (call.options, constants):
+            changes = dict(others)
+            leaves = []
+            if name is not None:
+                mine = call.options[name]
+                if isinstance(
+                    mine, list
+                ):  # the first requires a gradient, the others are constants
+                    leaves = [mine[0].detach().requires_grad_()]
+                    changes[name] = [leaves[0], *others[name][1:]]
+                else:
+                    leaves = [mine.detach().requires_grad_()]
+                    changes[name] = leaves[0]
+            got = call(**changes)
+            if leaves:
+                got += torch.autograd.grad(got[0].sum(), leaves)
+            results.append([x.detach() for x in got])
+        assert same(*results)
+
+
+def test_what_was_made_under_inference_mode_may_change_before_backward():
+    """Nothing counts its versions, so that a copy is what is differentiated."""
+    with torch.inference_mode():
+        advantages = torch.ones(1, 3)
+    logp = torch.zeros(1, 3, requires_grad=True)
+    loss = po.ppo_loss(logp, torch.zeros(1, 3), advantages).loss
+    with torch.inference_mode():
+        advantages.fill_(torch.nan)
+    loss.backward()
+    torch.testing.assert_close(logp.grad, torch.full((1, 3), -1 / 3))
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: x.to_sparse_csr() if x.dim() == 2 else x.to_sparse(),
+    "nested": lambda x: torch.nested.nested_tensor([x[0], x[0]] if x.dim() else [x, x]),
+    "jagged": lambda x: torch.nested.nested_tensor(
+        [x.reshape(-1), x.reshape(-1)], layout=torch.jagged
+    ),
+    "mkldnn": lambda x: x.detach().float().to_mkldnn() if x.dim() else x.to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_that_are_not_strided_are_refused_by_name(call, backend, layout):
+    for name in call.tensors():
+        other = LAYOUTS[layout](call.options[name])
+        with pytest.raises(TypeError, match=rf"^{name} must be a dense tensor, got"):
+            call(**{name: other})
+    for name, value in call.options.items():
+        if isinstance(value, list) and isinstance(value[0], Tensor):
+            if call.function not in (po.gram, po.combine) or backend.name == "emulated":
+                continue  # an emulated op of such tensors is another implementation's
+            other = LAYOUTS[layout](value[0])
+            with pytest.raises((TypeError, ValueError), match=rf"^{name}\[0\] must be"):
+                call(**{name: [other, *value[1:]]})
+
+
+# --- flags and numbers ---------------------------------------------------------------------------
+
+
+def options_of(name: str) -> dict[str, object]:
+    """The keyword-only options of a public function, with their defaults."""
+    function = getattr(po, name.split(" ")[0].rstrip(","))
+    parameters = inspect.signature(function).parameters.values()
+    return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_flags_are_bools(name):
+    call = CALLS[name]
+    for flag in (k for k, default in options_of(name).items() if isinstance(default, bool)):
+        for wrong in (1, 0, None, "yes", torch.tensor(True), np.int64(1), 1.0):
+            with pytest.raises(TypeError, match=rf"^{flag} must be True or False, got"):
+                call(**{flag: wrong})
+        for value in (True, False):
+            for kind in (np.bool_, np.array):
+                assert same(call(**{flag: kind(value)}), call(**{flag: value}))
+
+
+class Pair:
+    """As configurations have them: a length and entries, but no Sequence."""
+
+    def __init__(self, *entries: float) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, i: int) -> float:
+        return self._entries[i]
+
+
+# A value of each option that takes a number; exact in every dtype.
+NUMBERS = {
+    "gamma": 0.5, "lam": 0.25, "eps": 0.5, "clip": 0.25, "kl_coef": 0.5, "normalizer": 3.0,
+    "c": 0.5, "rtol": 0.0625, "alpha": 0.5, "p": 0.5, "target": 0.5,
+}  # fmt: skip
+KINDS = [np.float64, np.float32, np.float16, np.array, Fraction, Decimal]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numbers_of_other_libraries_are_numbers(name):
+    call = CALLS[name]
+    numbers = NUMBERS.keys() & options_of(name).keys()
+    if "ref_logp" not in call.options:
+        numbers -= {"kl_coef"}
+    known = {"scale", "dtype", "weighting", "seed", "reduction", "estimator", "aggregate",
+             "kl_estimator", "preference", "group", "data_group", "out", "features",
+             "task_parameters", "cu_seqlens", "last_values", "old_values", "ref_logp"}  # fmt: skip
+    flags = {k for k, default in options_of(name).items() if isinstance(default, bool)}
+    assert options_of(name).keys() <= NUMBERS.keys() | known | flags
+    for option in sorted(numbers):
+        value = NUMBERS[option]
+        want = call(**{option: value})
+        for kind in KINDS:
+            assert same(call(**{option: kind(value)}), want)
+        for wrong in (True, "0.5", np.bool_(True), 1j, np.complex64(1), {0: 0.5}):
+            with pytest.raises(TypeError, match=f"^{option} must be"):
+                call(**{option: wrong})
+        for wrong in (torch.nan, np.float32(torch.nan), 10**400, Fraction(10**400)):
+            with pytest.raises(ValueError, match=f"^{option} must"):
+                call(**{option: wrong})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.array, int])
+def test_integers_of_other_libraries_are_integers(kind):
+    rewards = CALLS["group_normalize"].options["rewards"]
+    assert torch.equal(po.group_normalize(rewards, kind(3)), po.group_normalize(rewards, 3))
+    one = po.gae(rewards[None], rewards[None], gamma=kind(1), lam=kind(0))
+    assert torch.equal(one.advantages, po.gae(rewards[None], rewards[None], lam=0.0).advantages)
+    for wrong in (True, np.True_, 3.0, np.float32(3), np.array(3.0), np.array([3]), "3", None,
+                  torch.tensor(3)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"^group_size must be an integer"):
+            po.group_normalize(rewards, wrong)
+
+
+def test_pairs_of_other_libraries_are_pairs():
+    for call in (CALLS["ppo_loss"], CALLS["pama_advantages by token"]):
+        want = call(clip=(0.25, 0.5))
+        for pair in (
+            Pair(0.25, 0.5),
+            [0.25, 0.5],
+            (np.float32(0.25), np.array(0.5)),
+            np.array([0.25, 0.5]),
+        ):
+            assert same(call(clip=pair), want)
+        for wrong in (Pair(0.25), [], np.array([0.1, 0.2, 0.3])):
+            with pytest.raises(ValueError, match=r"^clip must be a number or a pair"):
+                call(clip=wrong)
+        for wrong in ("ab", b"ab", {0: 0.1, 1: 0.2}, {0.1, 0.2}, torch.tensor([0.1, 0.2]), None):
+            with pytest.raises(TypeError, match=r"^clip must be a number"):
+                call(clip=wrong)
+        with pytest.raises(TypeError, match=r"^clip\[1\] must be a number, got str"):
+            call(clip=Pair(0.1, "0.2"))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "preference" in options_of(name)])
+def test_preferences_of_other_libraries_are_preferences(name):
+    call = CALLS[name]
+    n = call.options["values"].shape[-1] if name == "pama_weights" else 3
+    n = 2 if name.startswith("pama_advantages") else n
+    entries = [1, 3, 2][:n]
+    want = call(preference=[float(x) for x in entries])
+    alike = [np.array(entries), Pair(*entries), tuple(map(Fraction, entries))]
+    alike += [[kind(x) for x in entries] for kind in (np.int64, np.float16, np.array)]
+    for preference in alike:
+        assert same(call(preference=preference), want)
+    for wrong in ("1" * n, {0: 1.0}, {1.0, 2.0}, 1.0, np.array(1.0), iter(entries)):
+        with pytest.raises(TypeError, match=r"^preference must be a tensor or a sequence, got"):
+            call(preference=wrong)
+    for wrong in (True, "3", None, [1.0], torch.ones(())):
+        with pytest.raises(TypeError, match=rf"^preference\[{n - 1}\] must be a number, got"):
+            call(preference=[*entries[:-1], wrong])
+    for wrong in ([1.0] * (n + 1), [-1.0] * n, [0] * n, [torch.inf] * n, [torch.nan] * n):
+        with pytest.raises(ValueError, match=r"^preference must"):
+            call(preference=wrong)
