@@ -113,7 +113,7 @@ def gae(
     if check.flag("check_values", check_values):
         check.values(mask, cu_seqlens, rewards.shape[-1])
     out = GAE(*ops.gae(rewards, values, mask, last_values, cu_seqlens, gamma, lam))
-    return constant("gae", out, rewards, values, last_values)
+    return constant("gae", out, rewards, values, last_values, mask)
 
 
 def whiten(
@@ -167,7 +167,7 @@ def whiten(
         if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
             # The moments of any number of objectives, for nothing, might not fit.
             empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
-            return constant("whiten", empty, advantages)
+            return constant("whiten", empty, advantages, mask)
         moments = ops.whiten_moments(x, mask, cu_seqlens)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, advantages, group, wait=check_values)
@@ -179,7 +179,7 @@ def whiten(
             distributed.agree([(group, facts)], x.device)
         moments = distributed.gathered(moments, group)
     out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
-    return constant("whiten", out.squeeze(1) if by_sequence else out, advantages)
+    return constant("whiten", out.squeeze(1) if by_sequence else out, advantages, mask)
 
 
 @overload
@@ -386,4 +386,4 @@ def pama_advantages(
         None if by_gram else optimum,
         active,
     )
-    return constant("pama_advantages", step, advantages, log_ratio, p)
+    return constant("pama_advantages", step, advantages, log_ratio, p, mask)

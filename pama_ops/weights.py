@@ -53,9 +53,10 @@ def _preference(gram: Tensor, preference: Preference, check_values: bool) -> Ten
     return p
 
 
-def _constant(name: str, result: Result, x: Tensor) -> Result:
+def _constant(name: str, result: Result, x: Tensor, other: Tensor | None) -> Result:
     """`constant`, which as a rule has nothing to do: a call of it takes as long as a small op."""
-    return constant(name, result, x) if x.requires_grad or forward_mode.active() else result
+    traced = x.requires_grad or (other is not None and other.requires_grad)
+    return constant(name, result, x, other) if traced or forward_mode.active() else result
 
 
 def _error(gram: Tensor, rtol: float | None) -> float | None:
@@ -87,7 +88,7 @@ def _run(
     weights: Tensor = getattr(ops, name)(flat, vector, options, rtol)
     if many:
         weights = weights.view(gram.shape[:-1])
-    return _constant(name, weights, gram)
+    return _constant(name, weights, gram, vector)
 
 
 def min_norm(
@@ -556,7 +557,7 @@ def gradvac(
     n = check.gram("gram", gram).shape[-1]
     if isinstance(target, Tensor):
         check.match("target", target, (n, n), "gram", gram.device)
-        targets = target.detach().double().flatten()
+        targets = target.double().flatten()
     else:
         target = check.number("target", target)
         if not -1 < target < 1:
@@ -655,4 +656,4 @@ def pama_weights(
     if flat is not values:
         weights, optimum = weights.view(values.shape), optimum.view(values.shape[:-1])
     result = PAMAWeights(weights, optimum)
-    return _constant("pama_weights", result, values)
+    return _constant("pama_weights", result, values, p)

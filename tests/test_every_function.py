@@ -15,6 +15,7 @@ import pytest
 import torch
 from public_calls import PublicCall, copied, public_calls, tensors_in
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 import pama_ops as po
 
@@ -279,3 +280,71 @@ def test_preferences_of_other_libraries_are_preferences(name):
     for wrong in ([1.0] * (n + 1), [-1.0] * n, [0] * n, [torch.inf] * n, [torch.nan] * n):
         with pytest.raises(ValueError, match=r"^preference must"):
             call(preference=wrong)
+
+
+# --- compiled -------------------------------------------------------------------------------------
+
+TOKENS = [name for name, call in CALLS.items() if call.function in (
+    po.gae, po.whiten, po.group_normalize, po.kl_divergence, po.ppo_loss, po.value_loss,
+    po.pama_weights, po.pama_advantages,
+)]  # fmt: skip
+OTHERS = [name for name in CALLS if name not in TOKENS and name != "pareto_backward"]
+
+
+def requiring_gradients(options: dict) -> dict:
+    return tree_map_only(
+        Tensor,
+        lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x,
+        options,
+    )
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("names", [TOKENS, OTHERS], ids=["tokens", "others"])
+def test_every_function_compiles_with_inputs_that_require_a_gradient(names, checked):
+    """Whole, with the bits of eager calls, and the rest of a loss stays differentiable."""
+
+    def program(options: dict) -> tuple[list[Tensor], Tensor]:
+        results, rest = [], torch.zeros(())
+        for name in names:
+            flag = {"check_values": True} if checked and "check_values" in options_in[name] else {}
+            results += tensors_in(CALLS[name].function(**options[name], **flag))
+        for x in tensors_in(options):
+            if x.is_floating_point():
+                rest = rest + (x.float() ** 2).sum()
+        return results, rest
+
+    options_in = {name: options_of(name).keys() for name in names}
+    ours, theirs = ({name: requiring_gradients(CALLS[name].options) for name in names}
+                    for _ in range(2))  # fmt: skip
+    want, rest = program(ours)
+    got, compiled_rest = torch.compile(program, fullgraph=True, backend="aot_eager")(theirs)
+    assert same(got, want)
+    assert [x.requires_grad for x in got] == [x.requires_grad for x in want]
+    rest.backward()
+    compiled_rest.backward()
+    leaves = zip(tensors_in(ours), tensors_in(theirs), strict=True)
+    assert all(torch.equal(x.grad, y.grad) for x, y in leaves if x.requires_grad)
+
+
+def test_one_tensor_may_be_both_of_two_arguments_compiled():
+    def program(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = po.gae(x, x, last_values=x[..., 0])
+        step = po.pama_advantages(out.advantages, log_ratio=x[0], preference=x[:, 0, 0].exp())
+        return po.ppo_loss(x[0], x[0], step.advantages, ref_logp=x[0], kl_coef=0.5).loss, out[1]
+
+    x = CALLS["gae"].options["rewards"].clone().requires_grad_()
+    results = []
+    for run in (program, torch.compile(program, fullgraph=True, backend="aot_eager")):
+        loss, returns = run(x)
+        results.append([loss, returns, *torch.autograd.grad(loss, x, retain_graph=True)])
+    assert same(*results)
+
+
+def test_a_compiled_constant_refuses_its_gradient():
+    for name in ("gae", "whiten", "group_normalize", "pama_weights", "min_norm", "duality_gap"):
+        options = requiring_gradients(CALLS[name].options)
+        compiled = torch.compile(CALLS[name].function, fullgraph=True, backend="aot_eager")
+        out = tensors_in(compiled(**options))[0]
+        with pytest.raises(RuntimeError, match=rf"pama_ops\.{name} is not differentiable"):
+            out.sum().backward()

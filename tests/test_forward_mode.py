@@ -23,7 +23,6 @@ CONSTANT = [
     if name.split(" ")[0].rstrip(",")
     not in ("ppo_loss", "value_loss", "kl_divergence", "gram", "combine", "pareto_backward")
     and any(y.is_floating_point() for y in tensors_in(call.options[x]))
-    and x not in ("mask", "preference", "target")
 ]
 
 
@@ -165,3 +164,31 @@ def test_gradients_of_tangents_are_refused(call_of, name, argument):
         tangent = forward_ad.unpack_dual(call(**{argument: with_first(value, x)})[0]).tangent
     with pytest.raises(RuntimeError, match=r"can be differentiated once, not twice"):
         torch.autograd.grad(tangent.sum(), leaf)
+
+
+def floating_options() -> dict[tuple[str, str], Tensor]:
+    """Masks, preferences and targets as floating-point tensors, which may well have a tangent."""
+    preference, target = torch.tensor([1.0, 2.0, 4.0]), torch.full((3, 3), 0.25)
+    weightings = ("min_norm", "dualproj", "upgrad", "aligned_mtl")
+    masks = [name for name in CALLS if name.startswith(("gae", "whiten", "pama_advantages"))]
+    return {
+        **{(name, "mask"): CALLS[name].options["mask"].float() for name in masks},
+        **{(name, "preference"): preference for name in weightings},
+        ("pama_advantages by gram", "preference"): preference[:2],
+        ("gradvac", "target"): target,
+    }
+
+
+@pytest.mark.parametrize(("name", "option"), floating_options())
+def test_options_that_are_tensors_refuse_tangents_and_gradients(call_of, name, option):
+    call, x = call_of(name), floating_options()[name, option]
+    want = call(**{option: x})
+    out = call(**{option: x.requires_grad_()})
+    assert all(map(torch.equal, out, want))
+    spoken = name.split(" ")[0].rstrip(",")
+    with pytest.raises(RuntimeError, match=rf"pama_ops\.{spoken} is not differentiable"):
+        out[0].sum().backward()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match=rf"pama_ops\.{spoken} has no forward-mode"):
+            call(**{option: dual})

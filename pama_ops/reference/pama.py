@@ -165,7 +165,7 @@ def _solve_each(
     shared = reduction in (GRAM, BATCH)
     lead = preference.shape[1:] if shared else problem.shape[:-1]
     weights, optimum = problem.new_zeros((*lead, len(preference))), problem.new_zeros(lead)
-    kinds, kind = preference.double().unique(dim=1, return_inverse=True)
+    kinds, kind = preference.detach().double().unique(dim=1, return_inverse=True)
     for k, p in enumerate(kinds.T):
         here = kind == k
         mine = problem if shared else problem[here]
