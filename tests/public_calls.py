@@ -42,10 +42,13 @@ WEIGHTINGS = [po.min_norm, po.dualproj, po.upgrad, po.cagrad, po.nash_mtl, po.fa
               po.aligned_mtl, po.imtl_g, po.config, po.pcgrad, po.gradvac]  # fmt: skip
 
 
-def backward(losses: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+def backward(
+    losses: list[Tensor], parameters: list[Tensor], retain_graph: bool = False
+) -> list[Tensor]:
     """`pareto_backward`, with the `.grad` that it leaves."""
     leaves = [x.detach().requires_grad_() for x in parameters]
-    weights = po.pareto_backward([(a * leaves[0]).sum() for a in losses], leaves)
+    terms = [(a * leaves[0]).sum() for a in losses]
+    weights = po.pareto_backward(terms, leaves, retain_graph=retain_graph)
     return [weights, leaves[0].grad]
 
 
