@@ -20,6 +20,13 @@ from pama_ops import _schemas as ops
 
 Clip = float | Sequence[float]
 
+FLOATING = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+# What kernels read as 0 or 1, or as a number.
+READABLE = FLOATING | {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+UNREAD = "complex, quantized, float8 or uint16 to uint64"
+
 
 def tensor(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
@@ -32,8 +39,10 @@ def tensor(name: str, x: object) -> Tensor:
 
 def floating(name: str, x: object) -> Tensor:
     x = tensor(name, x)
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a floating-point dtype, got {x.dtype}")
+    if x.dtype not in FLOATING:
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{name} must have a floating-point dtype, got {x.dtype}")
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
     return x
 
 
@@ -81,8 +90,8 @@ def tokens(
 
 def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device) -> None:
     mask = tensor("mask", x)
-    if mask.dtype.is_complex:
-        raise TypeError(f"mask must be bool, integer or float, got {mask.dtype}")
+    if mask.dtype not in READABLE:
+        raise TypeError(f"mask must be bool, integer or float (not {UNREAD}), got {mask.dtype}")
     if mask.shape != shape:
         raise ValueError(
             f"mask must have the shape {list(shape)} that goes with {like}, got {list(mask.shape)}"
@@ -322,7 +331,7 @@ def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, f
     if not isinstance(x, Tensor):
         return None, float(positive("normalizer", x))
     x = tensor("normalizer", x)
-    if x.dtype.is_complex or x.numel() != 1:
+    if x.dtype not in READABLE or x.numel() != 1:
         raise ValueError(f"normalizer must hold one real number, got {x.dtype} {list(x.shape)}")
     if x.device != like.device:
         raise ValueError(f"normalizer must be on {like.device} like the loss, got {x.device}")
@@ -369,9 +378,6 @@ def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Te
     if not (by_op and _left_to_op(lists)):
         rows = zip(*_checked_columns(name, lists, where), strict=True)
     return cast("list[Tensor]", list(chain.from_iterable(rows))), len(lists), single
-
-
-GRADIENT_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 def _left_to_op(rows: Sequence[Sequence[object]]) -> bool:
@@ -430,10 +436,6 @@ def _checked_columns(
 
 def _gradient(name: str, x: object) -> Tensor:
     x = floating(name, x)
-    if x.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {x.layout}")
-    if x.dtype not in GRADIENT_DTYPES:
-        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {x.dtype}")
     return x
 
 

@@ -152,7 +152,9 @@ def whiten(
     >>> whiten(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[[-0.7071,  0.7071,  0.0000]]])
     """
+    distributed.check_group(group)
     try:
+        check_values = check.flag("check_values", check_values)
         x = check.floating("advantages", advantages)
         by_sequence = x.dim() == 2 and cu_seqlens is None
         if by_sequence:  # one row of B scores per objective
@@ -162,7 +164,7 @@ def whiten(
             x = x.unsqueeze(1)
         check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
         eps = check.positive("eps", eps)
-        if check.flag("check_values", check_values):
+        if check_values:
             check.values(mask, cu_seqlens, x.shape[-1])
         if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
             # The moments of any number of objectives, for nothing, might not fit.
@@ -329,7 +331,9 @@ def pama_advantages(
     >>> pama_advantages(advantages).advantages
     tensor([[1., 0.]])
     """
+    distributed.check_group(group)
     try:
+        check_values = check.flag("check_values", check_values)
         advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
         if log_ratio is not None:
@@ -340,7 +344,7 @@ def pama_advantages(
         p = check.preference(preference, n, advantages, *rows)
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
-        if check.flag("check_values", check_values):
+        if check_values:
             check.values(mask, cu_seqlens, advantages.shape[-1])
             check.preference_values(p)
         statistics = ops.pama_statistics(

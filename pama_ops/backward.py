@@ -97,14 +97,15 @@ def pareto_backward(
     >>> x.grad
     tensor([0.5000, 0.5000])
     """
+    distributed.check_group(group)
     tensors = distributed.sharded(parameters)
     ranks = distributed.data_ranks(data_group, group, [tensors, features])
     through = features is not None
     name = "features" if through else "parameters"
     try:
         terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
-        retain_graph = check.flag("retain_graph", retain_graph)
         forward_mode.refuse("pareto_backward", *terms, *shared)
+        retain_graph = check.flag("retain_graph", retain_graph)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)

@@ -297,12 +297,22 @@ def _disagreement(notes: list[tuple[Facts, str | None]]) -> ValueError:
     raise AssertionError("digests differ and facts do not")
 
 
-def refuse(error: Exception, tensors: object, *others: ProcessGroup | None, wait: bool) -> NoReturn:
-    """Raise `error` here, and on the other ranks one that says so, in place of their waiting."""
+def check_group(group: object) -> None:
+    """Raise at once: there is nobody to tell."""
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a ProcessGroup or None, got {type(group).__name__}")
+
+
+def refuse(
+    error: Exception, tensors: object, *others: ProcessGroup | None, wait: object
+) -> NoReturn:
+    """Raise `error` here, and on the other ranks one that says so, in place of their waiting.
+    `wait` may be the very argument that is refused.
+    """
     found = list(_tensors(tensors))
     groups = meeting(found, *others)
     device = found[0].device if found else torch.device("cpu")
-    if may_talk(device, wait) and all(serves(group, device.type) for group in groups):
+    if may_talk(device, wait is True) and all(serves(group, device.type) for group in groups):
         agree([(group, {}) for group in groups], device, error)
     raise error
 

@@ -75,14 +75,15 @@ def gram(
     >>> gram([[torch.ones(2, 2), None], [torch.ones(2, 2), torch.ones(3)]]).tolist()
     [[4.0, 4.0], [4.0, 7.0]]
     """
+    distributed.check_group(group)
     try:
+        check_finite = check.flag("check_finite", check_finite)
         flat, n, _ = check.gradients("grads", grads, by_op=group is None)
         sharded = distributed.check_shards("grads", flat, n)
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
-        check_finite = check.flag("check_finite", check_finite)
     except (TypeError, ValueError) as error:
         distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:

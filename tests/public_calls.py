@@ -42,13 +42,10 @@ WEIGHTINGS = [po.min_norm, po.dualproj, po.upgrad, po.cagrad, po.nash_mtl, po.fa
               po.aligned_mtl, po.imtl_g, po.config, po.pcgrad, po.gradvac]  # fmt: skip
 
 
-def backward(
-    losses: list[Tensor], parameters: list[Tensor], retain_graph: bool = False
-) -> list[Tensor]:
+def backward(losses: list[Tensor], parameters: list[Tensor], **options: Any) -> list[Tensor]:
     """`pareto_backward`, with the `.grad` that it leaves."""
     leaves = [x.detach().requires_grad_() for x in parameters]
-    terms = [(a * leaves[0]).sum() for a in losses]
-    weights = po.pareto_backward(terms, leaves, retain_graph=retain_graph)
+    weights = po.pareto_backward([(a * leaves[0]).sum() for a in losses], leaves, **options)
     return [weights, leaves[0].grad]
 
 
@@ -102,7 +99,7 @@ def public_calls() -> dict[str, PublicCall]:
         "gram": PublicCall(po.gram, {"grads": rows}, ("grads",)),
         "gram of lists": PublicCall(po.gram, {"grads": lists}),
         "gram_accumulate": PublicCall(
-            lambda gram, grads: po.gram_accumulate(gram.clone(), grads),
+            lambda gram, grads: po.gram_accumulate(tree_map_only(Tensor, torch.clone, gram), grads),
             {"gram": gram, "grads": lists},
         ),
         "combine": PublicCall(

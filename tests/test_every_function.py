@@ -161,14 +161,79 @@ def test_layouts_that_are_not_strided_are_refused_by_name(call, backend, layout)
                 call(**{name: [other, *value[1:]]})
 
 
-# --- flags and numbers ---------------------------------------------------------------------------
-
-
 def options_of(name: str) -> dict[str, object]:
     """The keyword-only options of a public function, with their defaults."""
     function = getattr(po, name.split(" ")[0].rstrip(","))
     parameters = inspect.signature(function).parameters.values()
     return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
+
+
+# --- what is no tensor, or one of another kind ----------------------------------------------------
+
+
+def strange_kinds(like: Tensor) -> dict[str, object]:
+    """What comes in place of a tensor, of the right shape where it has one."""
+    kinds: dict[str, object] = {
+        "array": like.numpy(), "list": like.tolist(), "string": "x", "object": object(),
+        "complex": like.to(torch.complex64), "float8": like.float().to(torch.float8_e5m2),
+        "longer": torch.cat([like.reshape(-1), like.reshape(-1), like.reshape(-1)[:1]]),
+        "with one dimension more": like[None, None],
+    }  # fmt: skip
+    return kinds if like.dim() else kinds | {"list": [1.0], "array": "array"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_is_no_such_tensor_is_refused_by_name(name):
+    call = CALLS[name]
+    for option in call.tensors():
+        first = next(iter(call.options)) == option
+        kinds = strange_kinds(call.options[option])
+        if not first:
+            kinds["elsewhere"] = call.options[option].to("meta")
+        if option in ("gram", "normalizer") or call.function is po.pama_weights:
+            del kinds["with one dimension more"]  # leading dimensions, or still one number
+        if option == "preference" and call.options[option].dim() == 1:
+            del kinds["array"], kinds["list"]
+        for kind, x in kinds.items():
+            # A first argument of another size is what the others are compared to.
+            names = f"({'|'.join(call.options)})" if first and kind == "longer" else option
+            with pytest.raises((TypeError, ValueError), match=rf"^{names}\b.* must"):
+                call(**{option: x})
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "cu_seqlens" in options_of(name)])
+def test_offsets_that_are_none_are_refused_by_name(name):
+    call = CALLS[name]
+    if "cu_seqlens" not in call.options:
+        pytest.skip("is called with padded arrays")
+    for x in ([0, 6], torch.tensor([0, 2, 6]).float(), torch.tensor([0, 6]).short(),
+              torch.tensor([[0, 6]]), torch.zeros(0, dtype=torch.int64), torch.tensor([0, 2]),
+              torch.tensor([1, 6]), torch.tensor([0, 4, 2, 6]), torch.tensor([0, -1, 6]),
+              torch.tensor([0, 6], device="meta")):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=r"^cu_seqlens must"):
+            call(cu_seqlens=x)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if "group" in options_of(name)])
+def test_groups_that_are_none_are_refused_by_name(name):
+    """Such as the number that torch gives to ranks which are no members of a new group."""
+    for wrong in (torch.distributed.GroupMember.NON_GROUP_MEMBER, "world", torch.ones(2), [None]):
+        with pytest.raises(TypeError, match=r"^group must be a ProcessGroup or None, got"):
+            CALLS[name](group=wrong)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_words_that_are_none_are_refused_by_name(name):
+    words = options_of(name).keys() & {
+        "reduction", "estimator", "aggregate", "kl_estimator", "scale"
+    }  # fmt: skip
+    for option in words:
+        for wrong in ("x", "", None, 3, ["token"], torch.ones(2)):
+            with pytest.raises((TypeError, ValueError), match=rf"^{option} must be one of"):
+                CALLS[name](**{option: wrong})
+
+
+# --- flags and numbers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CALLS)
