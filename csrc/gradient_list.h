@@ -216,7 +216,7 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
       }
     }
   }
-  const auto sort = [&](std::vector<Extent>& extents, auto meets) {
+  const auto refuse_where = [&](std::vector<Extent>& extents, auto meets) {
     std::sort(extents.begin(), extents.end());
     for (size_t k = 1; k < extents.size(); ++k) {
       const Extent &one = extents[k - 1], &other = extents[k];
@@ -225,8 +225,8 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
       refuse(named(last) + " must share no memory with " + named(first) + ", but does");
     }
   };
-  sort(all, [](const Extent& a, const Extent& b) { return a.first == b.first; });
-  sort(dense, [](const Extent& a, const Extent& b) { return b.first < a.last; });
+  refuse_where(all, [](const Extent& a, const Extent& b) { return a.first == b.first; });
+  refuse_where(dense, [](const Extent& a, const Extent& b) { return b.first < a.last; });
   for (int64_t k = 0; !dense.empty() && k < static_cast<int64_t>(grads.data.size()); ++k) {
     if (!grads.data[k]) continue;
     const int64_t p = k % grads.parameters, i = k / grads.parameters;

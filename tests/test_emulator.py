@@ -57,7 +57,7 @@ OPS = {
     "gram_mma.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
     "pama_advantages.cuh": ["pama_statistics", "pama_combine"],
-    "reduce.cuh": ["whiten_apply"],
+    "reduce.cuh": ["whiten_moments"],
     "warp_team.cuh": ["min_norm"],
     "weights.cuh": ["duality_gap", "min_norm", "pama_weights"],
 }

@@ -463,6 +463,6 @@ def test_weightings_are_told_apart_by_name_and_by_what_partial_sets():
         "partial(pama_ops.weights.gradvac, seed=None, target=torch.float32 [2, 2])"
     )
     nested = functools.partial(functools.partial(po.cagrad, c=0.3), rtol=[1, "a"])
-    assert describe(nested) == "partial(pama_ops.weights.cagrad, c=0.3, rtol=[1, 'a'])"
+    assert describe(nested) == "partial(pama_ops.weights.cagrad, c=0.3, rtol=[1.0, 'a'])"
     assert describe(torch.nn.Softmax(0)) == "torch.nn.modules.activation.Softmax"
     assert describe(lambda gram: gram).endswith("partial_sets.<locals>.<lambda>")

@@ -125,8 +125,8 @@ class CaGrad {
         low = t * t;
         continue;
       }
-      // Where rounding hides ‖g_w‖², the least that it can be on this corral says how t goes on, and
-      // the most how far the radius surely reaches.
+      // Where rounding hides ‖g_w‖², the least that it can be on this corral says how t goes on,
+      // and the most how far the radius surely reaches.
       const double response = method_.response(), most = told ? found : fmax(found, 0.0) + rounding;
       if (!told) found = t * t * response;
       const double excess = found - square * (t * t);

@@ -230,8 +230,8 @@ class Slot {
 
 // --- the op --------------------------------------------------------------------------------------
 
-// Adds J Jᵀ to the rows and columns `objectives` of `out`, whose rows lie `stride` apart. No gradient
-// is missing.
+// Adds J Jᵀ to the rows and columns `objectives` of `out`, whose rows lie `stride` apart. No
+// gradient is missing.
 void accumulate(const GradientList& grads, const std::vector<int64_t>& objectives, int64_t stride,
                 double* out) {
   const int64_t n = grads.objectives;

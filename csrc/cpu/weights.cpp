@@ -105,6 +105,7 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
   const auto at = [&](int64_t i, int64_t j) {
     return load(gram, start + i * gram.row + j * gram.column);
   };
+  const auto root = [&](int64_t i) { return std::sqrt(std::fabs(at(i, i))); };
   std::vector<double> norm(n);
   bounding_norms(at, n, gram.dtype, norm.data());
   std::ostringstream message;
@@ -115,8 +116,7 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t j = 0; j < i; ++j) {
         const double lower = at(i, j), upper = at(j, i);
-        const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
-        if (!symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype))) {
+        if (!symmetric_to_rounding(lower, upper, root(i), root(j), unit_roundoff(gram.dtype))) {
           message << "gram must be symmetric to rounding, got ";
           return say(i, j), message << " and ", say(j, i);
         }
