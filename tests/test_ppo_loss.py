@@ -65,7 +65,8 @@ def codes(options: dict) -> dict:
 def per_token(weights, batch: Tokens) -> torch.Tensor:
     """Weights of sequences at their tokens."""
     if batch.cu_seqlens is None:
-        return weights[:, None].expand(batch.shape)
+        # Of rows without tokens there are no weights.
+        return (weights[:, None] if batch.shape[1] else weights).expand(batch.shape)
     return weights.repeat_interleave(batch.cu_seqlens.diff().long())
 
 

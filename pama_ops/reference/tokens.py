@@ -20,6 +20,7 @@ class Tokens:
         self._index: Tensor | None = None
         # Rows without a token, of which there may be any number, are left out but on request.
         self._none = cu_seqlens is None and like.shape[-1] == 0 and not keep_rows
+        self._rows = like.shape[-2] if self._none else 0
         if cu_seqlens is not None:
             starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
             longest = int(lengths.max()) if lengths.numel() else 0
@@ -53,6 +54,8 @@ class Tokens:
 
     def unpad(self, x: Tensor) -> Tensor:
         """The inverse of `pad`."""
+        if self._none:
+            return x.new_empty((*x.shape[:-2], self._rows, 0))
         if self._index is None:
             return x
         out = x.new_zeros((*x.shape[:-2], self._total))
