@@ -72,15 +72,16 @@ def _writer(op: Any) -> Callable[..., None]:
     """The kernel of an op that writes its first argument, above its kernels for devices."""
 
     def write(keys: Any, written: Tensor | list[Tensor], *args: Any) -> None:
-        _announce(written)
+        tensors = _writable(written)
         with torch._C._AutoDispatchBelowADInplaceOrView():
             op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, written, *args)
+        torch.autograd.graph.increment_version(tensors)
 
     return write
 
 
-def _announce(written: Tensor | list[Tensor]) -> None:
-    """As torch's own ops do, so that autograd finds what it saved to be overwritten."""
+def _writable(written: Tensor | list[Tensor]) -> list[Tensor]:
+    """What has a version to raise, so that autograd finds what it saved to be overwritten."""
     tensors = [written] if isinstance(written, Tensor) else written
     if not torch.is_inference_mode_enabled():
         for p, x in enumerate(tensors):
@@ -89,18 +90,19 @@ def _announce(written: Tensor | list[Tensor]) -> None:
                     f"tensor {p} of those to write must be no inference tensor, which can only be "
                     "written under torch.inference_mode(): clone() it"
                 )
-    torch.autograd.graph.increment_version([x for x in tensors if not x.is_inference()])
+    return [x for x in tensors if not x.is_inference()]
 
 
 def write(op: Any, written: Tensor | list[Tensor], *args: Any) -> None:
-    """Call an op that writes its first argument. Its writer, to which thousands of tensors would
-    go through Python and back, is left out."""
+    """Call an op that writes its first argument, but for its kernel above those of devices, through
+    which thousands of tensors would go to Python and back."""
     if torch.compiler.is_compiling():
         op(written, *args)
         return
-    _announce(written)
+    tensors = _writable(written)
     with torch._C._AutoDispatchBelowADInplaceOrView():
         op(written, *args)
+    torch.autograd.graph.increment_version(tensors)
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:

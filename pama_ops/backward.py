@@ -107,7 +107,7 @@ def pareto_backward(
         forward_mode.refuse("pareto_backward", *terms, *shared)
         retain_graph = check.flag("retain_graph", retain_graph)
         _refuse_reentrant_checkpoints(terms, shared)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
     _agree(name, terms, shared, heads, weighting, group, ranks)
     rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks, retain_graph)
@@ -271,11 +271,12 @@ def _autograd(
     losses: list[Tensor], wanted: list[list[Tensor]], *, retain_last: bool
 ) -> list[list[Tensor | None]]:
     rows: list[list[Tensor | None]] = []
+    last = max(i for i, loss in enumerate(losses) if loss.requires_grad)
     for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
         if not loss.requires_grad:
             rows.append([None] * len(tensors))
             continue
-        keep = retain_last or i + 1 < len(losses)
+        keep = retain_last or i < last
         grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
         rows.append([distributed.resolved(g, x) for g, x in zip(grads, tensors, strict=True)])
     return rows
@@ -442,8 +443,10 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
                     f"got {x.grad.layout} {x.grad.dtype}"
                 )
             check.writable(f"{name}[{p}].grad", x.grad)
-            other = grad_at.setdefault(distributed.local(x.grad).data_ptr(), p)
-            if other != p and x.grad.numel() > 0 and id(x) not in kept:
+            part = distributed.local(x.grad)
+            # A shard without elements, and what is on no device, has no address.
+            other = grad_at.setdefault(part.data_ptr(), p) if part.data_ptr() != 0 else p
+            if other != p and part.numel() > 0 and id(x) not in kept:
                 raise ValueError(
                     f"{name}[{p}].grad must share no memory with {name}[{other}].grad, but does"
                 )

@@ -169,10 +169,11 @@ def test_what_is_written_shares_memory_with_nothing_else(backend):
     weights = torch.tensor([2.0, 1.0], device=backend.device)
 
     def refused(message: str, grads: list, out: object) -> None:
-        before = memory.clone()
+        before, version = memory.clone(), memory._version
         with pytest.raises(ValueError, match=message):
             po.combine(grads, weights, out=out)
         assert torch.equal(memory, before)
+        assert memory._version == version
 
     refused(
         r"out\[0\] must be a whole gradient .* shares some with grads\[0\]", [a, b], memory[4:12]

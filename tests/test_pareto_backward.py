@@ -450,7 +450,7 @@ def test_the_graph_is_kept_if_asked():
         losses, z = model.losses(torch.ones(2, 6, dtype=torch.float64))
         given = {"features": z} if through else {"parameters": list(model.trunk.parameters())}
         for keep in (True, False):
-            po.pareto_backward(losses, **given, retain_graph=keep)
+            po.pareto_backward([*losses, torch.tensor(0.0)], **given, retain_graph=keep)
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
             sum(losses).backward()
 

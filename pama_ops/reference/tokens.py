@@ -143,7 +143,7 @@ def whiten_apply(
     unit = unit[:, None, None]
     variance = deviation**2 * count / (count - 1).clamp(min=1)
     # In small units eps may come to 0; the least number keeps equal ones at 0.
-    scale = torch.rsqrt(variance + (eps * unit**2).clamp(min=torch.finfo(torch.float64).tiny))
+    scale = torch.rsqrt(variance + (eps * unit * unit).clamp(min=torch.finfo(torch.float64).tiny))
     return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) * unit - mean) * scale, 0.0))
 
 
