@@ -246,7 +246,8 @@ def gram_matrix(gram: Tensor) -> None:
     )
     if gram.shape[-1] == 0:
         return
-    least = 2.0**-24 if gram.dtype == torch.float16 else 0.0
+    info = torch.finfo(gram.dtype)
+    least = info.smallest_normal * info.eps
     slack = 2.0**-20 * square.abs().amax(-1, keepdim=True) + least
     longest = (square.clamp(min=0) + slack).sqrt()
     beyond = g.abs() > (1 + 2.0**-6) * longest[..., None] * longest[..., None, :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -254,10 +255,15 @@ def test_weighting_takes_inner_products_and_nothing_else(backend, weighting, dty
         for gram in (bad, torch.stack([torch.eye(len(bad)).to(bad), bad])):
             with pytest.raises(ValueError, match="gram must be inner products, none beyond"):
                 weighting.function(gram, **by_itself)
-    for good in (matrix([1, 1.0078125], [1.0078125, 1]), matrix([2.0**-14, 2.0**-8], [2.0**-8, 1])):
-        assert weighting.function(good, **by_itself).shape[-1:] != ()
-    lost = matrix([0, 2.0**-13], [2.0**-13, 1])  # a square that float16 has none for
-    weighting.function(lost, **by_itself)
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    root = 2.0 ** math.ceil(math.log2(least) / 2)
+    for good in (
+        matrix([1, 1.0078125], [1.0078125, 1]),
+        matrix([2.0**-14, 2.0**-8], [2.0**-8, 1]),
+        matrix([0, root / 2], [root / 2, 1]),  # a square below the dtype's range
+        matrix([0, least], [least, 1024 * least]),
+    ):
+        assert bool(weighting.function(good, **by_itself).isfinite().all())
     for element in (torch.inf, torch.nan):
         gram = matrix([1, element], [element, 1])
         assert not bool(weighting.function(gram, **by_itself).isfinite().all())

@@ -98,8 +98,8 @@ PAMA_INLINE bool symmetric_to_rounding(double upper, double lower, double norm_i
   return !(fabs(upper - lower) > 128 * roundoff * size);
 }
 
-// ‖g_i‖ of a square that may have been rounded to any dtype, before it came in its own: with what
-// the sums of a large and a small gradient leave, and `least`, which is lost below a dtype's range.
+// ‖g_i‖ of a square that may have been rounded: with what the sums of a large and a small gradient
+// leave, and `least`, the least number of its dtype, which is lost below its range.
 PAMA_INLINE double longest_norm(double square, double largest, double least) {
   return sqrt((square < 0 ? 0 : square) + 0x1p-20 * largest + least);
 }
