@@ -354,7 +354,7 @@ def test_fairgrad_of_orthogonal_gradients(backend, alpha):
 def test_fairgrad_of_stationary_gradients_is_the_fairest_zero(backend, alpha):
     """Of (1, −1, −1): w = (½, ¼, ¼) by symmetry. Of (1, −1, 3, −3): by its optimality condition."""
     j = on(backend, [1], [-1], [-1])
-    weights = po.fairgrad(gram_of(j), alpha=alpha)
+    weights = po.fairgrad(gram_of(j).to(backend.device), alpha=alpha)
     torch.testing.assert_close(weights, on(backend, 0.5, 0.25, 0.25), rtol=1e-12, atol=0)
     j = torch.tensor([[1.0], [-1.0], [3.0], [-3.0]], dtype=torch.float64)
     weights = po.fairgrad(gram_of(j).to(backend.device), alpha=alpha).cpu()

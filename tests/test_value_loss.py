@@ -83,7 +83,8 @@ def test_value_loss_of_long_sequences_is_its_definition(backend, ragged):
     want, scale = reference.value_loss(**arrays, clip=0.2, normalizer=None, divisor=0.0)
     squares = sizes(batch, arrays).flatten(1) ** 2
     assert_rounds(loss.detach(), want, squares.sum(-1) * scale, squares.shape[1] + TERMS)
-    want = reference.value_loss_backward(torch.ones(2), scale, **arrays, clip=0.2)
+    ones = torch.ones(2, device=backend.device)
+    want = reference.value_loss_backward(ones, scale, **arrays, clip=0.2)
     assert_rounds(values.grad, want, scale * sizes(batch, arrays), TERMS)
 
 

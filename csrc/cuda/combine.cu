@@ -36,7 +36,9 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
     };
     for (const DType dtype : kGradientDTypes) {
       for_tables(grads, dtype, n + 1, row, [&](const PointerTable& table, int64_t columns) {
-        const int64_t blocks = std::clamp<int64_t>(ceil_div(columns, 4 * kCombineBlock), 1, 2048);
+        // As many as there are chunks, at least, up to those that run at once.
+        const int64_t chunks = columns / (4 * kCombineBlock) + table.pieces;
+        const int64_t blocks = std::min(chunks, 4 * kMultiprocessors);
         launch(kernel_of(dtype), blocks, kCombineBlock, n * 8,
                CombineArgs{table, vector, accumulate || first > 0});
       });

@@ -7,8 +7,8 @@
 
 namespace pama {
 
-// Two blocks for each multiprocessor of a large GPU, whatever the GPU: sums keep their order.
-inline constexpr int64_t kGradientBlocks = 264;
+// Multiprocessors of a large GPU. Grids are made for it, whatever the GPU: sums keep their order.
+inline constexpr int64_t kMultiprocessors = 132;
 
 inline constexpr DType kGradientDTypes[] = {DType::kFloat, DType::kBFloat16, DType::kHalf,
                                             DType::kDouble};
@@ -28,10 +28,8 @@ void for_tables(const GradientList& grads, DType dtype, int rows, const Pointer&
   };
   for (int64_t p = 0; p < grads.parameters; ++p) {
     if (grads.dtype[p] != dtype || grads.size[p] == 0) continue;
-    if ((table.pieces + 1) * table.stride() > PointerTable::kWords) flush();
-    int64_t* word = table.word + table.pieces++ * table.stride();
-    *word++ = grads.size[p];
-    for (int i = 0; i < rows; ++i) *word++ = reinterpret_cast<int64_t>(pointer(i, p));
+    if (table.full()) flush();
+    table.add(grads.size[p], [&](int i) { return pointer(i, p); });
     columns += grads.size[p];
   }
   flush();

@@ -1,3 +1,5 @@
+#include <cstdlib>
+
 #include "cuda/gradient_launch.h"
 #include "kernels/gram.cuh"
 
@@ -44,38 +46,70 @@ Kernel mma_kernel(int rows) {
   }
 }
 
+template <class Element>
+Kernel fragment_kernel(int rows) {
+  if (rows == 1) return gram_fragment_kernel<Element, 8>;
+  if (rows == 2) return gram_fragment_kernel<Element, 4>;
+  return rows <= 4 ? gram_fragment_kernel<Element, 2> : gram_fragment_kernel<Element, 1>;
+}
+
 // A kernel for the gradients of one dtype, and how to launch it.
 struct Plan {
   Kernel kernel;
   GramLayout layout;
-  int64_t sets;  // blocks that share the same columns
+  int64_t blocks;  // at most
   int threads;
   int64_t shared;
+  int64_t sets = 1;  // blocks that share the same columns
 };
 
+// Whether float64 goes to tensor cores that make it as fast as memory, as those of an A100 and an
+// H100 do; other GPUs' double precision takes 32 or 64 times as long as single. PAMA_GRAM_KERNEL=
+// plain, or tensor, overrules it, for tests and benchmarks.
+bool on_tensor_cores(const Launcher& launch) {
+  const char* name = std::getenv("PAMA_GRAM_KERNEL");
+  if (name && *name) return std::string(name) != "plain";
+  return launch.double_is_fast();
+}
+
 template <class Element>
-Plan plan_of(int rows) {
-  if (rows <= kMaxPairs) return {pairs_kernel<Element>(rows), GramLayout::kPairs, 1, kGramBlock, 0};
-  if constexpr (sizeof(Element) == 2) {
-    return {mma_kernel<Element>(rows), GramLayout::kMma, 1, kMmaBlock, mma_shared_bytes(rows)};
+Plan plan_of(int rows, bool tensor) {
+  constexpr bool half = sizeof(Element) == 2;
+  if (rows <= kMaxPairs) {
+    if (!tensor) {
+      return {pairs_kernel<Element>(rows), GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
+    }
+    return {fragment_kernel<Element>(rows), GramLayout::kTiles8,
+            (sizeof(Element) == 8 ? 3 : 4) * kMultiprocessors, kFragmentBlock, kFragmentShared};
+  }
+  if constexpr (half) {
+    return {mma_kernel<Element>(rows), GramLayout::kMma,
+            mma_blocks(tile_groups(rows, 16)) * kMultiprocessors, kMmaBlock,
+            mma_shared_bytes(rows)};
   } else {
+    if (tensor && rows <= 32) {
+      const int bands = tile_groups(rows, 16);
+      return {bands == 1 ? gram_float64_kernel<Element, 1> : gram_float64_kernel<Element, 2>,
+              GramLayout::kMma, (bands == 1 ? 4 : 2) * kMultiprocessors, kFloat64Block,
+              mma_shared_bytes(rows)};
+    }
     constexpr int height = kTileHeight<Element>;
     const TilePlan plan(rows, height);
-    return {gram_tiles_kernel<Element>, GramLayout{height}, plan.sets, plan.threads(),
-            plan.shared_bytes(height)};
+    return {gram_tiles_kernel<Element>, GramLayout{height}, 2 * kMultiprocessors, plan.threads(),
+            plan.shared_bytes(height),  plan.sets};
   }
 }
 
-Plan plan_of(DType dtype, int rows) {
+Plan plan_of(DType dtype, int rows, bool tensor) {
   switch (dtype) {
     case DType::kDouble:
-      return plan_of<double>(rows);
+      return plan_of<double>(rows, tensor);
     case DType::kHalf:
-      return plan_of<HalfElement>(rows);
+      return plan_of<HalfElement>(rows, tensor);
     case DType::kBFloat16:
-      return plan_of<BFloat16Element>(rows);
+      return plan_of<BFloat16Element>(rows, tensor);
     default:
-      return plan_of<float>(rows);
+      return plan_of<float>(rows, tensor);
   }
 }
 
@@ -94,11 +128,11 @@ void add_gram(const Tensor& like, const GradientList& grads, const std::vector<i
       if (grads.dtype[p] == dtype) total += grads.size[p];
     }
     if (total == 0) continue;
-    const Plan plan = plan_of(dtype, finish.rows);
+    const Plan plan = plan_of(dtype, finish.rows, on_tensor_cores(launch));
     finish.layout = plan.layout;
     finish.entries = gram_entries(plan.layout, finish.rows);
     // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
-    finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, kGradientBlocks / plan.sets);
+    finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, plan.blocks / plan.sets);
     Tensor partial = allocate(like, {finish.blocks * finish.entries}, ScalarType::Double);
     finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
     bool add = false;

@@ -20,11 +20,15 @@ namespace pama {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Bytes of static shared memory that no kernel exceeds (tests/kernel_resources.json has them all).
+inline constexpr int64_t kStaticShared = 1024;
+
 #if defined(PAMA_EMULATE)
 
 class Launcher {
  public:
   explicit Launcher(const Tensor&) {}
+  bool double_is_fast() const { return true; }
 
   template <class... Parameters, class... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t grid, int block, int64_t shared,
@@ -37,12 +41,19 @@ class Launcher {
 
 class Launcher {
  public:
-  explicit Launcher(const Tensor& x) : guard_(x.get_device_index()) {
+  explicit Launcher(const Tensor& x) : guard_(x.get_device_index()), device_(x.get_device_index()) {
     const CurrentStream current_stream = current_stream_function();
     if (!current_stream) throw std::runtime_error("pama_ops: this torch has no CUDA support");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(current_stream(x.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  // Whether the device's double precision is half as fast as single.
+  bool double_is_fast() const {
+    int ratio = 0;
+    check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device_));
+    return ratio <= 2;
   }
 
   // `shared` bytes of dynamic shared memory; an empty grid launches nothing.
@@ -55,7 +66,8 @@ class Launcher {
     config.blockDim = dim3(static_cast<unsigned>(block));
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream_;
-    if (shared > 48 * 1024) {
+    // A block has 48 KB without asking, of which a kernel's static arrays take some.
+    if (shared > 48 * 1024 - kStaticShared) {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared)));
     }
@@ -70,6 +82,7 @@ class Launcher {
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
+  int device_;
   cudaStream_t stream_;
 };
 

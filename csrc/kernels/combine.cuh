@@ -26,21 +26,21 @@ __global__ void __launch_bounds__(kCombineBlock, 4)
   constexpr int width = Pack<Element>::kSize;
   const PointerTable& table = args.table;
   const int n = table.rows - 1;
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int thread = static_cast<int>(threadIdx.x);
   Real* weight = reinterpret_cast<Real*>(dynamic_shared());
-  for (int i = static_cast<int>(threadIdx.x); i < n; i += kCombineBlock) {
+  for (int i = thread; i < n; i += kCombineBlock) {
     weight[i] = static_cast<Real>(load(args.weights, i * args.weights.column));
   }
   __syncthreads();
-  int64_t dealt = 0;
 #pragma unroll 1
-  for (int piece = 0; piece < table.pieces; ++piece) {
-    const int64_t columns = table.columns(piece);
-    const int64_t packs = table.aligned(piece) ? columns / width : 0;
-    Element* out = const_cast<Element*>(table.row<Element>(piece, n));
-#pragma unroll 1
-    for (int64_t u = first_unit(dealt); u < packs; u += threads) {
-      Pack<Element>& to = reinterpret_cast<Pack<Element>*>(out)[u];
+  for (ChunkWalk<kCombineBlock * width> walk(table, blockIdx.x); walk.found();
+       walk.chunk += gridDim.x) {
+    const int piece = walk.piece, columns = walk.columns();
+    const int packs = table.aligned(piece) ? columns / width : 0;
+    Element* out = const_cast<Element*>(table.row<Element>(piece, n)) + walk.first();
+    if (thread < packs) {
+      const int64_t u = walk.first() / width + thread;
+      Pack<Element>& to = reinterpret_cast<Pack<Element>*>(out)[thread];
       Real sum[width] = {};
       if (args.accumulate) {
         const Pack<Element> before = to;
@@ -69,19 +69,15 @@ __global__ void __launch_bounds__(kCombineBlock, 4)
       for (int k = 0; k < width; ++k) round_to(sum[k], rounded.at[k]);
       to = rounded;
     }
-    dealt += packs;
-    const int64_t rest = columns - packs * width;
 #pragma unroll 1
-    for (int64_t u = first_unit(dealt); u < rest; u += threads) {
-      const int64_t at = packs * width + u;
-      Real sum = args.accumulate ? real(out[at]) : Real(0);
+    for (int k = packs * width + thread; k < columns; k += kCombineBlock) {
+      Real sum = args.accumulate ? real(out[k]) : Real(0);
       for (int i = 0; i < n; ++i) {
         const Element* row = table.row<Element>(piece, i);
-        if (row) sum += weight[i] * real(row[at]);
+        if (row) sum += weight[i] * real(row[walk.first() + k]);
       }
-      round_to(sum, out[at]);
+      round_to(sum, out[k]);
     }
-    dealt += rest;
   }
 }
 

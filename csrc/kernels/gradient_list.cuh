@@ -15,19 +15,56 @@ struct PointerTable {
   static constexpr int kWords = 448;
 
   int rows, pieces;
-  int64_t word[kWords];  // of each piece: its columns, then a pointer a row, null if it is missing
+  // Of each piece: twice its columns, and 1 if every row starts at a multiple of 16 bytes; then a
+  // pointer a row, null if it is missing.
+  int64_t word[kWords];
 
   PAMA_INLINE int stride() const { return rows + 1; }
-  PAMA_INLINE int64_t columns(int piece) const { return word[piece * stride()]; }
+  PAMA_INLINE int64_t columns(int piece) const { return word[piece * stride()] >> 1; }
+  PAMA_INLINE bool aligned(int piece) const { return word[piece * stride()] & 1; }
   template <class Element>
   PAMA_INLINE const Element* row(int piece, int i) const {
     return reinterpret_cast<const Element*>(word[piece * stride() + 1 + i]);
   }
-  // Whether every row of the piece starts at a multiple of 16 bytes.
-  PAMA_INLINE bool aligned(int piece) const {
+
+  bool full() const { return (pieces + 1) * stride() > kWords; }
+  template <class Pointer>
+  void add(int64_t columns, const Pointer& pointer) {
+    int64_t* to = word + pieces++ * stride();
     int64_t bits = 0;
-    for (int i = 0; i < rows; ++i) bits |= word[piece * stride() + 1 + i];
-    return bits % 16 == 0;
+    for (int i = 0; i < rows; ++i) {
+      to[1 + i] = reinterpret_cast<int64_t>(pointer(i));
+      bits |= to[1 + i];
+    }
+    to[0] = 2 * columns + (bits % 16 == 0);
+  }
+};
+
+// The chunks of `Columns` columns, the last one of a piece shorter, that a table's pieces are cut
+// into, one piece after the other: so lists of small tensors keep the whole grid busy. Who takes a
+// chunk (a warp, a block) passes over those of others; it has seen every piece once by the end.
+template <int64_t Columns>
+struct ChunkWalk {
+  const PointerTable& table;
+  int64_t chunk;  // of this piece
+  int piece = 0;
+
+  __device__ __forceinline__ ChunkWalk(const PointerTable& table, int64_t first)
+      : table(table), chunk(first) {}
+
+  // Whether there is such a chunk; finds its piece.
+  __device__ __forceinline__ bool found() {
+    for (; piece < table.pieces; ++piece) {
+      const int64_t chunks = (table.columns(piece) + Columns - 1) / Columns;
+      if (chunk < chunks) return true;
+      chunk -= chunks;
+    }
+    return false;
+  }
+  __device__ __forceinline__ int64_t first() const { return chunk * Columns; }
+  __device__ __forceinline__ int columns() const {
+    const int64_t left = table.columns(piece) - first();
+    return static_cast<int>(left < Columns ? left : Columns);
   }
 };
 
@@ -71,13 +108,19 @@ struct alignas(16) Pack {
   Element at[kSize];
 };
 
-// Threads of the grid in order, each piece's columns dealt on from where the last one's ended, so
-// that lists of small tensors keep the whole grid busy.
-__device__ __forceinline__ int64_t first_unit(int64_t dealt) {
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t mine = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t start = mine - dealt % threads;
-  return start < 0 ? start + threads : start;
+// A pack of a row from column `at` on, zeros beyond `columns` and for no row. `whole` says that all
+// of it is there, at a multiple of 16 bytes.
+template <class Element>
+__device__ __forceinline__ Pack<Element> load_pack(const Element* row, int64_t at, int64_t columns,
+                                                   bool whole) {
+  Pack<Element> pack{};
+  if (!row) return pack;
+  if (whole) return *reinterpret_cast<const Pack<Element>*>(row + at);
+#pragma unroll
+  for (int k = 0; k < Pack<Element>::kSize; ++k) {
+    if (at + k < columns) pack.at[k] = row[at + k];
+  }
+  return pack;
 }
 
 }  // namespace pama

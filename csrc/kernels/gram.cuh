@@ -1,10 +1,12 @@
 // Gram matrices on a GPU: partial sums of a fixed grid, then a second kernel that adds them.
 //
-// Up to n = 8 a thread holds all pairs in registers and takes 16 bytes of each row at a time:
-// bound by memory. float32 products are chained for at most 64 columns, then added in float64.
-// Beyond, float32 and float64 go to gram_tiles.cuh, halves to gram_mma.cuh.
+// On tensor cores where those of float64 are fast (gram_fragments.cuh), and for more than 8 rows of
+// halves (gram_mma.cuh). Elsewhere up to n = 8 a thread holds all pairs in registers and takes 16
+// bytes of each row at a time: float32 products are chained for at most 64 columns, then added in
+// float64. More rows of float32 and float64 go to gram_tiles.cuh.
 #pragma once
 
+#include "kernels/gram_fragments.cuh"
 #include "kernels/gram_mma.cuh"
 #include "kernels/gram_tiles.cuh"
 
@@ -40,47 +42,58 @@ struct PairSums {
 };
 
 template <class Element, int N>
-__global__ void __launch_bounds__(kGramBlock)
+__global__ void __launch_bounds__(kGramBlock, 1)
     gram_pairs_kernel(const __grid_constant__ GramArgs args) {
   using Real = decltype(real(Element{}));
   constexpr int width = Pack<Element>::kSize;
+  // Packs of each row that a thread loads at once: eight rows' worth, where it has fewer.
+  constexpr int at_once = N > 4 ? 1 : N > 2 ? 2 : N > 1 ? 4 : 8;
   const PointerTable& table = args.table;
-  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int thread = static_cast<int>(threadIdx.x);
   PairSums<Real, N> sums;
-  int64_t dealt = 0;
 #pragma unroll 1
-  for (int piece = 0; piece < table.pieces; ++piece) {
-    const int64_t columns = table.columns(piece);
-    const int64_t packs = table.aligned(piece) ? columns / width : 0;
-#pragma unroll 1
-    for (int64_t u = first_unit(dealt); u < packs; u += threads) {
-      Pack<Element> pack[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        pack[i] = reinterpret_cast<const Pack<Element>*>(table.row<Element>(piece, i))[u];
-      }
+  for (ChunkWalk<at_once * kGramBlock * width> walk(table, blockIdx.x); walk.found();
+       walk.chunk += gridDim.x) {
+    const int columns = walk.columns(), packs = table.aligned(walk.piece) ? columns / width : 0;
+    const auto row = [&](int i) { return table.row<Element>(walk.piece, i) + walk.first(); };
+    const auto add = [&](const auto& pack, int u) {
 #pragma unroll
       for (int k = 0; k < width; ++k) {
         Real x[N];
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[i] = real(pack[i].at[k]);
+        for (int i = 0; i < N; ++i) x[i] = real(pack[u][i].at[k]);
         sums.add(x);
       }
       if ((sums.chained += width) > kGramColumns - width) sums.promote();
+    };
+    if (packs == at_once * kGramBlock) {
+      Pack<Element> pack[at_once][N];
+#pragma unroll
+      for (int u = 0; u < at_once; ++u) {
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          pack[u][i] = reinterpret_cast<const Pack<Element>*>(row(i))[u * kGramBlock + thread];
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < at_once; ++u) add(pack, u);
+      continue;
     }
-    dealt += packs;
-    const int64_t rest = columns - packs * width;
 #pragma unroll 1
-    for (int64_t u = first_unit(dealt); u < rest; u += threads) {
+    for (int u = thread; u < packs; u += kGramBlock) {
+      Pack<Element> pack[1][N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) pack[0][i] = reinterpret_cast<const Pack<Element>*>(row(i))[u];
+      add(pack, 0);
+    }
+#pragma unroll 1
+    for (int k = packs * width + thread; k < columns; k += kGramBlock) {
       Real x[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        x[i] = real(table.row<Element>(piece, i)[packs * width + u]);
-      }
+      for (int i = 0; i < N; ++i) x[i] = real(row(i)[k]);
       sums.add(x);
       if ((sums.chained += 1) > kGramColumns - width) sums.promote();
     }
-    dealt += rest;
   }
   sums.promote();
   constexpr int pairs = PairSums<Real, N>::kPairs;

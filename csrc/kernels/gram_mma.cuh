@@ -23,6 +23,9 @@ namespace pama {
 inline constexpr int kMmaBlock = 128;
 inline constexpr int kMmaColumns = 256;  // between promotions, and dealt to a warp at a time
 
+// Blocks that share a multiprocessor.
+PAMA_INLINE constexpr int mma_blocks(int bands) { return bands == 1 ? 4 : bands == 2 ? 3 : 2; }
+
 PAMA_HD inline int64_t mma_shared_bytes(int rows) {
   return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;
 }
@@ -102,7 +105,7 @@ struct MmaSums {
 };
 
 template <class Element, int Bands>
-__global__ void __launch_bounds__(kMmaBlock, 2)
+__global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
     gram_mma_kernel(const __grid_constant__ GramArgs args) {
   using Sums = MmaSums<Element, Bands>;
   constexpr int entries = mma_count(Bands) * 4 * kWarp;
@@ -111,34 +114,26 @@ __global__ void __launch_bounds__(kMmaBlock, 2)
   double* mine = dynamic_shared() + thread;
   for (int e = 0; e < entries / kWarp; ++e) mine[e * kMmaBlock] = 0;
   Sums sums;
-  int64_t chunk = warp();  // of this piece; negative chunks were dealt to earlier pieces
 #pragma unroll 1
-  for (int piece = 0; piece < table.pieces; ++piece) {
-    const int64_t columns = table.columns(piece);
-    const int64_t chunks = (columns + kMmaColumns - 1) / kMmaColumns;
-    const bool aligned = table.aligned(piece);
+  for (ChunkWalk<kMmaColumns> walk(table, warp()); walk.found();
+       walk.chunk += gridDim.x * warps_per_block()) {
     const Element* row[2 * Bands];
 #pragma unroll
     for (int band = 0; band < 2 * Bands; ++band) {
       const int i = band * 8 + mma_a_row(lane(), 0);
-      row[band] = i < table.rows ? table.row<Element>(piece, i) : nullptr;
+      row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
     }
+    const int columns = walk.columns();
+    const bool whole = columns == kMmaColumns && table.aligned(walk.piece);
+    sums.load(row, 0, columns, whole);
 #pragma unroll 1
-    for (; chunk < chunks; chunk += gridDim.x * warps_per_block()) {
-      const int64_t first = chunk * kMmaColumns;
-      const int64_t end = first + kMmaColumns < columns ? first + kMmaColumns : columns;
-      const bool whole = aligned && end == first + kMmaColumns;
-      sums.load(row, first, columns, whole);
-#pragma unroll 1
-      for (int64_t at = first; at < end; at += Sums::kColumns) {
-        MmaWords now[Sums::kSteps][2 * Bands];
-        memcpy(now, sums.words, sizeof(now));
-        if (at + Sums::kColumns < end) sums.load(row, at + Sums::kColumns, columns, whole);
-        sums.multiply(now);
-      }
-      sums.promote(mine);
+    for (int at = 0; at < columns; at += Sums::kColumns) {
+      MmaWords now[Sums::kSteps][2 * Bands];
+      memcpy(now, sums.words, sizeof(now));
+      if (at + Sums::kColumns < columns) sums.load(row, at + Sums::kColumns, columns, whole);
+      sums.multiply(now);
     }
-    chunk -= chunks;
+    sums.promote(mine);
   }
   __syncthreads();
   double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;

@@ -1,0 +1,216 @@
+// Gram matrices on tensor cores: fragments come straight from the rows, and one register of J is
+// both A and B of J Jᵀ.
+//
+// A sum over columns may take them in any order. So lane (g, t) of a warp loads 16 bytes of row g
+// at a time, and its k-th elements, with those of its three neighbours, are four columns of an mma:
+// no shared memory, no exchange. float32 and float64 multiply in float64, products exact (of
+// float32) and nothing to promote; halves (up to 8 rows here, more in gram_mma.cuh) in float32,
+// for 256 columns, after which the sums are added to float64 ones.
+//
+// Of at most 8 rows a fragment holds all, and of 4, 2 or 1 rows 2, 4 or 8 chunks of columns: the
+// products of rows of different chunks are left aside.
+//
+// Counts for an H200: 18.2 bytes of the copy bandwidth (4.2 TB/s measured) come in each cycle of a
+// multiprocessor. 512 bytes, 16 columns of 8 rows of float32, take 28 cycles, in which 4 m8n8k4
+// take 8 to 16, 4 conversions a lane 8; 32 columns of 8 rows of halves 2 m16n8k16 of 4 cycles. 16
+// columns of 16 rows: 56 cycles, of which 2 m16n8k16 of float64 take 32; of 32 rows 112 cycles, 6
+// of them 96: 86 % of the tensor cores, so 32 rows are as near to their bound as to memory's.
+// Loads of 8 packs a lane are in flight before the first is used: 32 warps of a multiprocessor,
+// half of them waiting, make 64 KB, where 700 ns need 25.
+#pragma once
+
+#include "kernels/gram_partial.cuh"
+
+namespace pama {
+
+inline constexpr int kFragmentBlock = 256;
+inline constexpr int kFragmentSteps = 8;  // packs of a row that a lane loads at once
+inline constexpr int64_t kFragmentShared = kFragmentBlock / kWarp * 64 * sizeof(double);
+
+// C of a warp: 8 x 8, lane (g, t) holds (g, 2 t) and (g, 2 t + 1).
+template <class Element>
+struct Fragment {
+  double sum[2] = {}, other[2] = {};  // by turns, so that one need not wait for the other
+
+  __device__ __forceinline__ void add(const Pack<Element>& pack) {
+#pragma unroll
+    for (int k = 0; k < Pack<Element>::kSize; ++k) {
+      const double x = real(pack.at[k]);
+      mma_f64(k % 2 ? other : sum, x, x);
+    }
+  }
+  __device__ __forceinline__ void promote() {}
+  __device__ __forceinline__ double total(int r) const { return sum[r] + other[r]; }
+};
+
+template <class Element>
+struct HalvesFragment {
+  float part[4] = {};  // of rows past the eighth, which are zeros, the last two
+  double sum[2] = {};
+
+  __device__ __forceinline__ void add(const Pack<Element>& pack) {
+    uint32_t word[4];
+    memcpy(word, &pack, sizeof(word));
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+      mma<Element>(part, {word[k], 0, word[k + 1], 0}, {word[k], word[k + 1]});
+    }
+  }
+  __device__ __forceinline__ void promote() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      sum[r] += static_cast<double>(part[r]);
+      part[r] = 0;
+    }
+  }
+  __device__ __forceinline__ double total(int r) const { return sum[r]; }
+};
+template <>
+struct Fragment<HalfElement> : HalvesFragment<HalfElement> {};
+template <>
+struct Fragment<BFloat16Element> : HalvesFragment<BFloat16Element> {};
+
+// Up to 8 / Chunks rows.
+template <class Element, int Chunks>
+__global__ void __launch_bounds__(kFragmentBlock, sizeof(Element) == 8 ? 3 : 4)
+    gram_fragment_kernel(const __grid_constant__ GramArgs args) {
+  constexpr int width = Pack<Element>::kSize, rows = 8 / Chunks;
+  constexpr int step = Chunks * 4 * width;
+  constexpr int64_t stretch = kFragmentSteps * step;
+  const PointerTable& table = args.table;
+  const int i = lane() / 4 % rows, column = (lane() / 4 / rows * 4 + lane() % 4) * width;
+  Fragment<Element> fragment;
+#pragma unroll 1
+  for (ChunkWalk<stretch> walk(table, warp()); walk.found();
+       walk.chunk += gridDim.x * warps_per_block()) {
+    const Element* row =
+        i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
+    const int columns = walk.columns();
+    const bool whole = columns == stretch && table.aligned(walk.piece);
+    Pack<Element> pack[kFragmentSteps];
+    if (whole) {
+#pragma unroll
+      for (int s = 0; s < kFragmentSteps; ++s) {
+        pack[s] = load_pack(row, s * step + column, columns, true);
+      }
+#pragma unroll
+      for (int s = 0; s < kFragmentSteps; ++s) fragment.add(pack[s]);
+    } else {
+#pragma unroll 1
+      for (int s = 0; s < columns; s += step) {
+        fragment.add(load_pack(row, s + column, columns, false));
+      }
+    }
+    fragment.promote();
+  }
+  double* shared = dynamic_shared();  // [warp][r][lane]
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    shared[threadIdx.x / kWarp * 64 + r * 32 + lane()] = fragment.total(r);
+  __syncthreads();
+  const int e = static_cast<int>(threadIdx.x), first = e / 8, second = e % 8;
+  if (first >= rows || second >= rows) return;
+  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * 64 + e;
+  double total = args.add ? *to : 0;
+  for (int w = 0; w < kFragmentBlock / kWarp; ++w) {
+#pragma unroll
+    for (int c = 0; c < Chunks; ++c) {
+      const int g = c * rows + first, h = c * rows + second;
+      total += shared[w * 64 + h % 2 * 32 + g * 4 + h / 2];
+    }
+  }
+  *to = total;
+}
+
+// --- 9 to 32 rows of float32 and float64 ---------------------------------------------------------
+
+inline constexpr int kFloat64Block = 128;
+
+// `Bands` bands of 16 rows.
+template <class Element, int Bands>
+__global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 2)
+    gram_float64_kernel(const __grid_constant__ GramArgs args) {
+  constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / (2 * Bands);
+  constexpr int step = 4 * width;
+  constexpr int64_t stretch = 2 * steps * step;
+  constexpr int entries = mma_count(Bands) * 4 * kWarp;
+  const PointerTable& table = args.table;
+  const int column = lane() % 4 * width;
+  double sum[mma_count(Bands)][4] = {};
+  using Packs = Pack<Element>[2 * Bands];
+
+  const auto multiply = [&](const Packs& pack) {
+    double x[2 * Bands][width];
+#pragma unroll
+    for (int band = 0; band < 2 * Bands; ++band) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) x[band][k] = real(pack[band].at[k]);
+    }
+    int tile = 0;
+#pragma unroll
+    for (int i = 0; i < Bands; ++i) {
+      double a[2 * width];
+#pragma unroll
+      for (int k = 0; k < 2 * width; ++k) a[k] = x[2 * i + k % 2][k / 2];
+#pragma unroll
+      for (int j = 2 * i; j < 2 * Bands; ++j) mma_f64<width>(sum[tile++], a, x[j]);
+    }
+  };
+#pragma unroll 1
+  for (ChunkWalk<stretch> walk(table, warp()); walk.found();
+       walk.chunk += gridDim.x * warps_per_block()) {
+    const Element* row[2 * Bands];
+#pragma unroll
+    for (int band = 0; band < 2 * Bands; ++band) {
+      const int i = band * 8 + lane() / 4;
+      row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
+    }
+    const int columns = walk.columns();
+    if (columns == stretch && table.aligned(walk.piece)) {
+      // Two sets of packs: one is loaded while the other is multiplied.
+      Packs pack[2][steps];
+      const auto load = [&](int set) {
+#pragma unroll
+        for (int s = 0; s < steps; ++s) {
+#pragma unroll
+          for (int band = 0; band < 2 * Bands; ++band) {
+            const int at = (set * steps + s) * step + column;
+            pack[set][s][band] = load_pack(row[band], at, columns, true);
+          }
+        }
+      };
+      load(0);
+      load(1);
+#pragma unroll
+      for (int set = 0; set < 2; ++set) {
+#pragma unroll
+        for (int s = 0; s < steps; ++s) multiply(pack[set][s]);
+      }
+      continue;
+    }
+#pragma unroll 1
+    for (int s = 0; s < columns; s += step) {
+      Packs pack;
+#pragma unroll
+      for (int band = 0; band < 2 * Bands; ++band) {
+        pack[band] = load_pack(row[band], s + column, columns, false);
+      }
+      multiply(pack);
+    }
+  }
+  double* shared = dynamic_shared();
+#pragma unroll
+  for (int e = 0; e < 4 * mma_count(Bands); ++e) {
+    shared[e * kFloat64Block + threadIdx.x] = sum[e / 4][e % 4];
+  }
+  __syncthreads();
+  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
+  for (int e = static_cast<int>(threadIdx.x); e < entries; e += kFloat64Block) {
+    const double* from = shared + e / kWarp * kFloat64Block + e % kWarp;
+    double total = args.add ? to[e] : 0;
+    for (int w = 0; w < kFloat64Block; w += kWarp) total += from[w];
+    to[e] = total;
+  }
+}
+
+}  // namespace pama
