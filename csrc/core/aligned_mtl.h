@@ -37,7 +37,7 @@ class AlignedMtl {
     eigen_.solve(n_ * problem_.rtol);
     const int rank = eigen_.rank();
     if (rank == 0) {
-      for (int i = team_.rank(); i < n_; i += team_.size()) out[i] = preference_[i];
+      PAMA_LANES(team_, i, 0, n_) out[i] = preference_[i];
       return;
     }
     const double sigma = scale(static_cast<int>(problem_.options[0]));
@@ -46,10 +46,10 @@ class AlignedMtl {
       const double* column = eigen_.column(k);
       const double eigenvalue = eigen_.eigenvalue(k);
       double along = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) along += column[i] * preference_[i];
+      PAMA_LANES(team_, i, 0, n_) along += column[i] * preference_[i];
       // v vᵀ λ^(−½) with column = √λ v.
       const double factor = team_.sum(along) * sqrt(sigma / eigenvalue) / eigenvalue;
-      for (int i = team_.rank(); i < n_; i += team_.size()) out[i] += factor * column[i];
+      PAMA_LANES(team_, i, 0, n_) out[i] += factor * column[i];
     }
   }
 

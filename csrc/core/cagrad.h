@@ -63,7 +63,7 @@ class CaGrad {
       return fill(team_, n_, NAN, problem_.out);
     }
     fill(team_, n_, 1.0 / n_, mean_);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       leader_[i] = i;
       inner_[i] = product(i, mean_);
     }
@@ -76,7 +76,7 @@ class CaGrad {
  private:
   PAMA_HD double dot(const double* a, const double* b) const {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += a[i] * b[i];
+    PAMA_LANES(team_, i, 0, n_) total += a[i] * b[i];
     return team_.sum(total);
   }
 
@@ -91,7 +91,7 @@ class CaGrad {
   }
 
   PAMA_HD void multiply(const double* x) {
-    for (int i = team_.rank(); i < n_; i += team_.size()) slope_[i] = product(i, x);
+    PAMA_LANES(team_, i, 0, n_) slope_[i] = product(i, x);
     team_.sync();
   }
 
@@ -157,7 +157,7 @@ class CaGrad {
   PAMA_HD void offer(const double* x, double scale) {
     const double size = dot(mean_, norm_) + scale * dot(x, norm_);
     Located least{INFINITY, n_};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const double hidden = 4 * DBL_EPSILON * norm_[i] * size;
       const Located here{inner_[i] + scale * slope_[i] - hidden, i};
       if (before(here, least)) least = here;
@@ -169,7 +169,7 @@ class CaGrad {
   }
 
   PAMA_HD void take(const double* x, double scale) {
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       problem_.out[i] = 1.0 / n_ + scale * x[i];
     }
   }

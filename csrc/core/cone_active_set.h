@@ -68,7 +68,7 @@ class ConeActiveSet {
 
   PAMA_HD void start(double widened) {
     widened_ = widened;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       y_[i] = 0;
       inside_[i] = 0;
     }
@@ -110,7 +110,7 @@ class ConeActiveSet {
 
   PAMA_HD bool settled() const {
     bool off = false;
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       const int i = member_[c];
       off = off || fabs(slope_[i]) > kNoise * norm_[i] * norms_;
     }
@@ -121,24 +121,24 @@ class ConeActiveSet {
   PAMA_HD void differentiate() {
     double norms = 0;
     double* __restrict__ slope = slope_;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = 0;
+    PAMA_LANES(team_, r, 0, n_) slope[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
       const double* __restrict__ row = gram_ + i * n_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+      PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * vi;
       norms += norm_[i] * vi;
     }
     norms_ = norms;
     const double widened = widened_ * norms;
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += norm_[r] * widened;
+    PAMA_LANES(team_, r, 0, n_) slope[r] += norm_[r] * widened;
     team_.sync();
   }
 
   // The row outside the support whose slope per length is lowest, if below 0 beyond rounding.
   PAMA_HD Located most_violating() const {
     Located found{0, -1};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (inside_[i] || !(norm_[i] > 0)) continue;
       if (!(-slope_[i] > kNoise * norm_[i] * norms_)) continue;
       const Located here{slope_[i] / norm_[i], i};
@@ -203,10 +203,10 @@ class ConeActiveSet {
   // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.
   PAMA_HD double eliminate(int j) {
     const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) cross_[c] = gram(member_[c], j);
+    PAMA_LANES(team_, c, 0, k) cross_[c] = gram(member_[c], j);
     factor_.forward(cross_);
     double explained = 0;
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
     }
     return gram(j, j) - team_.sum(explained);
@@ -215,12 +215,12 @@ class ConeActiveSet {
   // Makes `direction` the change of y that goes with y_j and keeps the slopes on the support.
   // Returns the rounding of the pivot, which is vᵀGv of that change.
   PAMA_HD double depend(int j) {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       direction_[c] = -cross_[c] * factor_.inverses()[c];
     }
     factor_.backward(direction_);
     double square = 0;
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       const double length = direction_[c] * norm_[member_[c]];
       square += length * length;
     }
@@ -230,7 +230,7 @@ class ConeActiveSet {
   // The position of the row that moves most in `direction`, and minus how much.
   PAMA_HD Located heaviest() const {
     Located found{0, -1};
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       const Located here{-fabs(direction_[c]) * norm_[member_[c]], c};
       if (before(here, found)) found = here;
     }
@@ -258,7 +258,7 @@ class ConeActiveSet {
       const Located limit = longest_step(1, 1);
       move(limit, 1);
       if (limit.index < 0) break;
-      for (int c = team_.rank(); c < k; c += team_.size()) slope_[member_[c]] *= 1 - limit.value;
+      PAMA_LANES(team_, c, 0, k) slope_[member_[c]] *= 1 - limit.value;
       team_.sync();
       drop(limit.index);
     }
@@ -273,7 +273,7 @@ class ConeActiveSet {
 
   PAMA_HD void readmit() {
     if (!rejections_) return;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (inside_[i] == kRejected) inside_[i] = 0;
     }
     rejections_ = false;
@@ -282,11 +282,11 @@ class ConeActiveSet {
 
   // −G_S⁻¹ slope.
   PAMA_HD void direct() {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       direction_[c] = -slope_[member_[c]];
     }
     factor_.forward(direction_);
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       direction_[c] *= factor_.inverses()[c];
     }
     factor_.backward(direction_);
@@ -295,7 +295,7 @@ class ConeActiveSet {
   // How far to go along way · direction: `full`, with index −1, unless a y reaches 0 before.
   PAMA_HD Located longest_step(double way, double full) const {
     Located limit{full, -1};
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       const double step = way * direction_[c];
       if (!(step < 0)) continue;
       const Located here{-y_[member_[c]] / step, c};
@@ -306,7 +306,7 @@ class ConeActiveSet {
 
   PAMA_HD void move(const Located& limit, double way) {
     const double step = way * limit.value;
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       const int i = member_[c];
       const double moved = y_[i] + step * direction_[c];
       y_[i] = c == limit.index ? 0 : fmax(moved, 0.0);

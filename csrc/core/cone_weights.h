@@ -50,7 +50,7 @@ class ConeWeights {
     team_.sync();
     method_.start();
     method_.solve();
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       problem_.out[i] += lower_[i] + method_.y()[i];
     }
     team_.sync();

@@ -32,12 +32,12 @@ class Config {
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     UnitGram<Team> unit(team, n, problem_.gram, norm, cosine + n);
     unit.solve(cut);
-    for (int i = team.rank(); i < n; i += team.size()) cosine[i] = out[i] = norm[i] > 0 ? 1 : 0;
+    PAMA_LANES(team, i, 0, n) cosine[i] = out[i] = norm[i] > 0 ? 1 : 0;
     team.sync();
     unit.restrict_to_range(cosine);
     unit.apply(out);
     double square = 0, length = 0, largest = 0;
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       square += out[i] * cosine[i];
       length += norm[i] * cosine[i];
       largest = fmax(largest, fabs(cosine[i]));
@@ -45,7 +45,7 @@ class Config {
     square = team.sum(square);
     length = team.sum(length);
     if (!(team.largest(largest) > cut)) return fill(team, n, 0, out);  // x = 0
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0;
     }
   }

@@ -27,7 +27,7 @@ class DualityGap {
     const double *gram = problem_.gram, *weights = problem_.vector;
     double value = 0;
     Located lowest{INFINITY, n};
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       double slope = 0;
       for (int j = 0; j < n; ++j) slope += gram[j * n + i] * weights[j];
       value += weights[i] * slope;

@@ -12,7 +12,7 @@ class DualProj : public ConeWeights<Team> {
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;
-    for (int i = this->team_.rank(); i < this->n_; i += this->team_.size()) {
+    PAMA_LANES(this->team_, i, 0, this->n_) {
       this->lower_[i] = this->preference_[i];
     }
     this->add_solution();

@@ -50,7 +50,7 @@ class FairFace {
   PAMA_HD void solve(double beta, double noise, double* out) {
     w_ = out;
     cover(noise);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       w_[i] = v_[i] > 0 ? v_[i] / length_[i] : 0;
     }
     normalize();
@@ -71,7 +71,7 @@ class FairFace {
   // Sets v to a sum of solutions, positive on S. If none is 0 to rounding, although some weights on
   // the simplex were, to the one nearest to that.
   PAMA_HD void cover(double noise) {
-    for (int i = team_.rank(); i < n_; i += team_.size()) norm_[i] = length_[i] > 0 ? 1 : 0;
+    PAMA_LANES(team_, i, 0, n_) norm_[i] = length_[i] > 0 ? 1 : 0;
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
     ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, noise, false, rest_);
@@ -83,7 +83,7 @@ class FairFace {
       method.start();
       method.solve();
       double sum = 0;
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
+      PAMA_LANES(team_, j, 0, n_) {
         q_[j] = lower_[j] + method.y()[j];
         sum += q_[j];
       }
@@ -92,13 +92,13 @@ class FairFace {
       const double value = square() / sum / sum;
       if (value < nearest) {
         nearest = value;
-        for (int j = team_.rank(); j < n_; j += team_.size()) v_[j] = q_[j] / sum;
+        PAMA_LANES(team_, j, 0, n_) v_[j] = q_[j] / sum;
       }
       if (value <= noise) {
         // A smaller part may be rounding, and moves the combination by less than the noise; if it
         // belongs to S, it has a problem of its own.
         const double least = pow(noise, 0.75);
-        for (int j = team_.rank(); j < n_; j += team_.size()) {
+        PAMA_LANES(team_, j, 0, n_) {
           if (j == i || q_[j] > least * sum) total_[j] += q_[j] / sum;
         }
       }
@@ -106,14 +106,14 @@ class FairFace {
       if (team_.rank() == 0) lower_[i] = 0;
     }
     if (nearest <= noise) {
-      for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] = total_[i];
+      PAMA_LANES(team_, i, 0, n_) v_[i] = total_[i];
     }
     team_.sync();
   }
 
   PAMA_HD double square() const {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       double here = 0;
       for (int j = 0; j < n_; ++j) here += gram_[j * n_ + i] * q_[j];
       total += q_[i] * here;
@@ -125,7 +125,7 @@ class FairFace {
   PAMA_HD void factorise(double noise) {
     double* left = norm_;
     double members = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       left[i] = w_[i] > 0 ? 1 : -INFINITY;
       members += w_[i] > 0;
     }
@@ -133,7 +133,7 @@ class FairFace {
     team_.sync();
     for (rank_ = 0; rank_ < members_; ++rank_) {
       Located largest{0, n_};  // of the negatives, as teams find the smallest
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         const Located here{-left[i], i};
         if (before(here, largest)) largest = here;
       }
@@ -141,13 +141,13 @@ class FairFace {
       if (!(-largest.value > noise)) break;
       const int p = largest.index;
       const double scale = 1 / sqrt(-largest.value);
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         double element = gram_[p * n_ + i];
         for (int k = 0; k < rank_; ++k) element -= at(i, k) * at(p, k);
         q_[i] = left[i] == -INFINITY ? 0 : element * scale;
       }
       team_.sync();
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         at(i, rank_) = q_[i];
         left[i] = i == p ? -INFINITY : left[i] - q_[i] * q_[i];
       }
@@ -157,21 +157,21 @@ class FairFace {
 
   PAMA_HD void normalize() {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += w_[i];
+    PAMA_LANES(team_, i, 0, n_) total += w_[i];
     total = team_.sum(total);
-    for (int i = team_.rank(); i < n_; i += team_.size()) w_[i] /= total;
+    PAMA_LANES(team_, i, 0, n_) w_[i] /= total;
     team_.sync();
   }
 
   // ‖Σ w g‖² / (Σ w ‖g‖)², by F.
   PAMA_HD double imbalance() {
     double lengths = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) lengths += w_[i] * length_[i];
+    PAMA_LANES(team_, i, 0, n_) lengths += w_[i] * length_[i];
     lengths = team_.sum(lengths);
     double square = 0;
     for (int k = 0; k < rank_; ++k) {
       double along = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         if (w_[i] > 0) along += at(i, k) * w_[i] * length_[i];
       }
       along = team_.sum(along) / lengths;
@@ -187,17 +187,17 @@ class FairFace {
     for (int step = 0; step < kLimit; ++step) {
       double total = 0;
       relative_powers(team_, n_, w_, beta, share_);
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         root_[i] = sqrt(share_[i]);
         total += share_[i];
       }
       total = team_.sum(total);
       span();
       // √share less its part along the constraints' gradients, to a step relative to w.
-      for (int i = team_.rank(); i < n_; i += team_.size()) q_[i] = root_[i];
+      PAMA_LANES(team_, i, 0, n_) q_[i] = root_[i];
       remove_basis(q_, rank_ + 1);
       double square = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         square += q_[i] * q_[i];
         q_[i] = root_[i] > 0 ? q_[i] / root_[i] / beta : 0;
       }
@@ -208,13 +208,13 @@ class FairFace {
       if (!(square > rounding * rounding * total)) return true;
       const double descent = square / beta;
       const double t = fair_step(team_, n_, share_, q_, beta, descent, 0);
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         before[i] = w_[i];
         w_[i] *= 1 + t * q_[i];
       }
       normalize();
       if (!(imbalance() <= limit)) {
-        for (int i = team_.rank(); i < n_; i += team_.size()) w_[i] = before[i];
+        PAMA_LANES(team_, i, 0, n_) w_[i] = before[i];
         return false;
       }
       if (descent <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return true;
@@ -226,7 +226,7 @@ class FairFace {
   PAMA_HD void span() {
     for (int k = 0; k <= rank_; ++k) {
       double* vector = basis(k);
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         const double part = k == 0 ? 1 : at(i, k - 1) * length_[i];
         vector[i] = w_[i] > 0 ? part * w_[i] / root_[i] : 0;
       }
@@ -238,16 +238,16 @@ class FairFace {
 
   PAMA_HD void shorten(double* x) {
     double largest = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) largest = fmax(largest, fabs(x[i]));
+    PAMA_LANES(team_, i, 0, n_) largest = fmax(largest, fabs(x[i]));
     largest = team_.largest(largest);
     if (!(largest > 0)) return;
     double square = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const double part = x[i] / largest;
       square += part * part;
     }
     const double length = sqrt(team_.sum(square));
-    for (int i = team_.rank(); i < n_; i += team_.size()) x[i] = x[i] / largest / length;
+    PAMA_LANES(team_, i, 0, n_) x[i] = x[i] / largest / length;
     team_.sync();
   }
 
@@ -257,9 +257,9 @@ class FairFace {
       for (int k = 0; k < count; ++k) {
         const double* other = basis(k);
         double along = 0;
-        for (int i = team_.rank(); i < n_; i += team_.size()) along += x[i] * other[i];
+        PAMA_LANES(team_, i, 0, n_) along += x[i] * other[i];
         along = team_.sum(along);
-        for (int i = team_.rank(); i < n_; i += team_.size()) x[i] -= along * other[i];
+        PAMA_LANES(team_, i, 0, n_) x[i] -= along * other[i];
       }
     }
     team_.sync();

@@ -19,16 +19,16 @@ template <class Team>
 PAMA_HD double relative_powers(const Team& team, int n, const double* w, double beta,
                                double* share) {
   if (beta == 1) {
-    for (int i = team.rank(); i < n; i += team.size()) share[i] = w[i] > 0 ? 1 : 0;
+    PAMA_LANES(team, i, 0, n) share[i] = w[i] > 0 ? 1 : 0;
     return 1;
   }
   const double sign = beta > 1 ? -1 : 1;
   double found = -INFINITY;
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     if (w[i] > 0) found = fmax(found, sign * w[i]);
   }
   found = sign * team.largest(found);
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     share[i] = w[i] > 0 ? power(w[i] / found, 1 - beta) : 0;
   }
   return found;
@@ -46,7 +46,7 @@ PAMA_HD double fair_step(const Team& team, int n, const double* share, const dou
   constexpr int kEvaluations = 40;
   constexpr double kFall = 0x1p-20;
   double steepest = 0, size = 0;
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     steepest = fmax(steepest, -q[i]);
     size += share[i] * fabs(q[i]);
   }
@@ -56,7 +56,7 @@ PAMA_HD double fair_step(const Team& team, int n, const double* share, const dou
   double t = high > 1 ? 1 : 0.99 * high;
   for (int evaluation = 0; evaluation < kEvaluations; ++evaluation) {
     double slope = 0, bend = 0;
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       const double along = 1 + t * q[i], left = share[i] * power(along, -beta);
       slope += q[i] * (share[i] - left);
       bend += q[i] * q[i] * left / along;

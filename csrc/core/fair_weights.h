@@ -73,7 +73,7 @@ class FairWeights {
     }
     // G was divided by 4^half.
     const double scale = exp2(-2 * half / (1 + beta_));
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       problem_.out[i] = length_[i] > 0 ? v_[i] / length_[i] * scale : 0;
     }
   }
@@ -87,13 +87,13 @@ class FairWeights {
   // matrix within range.
   PAMA_HD void make_unit() {
     for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
+      PAMA_LANES(team_, j, 0, n_) {
         const bool used = length_[i] > 0 && length_[j] > 0;
         const double cosine = used ? gram(i, j) / length_[i] / length_[j] : 0;
         gram(i, j) = used && i == j ? 1 : fmin(fmax(cosine, -1.0), 1.0);
       }
     }
-    for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] = length_[i] > 0 ? 1 : 0;
+    PAMA_LANES(team_, i, 0, n_) v_[i] = length_[i] > 0 ? 1 : 0;
     team_.sync();
   }
 
@@ -102,7 +102,7 @@ class FairWeights {
     for (int step = 0; step < kLimit; ++step) {
       const double total = differentiate(beta);
       double value = 0, sum = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         value += v_[i] * slope_[i];
         sum += v_[i];
       }
@@ -124,7 +124,7 @@ class FairWeights {
       factorise(beta);
       const double descent = aim();
       double bent = 0, longest = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         bent += share_[i] * q_[i] * q_[i];
         longest = fmax(longest, fabs(q_[i]));
       }
@@ -135,7 +135,7 @@ class FairWeights {
       double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
       // Where errors of G make it indefinite, the objective may fall without end.
       if (t * longest > kGrowth) t = kGrowth / longest;
-      for (int i = team_.rank(); i < n_; i += team_.size()) v_[i] *= 1 + t * q_[i];
+      PAMA_LANES(team_, i, 0, n_) v_[i] *= 1 + t * q_[i];
       team_.sync();
       if (close || (!last && longest <= 0.1)) return kInterior;
     }
@@ -152,25 +152,25 @@ class FairWeights {
   PAMA_HD double differentiate(double beta) {
     double* __restrict__ slope = slope_;
     double* __restrict__ rest = row_;  // what rounding took from it
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] = rest[r] = 0;
+    PAMA_LANES(team_, r, 0, n_) slope[r] = rest[r] = 0;
     for (int i = 0; i < n_; ++i) {
       const double vi = v_[i];
       const double* __restrict__ row = problem_.gram + i * n_;
       if (precise_) {
-        for (int r = team_.rank(); r < n_; r += team_.size()) {
+        PAMA_LANES(team_, r, 0, n_) {
           add_product(row[r], vi, &slope[r], &rest[r]);
         }
       } else {
-        for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * vi;
+        PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * vi;
       }
     }
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += rest[r];
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, r, 0, n_) slope[r] += rest[r];
+    PAMA_LANES(team_, i, 0, n_) {
       share_[i] = length_[i] > 0 ? v_[i] / length_[i] : 0;
     }
     unit_ = relative_powers(team_, n_, share_, beta, share_);
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += share_[i];
+    PAMA_LANES(team_, i, 0, n_) total += share_[i];
     return team_.sum(total);
   }
 
@@ -178,7 +178,7 @@ class FairWeights {
   PAMA_HD void rescale(double beta, double factor) {
     const double other = power(unit_ * factor, 1 - beta);
     team_.sync();
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       v_[i] *= factor;
       slope_[i] *= factor;
       share_[i] *= other;
@@ -190,7 +190,7 @@ class FairWeights {
   // Whether q, the residual, is what rounding of Ĝv leaves.
   PAMA_HD bool solved(double sum) const {
     bool above = false;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       above = above || fabs(q_[i]) > 4 * DBL_EPSILON * (v_[i] * sum + share_[i]);
     }
     return !team_.any(above);
@@ -202,10 +202,10 @@ class FairWeights {
     factor_.clear();
     for (int r = 0; r < n_; ++r) {
       const double vr = v_[r], least = length_[r] > 0 ? fmax(beta * share_[r], DBL_MIN) : 1;
-      for (int c = team_.rank(); c < r; c += team_.size()) row_[c] = gram(r, c) * vr * v_[c];
+      PAMA_LANES(team_, c, 0, r) row_[c] = gram(r, c) * vr * v_[c];
       factor_.forward(row_);
       double explained = 0;
-      for (int c = team_.rank(); c < r; c += team_.size()) {
+      PAMA_LANES(team_, c, 0, r) {
         explained += row_[c] * (row_[c] * factor_.inverses()[c]);
       }
       factor_.append(row_, fmax(gram(r, r) * vr * vr - team_.sum(explained), 0.0) + least);
@@ -214,12 +214,12 @@ class FairWeights {
 
   // From the residual to Newton's step; returns their product.
   PAMA_HD double aim() {
-    for (int i = team_.rank(); i < n_; i += team_.size()) row_[i] = q_[i];
+    PAMA_LANES(team_, i, 0, n_) row_[i] = q_[i];
     factor_.forward(row_);
-    for (int i = team_.rank(); i < n_; i += team_.size()) row_[i] *= factor_.inverses()[i];
+    PAMA_LANES(team_, i, 0, n_) row_[i] *= factor_.inverses()[i];
     factor_.backward(row_);
     double descent = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       descent += q_[i] * row_[i];
       q_[i] = row_[i];
     }

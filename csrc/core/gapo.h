@@ -30,10 +30,10 @@ class Gapo {
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     double longest = 0;
-    for (int i = team.rank(); i < n; i += team.size()) longest = fmax(longest, norm[i]);
+    PAMA_LANES(team, i, 0, n) longest = fmax(longest, norm[i]);
     longest = team.largest(longest);
     if (longest == 0) return fill(team, n, 0, out);
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       preference[i] = norm[i] > 0 ? raised(norm[i] / longest, power) : 0;
     }
     team.sync();
@@ -44,10 +44,10 @@ class Gapo {
     team.sync();
     // Σ c = 1 with c_i = w_i ‖g_i‖^p.
     double total = 0;
-    for (int i = team.rank(); i < n; i += team.size()) total += out[i] * preference[i];
+    PAMA_LANES(team, i, 0, n) total += out[i] * preference[i];
     const double unit = ldexp(longest, half);  // as it was before the matrix was normalised
     const double scale = 1 / team.sum(total) / raised(unit, power);
-    for (int i = team.rank(); i < n; i += team.size()) out[i] *= scale;
+    PAMA_LANES(team, i, 0, n) out[i] *= scale;
   }
 
  private:

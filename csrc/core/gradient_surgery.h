@@ -64,12 +64,12 @@ class GradientSurgery {
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     const uint64_t seed = seed_of(problem_.vector);
-    for (int i = team.rank(); i < n; i += team.size()) random_order(seed, n, i, orders + i * n);
+    PAMA_LANES(team, i, 0, n) random_order(seed, n, i, orders + i * n);
     fill(team, n, 1, out);
     for (int i = 0; i < n; ++i) {
       Rule<Team> rule(problem_, i);
       const double* row = problem_.gram + i * n;
-      for (int r = team.rank(); r < n; r += team.size()) slope[r] = row[r];  // <cur, g_r>
+      PAMA_LANES(team, r, 0, n) slope[r] = row[r];  // <cur, g_r>
       team.sync();
       for (int k = 0; k < n - 1; ++k) {
         const int j = orders[i * n + k];
@@ -78,7 +78,7 @@ class GradientSurgery {
         if (change == 0) continue;
         const double* other = problem_.gram + j * n;
         team.sync();
-        for (int r = team.rank(); r < n; r += team.size()) slope[r] += change * other[r];
+        PAMA_LANES(team, r, 0, n) slope[r] += change * other[r];
         if (team.rank() == 0) out[j] += change;
         team.sync();
       }

@@ -33,7 +33,7 @@ class ImtlG {
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     UnitGram<Team> unit(team, n, problem_.gram, norm, norm + n);
     unit.solve(cut);
-    for (int i = team.rank(); i < n; i += team.size()) out[i] = norm[i];
+    PAMA_LANES(team, i, 0, n) out[i] = norm[i];
     team.sync();
     if (!unit.regular()) {
       unit.span_range();
@@ -46,27 +46,27 @@ class ImtlG {
     divide(norm);
     if (!unit.regular()) unit.project(out);
     double total = 0, size = 0;
-    for (int i = team.rank(); i < n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n) {
       total += out[i];
       size += fabs(out[i]);
     }
     total = team.sum(total);
     size = team.sum(size);
     const double scale = fabs(total) > cut * size ? 1 / total : 0;
-    for (int i = team.rank(); i < n; i += team.size()) out[i] *= scale;
+    PAMA_LANES(team, i, 0, n) out[i] *= scale;
   }
 
  private:
   PAMA_HD double largest(const double* x) const {
     double found = 0;
-    for (int i = problem_.team.rank(); i < problem_.n; i += problem_.team.size()) {
+    PAMA_LANES(problem_.team, i, 0, problem_.n) {
       found = fmax(found, fabs(x[i]));
     }
     return problem_.team.largest(found);
   }
 
   PAMA_HD void divide(const double* norm) {
-    for (int i = problem_.team.rank(); i < problem_.n; i += problem_.team.size()) {
+    PAMA_LANES(problem_.team, i, 0, problem_.n) {
       problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0;
     }
     problem_.team.sync();

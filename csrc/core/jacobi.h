@@ -59,12 +59,12 @@ class Jacobi {
   PAMA_HD double& at(int i, int k) { return column_[k * n_ + i]; }
 
   PAMA_HD void factorise() {
-    for (int i = team_.rank(); i < n_; i += team_.size()) diagonal_[i] = gram_[i * n_ + i];
+    PAMA_LANES(team_, i, 0, n_) diagonal_[i] = gram_[i * n_ + i];
     team_.sync();
     double first = 0;
     for (rank_ = 0; rank_ < n_; ++rank_) {
       Located largest{0, n_};  // of the negatives, as teams find the smallest
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         const Located here{-diagonal_[i], i};
         if (before(here, largest)) largest = here;
       }
@@ -76,18 +76,18 @@ class Jacobi {
       const double scale = 1 / sqrt(pivot);
       double* __restrict__ column = column_ + rank_ * n_;
       const double* __restrict__ row = gram_ + p * n_;
-      for (int i = team_.rank(); i < n_; i += team_.size()) column[i] = row[i];
+      PAMA_LANES(team_, i, 0, n_) column[i] = row[i];
       for (int k = 0; k < rank_; ++k) {
         const double* __restrict__ other = column_ + k * n_;
         const double factor = other[p];
-        for (int i = team_.rank(); i < n_; i += team_.size()) column[i] -= other[i] * factor;
+        PAMA_LANES(team_, i, 0, n_) column[i] -= other[i] * factor;
       }
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         // Rows that have been pivots are explained wholly.
         column[i] = diagonal_[i] == -INFINITY ? 0 : column[i] * scale;
       }
       team_.sync();
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         diagonal_[i] = i == p ? -INFINITY : diagonal_[i] - column[i] * column[i];
       }
       team_.sync();
@@ -97,7 +97,7 @@ class Jacobi {
   PAMA_HD void measure() {
     for (int k = 0; k < rank_; ++k) {
       double square = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) square += at(i, k) * at(i, k);
+      PAMA_LANES(team_, i, 0, n_) square += at(i, k) * at(i, k);
       square = team_.sum(square);
       if (team_.rank() == 0) square_[k] = square;
     }
@@ -148,7 +148,7 @@ class Jacobi {
     team_.sync();
     find_angles(first, pairs);
     bool rotated = false;
-    for (int k = first + team_.rank(); k < pairs; k += team_.size()) {
+    PAMA_LANES(team_, k, first, pairs) {
       const Pair at = pair(round, k);
       square_[at.p] = alpha_[k];
       square_[at.q] = beta_[k];
@@ -173,7 +173,7 @@ class Jacobi {
     double* __restrict__ tangents = tangent_, * __restrict__ cosines = cosine_;
     double* __restrict__ alphas = alpha_, * __restrict__ betas = beta_;
     const double noise = n_ * DBL_EPSILON * DBL_EPSILON;
-    for (int k = first + team_.rank(); k < pairs; k += team_.size()) {
+    PAMA_LANES(team_, k, first, pairs) {
       const double dot = tangents[k], alpha = alphas[k], beta = betas[k];
       const double apart = beta - alpha, wide = fabs(apart);
       const double hypotenuse = sqrt(4 * dot * dot + apart * apart);
@@ -190,7 +190,7 @@ class Jacobi {
   }
 
   PAMA_HD void turn(double* __restrict__ a, double* __restrict__ b, double cosine, double sine) {
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const double ai = a[i], bi = b[i];
       a[i] = cosine * ai - sine * bi;
       b[i] = sine * ai + cosine * bi;
@@ -206,7 +206,7 @@ class Jacobi {
       if (!(square > cut * largest)) continue;
       team_.sync();
       if (kept < k) {
-        for (int i = team_.rank(); i < n_; i += team_.size()) at(i, kept) = at(i, k);
+        PAMA_LANES(team_, i, 0, n_) at(i, kept) = at(i, k);
         if (team_.rank() == 0) square_[kept] = square;
       }
       ++kept;

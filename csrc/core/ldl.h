@@ -32,7 +32,7 @@ class Ldl {
     for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot = a[c];
-      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) a[r] -= column[r] * pivot;
+      PAMA_LANES(team_, r, c + 1, size_) a[r] -= column[r] * pivot;
       team_.sync();
     }
   }
@@ -43,7 +43,7 @@ class Ldl {
     for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot_a = a[c], pivot_b = b[c];
-      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) {
+      PAMA_LANES(team_, r, c + 1, size_) {
         a[r] -= column[r] * pivot_a;
         b[r] -= column[r] * pivot_b;
       }
@@ -57,14 +57,14 @@ class Ldl {
     for (int c = size_ - 1; c > 0; --c) {
       const double* __restrict__ row = square_ + c * stride_;
       const double pivot = a[c];
-      for (int r = team_.rank(); r < c; r += team_.size()) a[r] -= row[r] * pivot;
+      PAMA_LANES(team_, r, 0, c) a[r] -= row[r] * pivot;
       team_.sync();
     }
   }
 
   // Appends the row a with diagonal element d, given L⁻¹a and pivot = d − aᵀ(L D Lᵀ)⁻¹a > 0.
   PAMA_HD void append(const double* forward_a, double pivot) {
-    for (int c = team_.rank(); c < size_; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, size_) {
       set(size_, c, forward_a[c] * inverses_[c]);
     }
     if (team_.rank() == 0) {
@@ -83,9 +83,9 @@ class Ldl {
   PAMA_HD void remove(int p) {
     double* __restrict__ v = scratch_;
     double alpha = pivots_[p];
-    for (int r = p + 1 + team_.rank(); r < size_; r += team_.size()) v[r] = at(r, p);
+    PAMA_LANES(team_, r, p + 1, size_) v[r] = at(r, p);
     team_.sync();
-    for (int c = team_.rank(); c < p; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, p) {
       for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c));
     }
     for (int c = p + 1; c < size_; ++c) {
@@ -93,7 +93,7 @@ class Ldl {
       const double pivot = old + alpha * vc * vc;
       const double beta = alpha * vc / pivot, kept = old / pivot;
       alpha *= kept;
-      for (int r = c + 1 + team_.rank(); r < size_; r += team_.size()) {
+      PAMA_LANES(team_, r, c + 1, size_) {
         const double below = at(r, c), before = v[r];
         v[r] -= vc * below;
         set(r - 1, c - 1, kept < 0.25 ? kept * below + beta * before : below + beta * v[r]);

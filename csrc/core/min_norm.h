@@ -51,7 +51,7 @@ class MinNorm {
 
   PAMA_HD void solve() {
     relative_preference(team_, n_, wanted_, kLeastPreference, preference_);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       leader_[i] = preference_[i] > 0 ? i : kDropped;
     }
     team_.sync();
@@ -90,7 +90,7 @@ class MinNorm {
   // Rows and columns that are not used may hold anything; 0 keeps them out of every sum.
   PAMA_HD void clear_dropped() {
     for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
+      PAMA_LANES(team_, j, 0, n_) {
         if (leader_[i] == kDropped || leader_[j] == kDropped) gram(i, j) = 0;
       }
     }
@@ -100,7 +100,7 @@ class MinNorm {
   PAMA_HD void divide_by_preferences() {
     for (int i = 0; i < n_; ++i) {
       if (leader_[i] == kDropped) continue;
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
+      PAMA_LANES(team_, j, 0, n_) {
         if (leader_[j] != kDropped) gram(i, j) /= preference_[i] * preference_[j];
       }
     }
@@ -111,14 +111,14 @@ class MinNorm {
   PAMA_HD void scale_by(int exponent) {
     const double first = ldexp(1.0, exponent / 2), second = ldexp(1.0, exponent - exponent / 2);
     team_.sync();
-    for (int i = team_.rank(); i < n_ * n_; i += team_.size()) gram_[i] = gram_[i] * first * second;
+    PAMA_LANES(team_, i, 0, n_ * n_) gram_[i] = gram_[i] * first * second;
     team_.sync();
   }
 
   // Rows of norm 0 attain the optimum 0: they share the weight as the preference says.
   PAMA_HD bool share_among_zeros() {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const bool zero = leader_[i] != kDropped && !(gram(i, i) > 0);
       weights_[i] = zero ? preference_[i] : 0;
       norm_[i] = sqrt(fmax(gram(i, i), 0.0));
@@ -127,7 +127,7 @@ class MinNorm {
     total = team_.sum(total);
     team_.sync();
     if (total == 0) return false;
-    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] /= total;
+    PAMA_LANES(team_, i, 0, n_) weights_[i] /= total;
     return true;
   }
 
@@ -135,7 +135,7 @@ class MinNorm {
   // method: the others would make its differences vanish, and share their leader's weight after it.
   PAMA_HD void group_equal_rows() {
     bool grouped = false;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (leader_[i] == kDropped) continue;
       for (int j = 0; j < i; ++j) {
         if (preference_[j] != 0 && equal_rows(i, j)) {
@@ -171,7 +171,7 @@ class MinNorm {
   PAMA_HD void spread(const double* x) {
     team_.sync();
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       double weight = 0;
       if (leader_[i] != kDropped) {
         int sharing = 1;
@@ -185,11 +185,11 @@ class MinNorm {
       total += weight;
     }
     total = team_.sum(total);
-    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] /= total;
+    PAMA_LANES(team_, i, 0, n_) weights_[i] /= total;
   }
 
   PAMA_HD void fill(double value) {
-    for (int i = team_.rank(); i < n_; i += team_.size()) weights_[i] = value;
+    PAMA_LANES(team_, i, 0, n_) weights_[i] = value;
   }
 
   Team team_;

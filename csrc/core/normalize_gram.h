@@ -44,18 +44,18 @@ PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* h
   *half = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
   if (*half != 0) {
     const double factor = ldexp(1.0, -*half);  // twice, as its square may be out of range
-    for (int i = team.rank(); i < n * n; i += team.size()) gram[i] = gram[i] * factor * factor;
+    PAMA_LANES(team, i, 0, n * n) gram[i] = gram[i] * factor * factor;
   }
   team.sync();
   bool none = false;
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     norm[i] = sqrt(fmax(gram[i * n + i], 0.0));
     none = none || norm[i] == 0;
   }
   none = team.any(none);
   team.sync();
   if (none) {
-    for (int i = team.rank(); i < n * n; i += team.size()) {
+    PAMA_LANES(team, i, 0, n * n) {
       if (norm[i / n] == 0 || norm[i % n] == 0) gram[i] = 0;
     }
     team.sync();
@@ -68,15 +68,15 @@ template <class Team>
 PAMA_HD void normalize_preference(Team team, int n, const double* wanted, double* preference) {
   relative_preference(team, n, wanted, DBL_MIN, preference);
   double total = 0;
-  for (int i = team.rank(); i < n; i += team.size()) total += preference[i];
+  PAMA_LANES(team, i, 0, n) total += preference[i];
   total = team.sum(total);
-  for (int i = team.rank(); i < n; i += team.size()) preference[i] /= total;
+  PAMA_LANES(team, i, 0, n) preference[i] /= total;
   team.sync();
 }
 
 template <class Team>
 PAMA_HD void fill(Team team, int n, double value, double* to) {
-  for (int i = team.rank(); i < n; i += team.size()) to[i] = value;
+  PAMA_LANES(team, i, 0, n) to[i] = value;
   team.sync();
 }
 

@@ -40,23 +40,23 @@ class PamaWeights {
   PAMA_HD void prefer(const double* preference) {
     relative_preference(team_, n_, preference, DBL_MIN, relative_);
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += relative_[i];
+    PAMA_LANES(team_, i, 0, n_) total += relative_[i];
     total = team_.sum(total);
-    for (int i = team_.rank(); i < n_; i += team_.size()) preference_[i] = relative_[i] / total;
+    PAMA_LANES(team_, i, 0, n_) preference_[i] = relative_[i] / total;
     team_.sync();
   }
 
   // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
   PAMA_HD double solve(const double* values, double* weights) {
     bool finite = true, negative = false, positive = false;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (relative_[i] == 0) continue;
       finite = finite && fabs(values[i]) <= DBL_MAX;
       negative = negative || values[i] < 0;
       positive = positive || values[i] > 0;
     }
     if (team_.any(!finite)) {
-      for (int i = team_.rank(); i < n_; i += team_.size()) weights[i] = NAN;
+      PAMA_LANES(team_, i, 0, n_) weights[i] = NAN;
       return NAN;
     }
     if (team_.any(negative) && team_.any(positive)) {
@@ -71,14 +71,14 @@ class PamaWeights {
 
   PAMA_HD double choose(const double* values, double* weights) {
     Located least{INFINITY, n_};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (relative_[i] == 0) continue;
       const Located here{one_sided_rank(values[i], relative_[i]), i};
       if (before(here, least)) least = here;
     }
     least = team_.smallest(least);
     double tied = 0, count = 0, used = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       used += relative_[i] != 0;
       if (!ties(values, i, least.value)) continue;
       tied += preference_[i];
@@ -90,7 +90,7 @@ class PamaWeights {
     // Differences from one of the winners: exact where all tied values are equal.
     const double winner = values[least.index];
     double spread = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const bool shares = ties(values, i, least.value);
       weights[i] = !shares      ? 0
                    : count == 1 ? 1
@@ -112,12 +112,12 @@ class PamaWeights {
   // their own scale, which came first.
   PAMA_HD void balance(const double* values, double* weights) {
     double start = 0, largest = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (relative_[i] != 0) largest = fmax(largest, fabs(values[i]));
     }
     // As large as its inverse allows, so that what is smaller by all the range of numbers stays.
     const int exponent = 1021 - ilogb(team_.largest(largest));
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       weights[i] = preference_[i];
       slope_[i] = relative_[i] == 0 ? 0 : ldexp(values[i], exponent);
       start += weights[i] * slope_[i];
@@ -128,14 +128,14 @@ class PamaWeights {
       survey(weights);
       const double end = excess(weights) / spread_;
       Located limit{end * (1 + kTie), -1};
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         if (!(weights[i] > 0) || !(fall(i) > 0)) continue;
         const Located here{weights[i] / fall(i), i};
         if (here.value < limit.value) limit = here;
       }
       limit = team_.smallest(limit);
       if (limit.index < 0) break;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         if (!(weights[i] > 0)) continue;
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
       }
@@ -153,19 +153,19 @@ class PamaWeights {
   // Size, mean value and spread of the support, in units of its largest value.
   PAMA_HD void survey(const double* weights) {
     double size = 0, total = 0, largest = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (!(weights[i] > 0)) continue;
       size += 1;
       largest = fmax(largest, fabs(slope_[i]));
     }
     size_ = team_.sum(size);
     unit_ = sign_ / team_.largest(largest);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) total += slope_[i] * unit_;
     }
     mean_ = team_.sum(total) / size_;
     double spread = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) spread += fall(i) * fall(i);
     }
     spread_ = team_.sum(spread);
@@ -176,8 +176,7 @@ class PamaWeights {
 
   PAMA_HD double excess(const double* weights) const {
     double excess = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size())
-      excess += weights[i] * (slope_[i] * unit_);
+    PAMA_LANES(team_, i, 0, n_) excess += weights[i] * (slope_[i] * unit_);
     return team_.sum(excess);
   }
 
@@ -186,16 +185,16 @@ class PamaWeights {
   PAMA_HD void settle(double* weights) {
     survey(weights);
     if (size_ == 2) return settle_pair(weights);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) weights[i] = preference_[i];
     }
     team_.sync();
     for (int round = 0; round < 2; ++round) {
       double total = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) total += weights[i];
+      PAMA_LANES(team_, i, 0, n_) total += weights[i];
       const double missing = 1 - team_.sum(total);
       const double multiplier = (excess(weights) + missing * mean_) / spread_;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         if (!(weights[i] > 0)) continue;
         const double moved = weights[i] + missing / size_ - multiplier * fall(i);
         weights[i] = fmax(moved, 0.0);
@@ -207,17 +206,17 @@ class PamaWeights {
   // c = (a_2, −a_1) / (a_2 − a_1): inversely as the magnitudes.
   PAMA_HD void settle_pair(double* weights) {
     Located least{INFINITY, n_};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       const Located here{fabs(slope_[i]), i};
       if (weights[i] > 0 && before(here, least)) least = here;
     }
     least = team_.smallest(least);
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) total += least.value / fabs(slope_[i]);
     }
     total = team_.sum(total);
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) weights[i] = least.value / fabs(slope_[i]) / total;
     }
     team_.sync();

@@ -14,11 +14,11 @@ template <class Team>
 PAMA_HD void relative_preference(Team team, int n, const double* preference, double least,
                                  double* relative) {
   double largest = 0;
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     largest = fmax(largest, preference ? preference[i] : 1);
   }
   largest = team.largest(largest);
-  for (int i = team.rank(); i < n; i += team.size()) {
+  PAMA_LANES(team, i, 0, n) {
     const double p = preference ? preference[i] / largest : 1;
     relative[i] = p >= least ? p : 0;
   }

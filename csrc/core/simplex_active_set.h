@@ -53,13 +53,13 @@ class SimplexActiveSet {
   // x = the shortest row.
   PAMA_HD void start() {
     Located shortest{INFINITY, n_};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (leader_[i] != i) continue;
       const Located here{gram(i, i), i};
       if (before(here, shortest)) shortest = here;
     }
     base_ = team_.smallest(shortest).index;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       x_[i] = i == base_ ? 1 : 0;
       inside_[i] = i == base_;
     }
@@ -95,7 +95,7 @@ class SimplexActiveSet {
         const double gap = value_ - team_.smallest(lowest_slope()).value;
         if (gap < least_gap) {
           least_gap = gap;
-          for (int i = team_.rank(); i < n_; i += team_.size()) best_[i] = x_[i];
+          PAMA_LANES(team_, i, 0, n_) best_[i] = x_[i];
         }
         if (step == limit) return best_;
       }
@@ -106,12 +106,12 @@ class SimplexActiveSet {
   // −d²/dt² of the minimum on the corral as it is: the square of the part of b's gradient along it.
   PAMA_HD double response() {
     const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       a_[c] = linear_[member_[c]] - linear_[base_];
     }
     factor_.forward(a_);
     double total = 0;
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       total += a_[c] * (a_[c] * factor_.inverses()[c]);
     }
     total = team_.sum(total);
@@ -131,21 +131,21 @@ class SimplexActiveSet {
   PAMA_HD void differentiate() {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
-    for (int r = team_.rank(); r < n_; r += team_.size()) slope_[r] = gram(base_, r) * x_[base_];
+    PAMA_LANES(team_, r, 0, n_) slope_[r] = gram(base_, r) * x_[base_];
     for (int c = 0; c < k; ++c) {
       const int i = member_[c];
       const double xi = x_[i];
       const double* __restrict__ row = gram_ + i * n_;
       double* __restrict__ slope = slope_;
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope[r] += row[r] * xi;
+      PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * xi;
       norms += norm_[i] * xi;
     }
     if (t_ > 0) {
-      for (int r = team_.rank(); r < n_; r += team_.size()) slope_[r] += t_ * linear_[r];
+      PAMA_LANES(team_, r, 0, n_) slope_[r] += t_ * linear_[r];
     }
     mean_norm_ = norms;
     double value = 0;
-    for (int r = team_.rank(); r < n_; r += team_.size()) value += slope_[r] * x_[r];
+    PAMA_LANES(team_, r, 0, n_) value += slope_[r] * x_[r];
     value_ = team_.sum(value);
     team_.sync();
   }
@@ -157,7 +157,7 @@ class SimplexActiveSet {
   // Whether all slopes of the corral are the value, to rounding.
   PAMA_HD bool settled() const {
     bool off = false;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       off = off || (inside_[i] == 1 && fabs(slope_[i] - value_) > noise(i));
     }
     return !team_.any(off);
@@ -166,7 +166,7 @@ class SimplexActiveSet {
   // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
   PAMA_HD Located most_violating() const {
     Located found{0, -1};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (leader_[i] != i || inside_[i]) continue;
       const Located here{slope_[i] - value_, i};
       if (-here.value > noise(i) && before(here, found)) found = here;
@@ -176,7 +176,7 @@ class SimplexActiveSet {
 
   PAMA_HD Located lowest_slope() const {
     Located lowest{INFINITY, n_};
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (leader_[i] == i && slope_[i] < lowest.value) lowest = {slope_[i], i};
     }
     return lowest;
@@ -190,7 +190,7 @@ class SimplexActiveSet {
   // weights reach 0 on the way.
   PAMA_HD void enter(int j) {
     double residual = slope_[j] - slope_[base_];
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       residual_[c] = slope_[member_[c]] - slope_[base_];
     }
     relate(j);
@@ -216,7 +216,7 @@ class SimplexActiveSet {
         return;
       }
       if (newton) {
-        for (int c = team_.rank(); c < k; c += team_.size()) residual_[c] *= 1 - limit.value;
+        PAMA_LANES(team_, c, 0, k) residual_[c] *= 1 - limit.value;
         residual *= 1 - limit.value;
       } else {
         residual += limit.value * along.pivot;
@@ -243,13 +243,13 @@ class SimplexActiveSet {
   // Also leaves L⁻¹ of the cross products in a_ and of the negative residuals in b_.
   PAMA_HD Curvature reduce(int j, double residual) {
     const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       a_[c] = cross_[c];
       b_[c] = -residual_[c];
     }
     factor_.forward(a_, b_);
     double explained = 0, moved = 0;
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       const double along = a_[c] * factor_.inverses()[c];
       explained += a_[c] * along;
       moved += b_[c] * along;
@@ -261,17 +261,17 @@ class SimplexActiveSet {
   // residuals of R as well. Returns the base's part.
   PAMA_HD double direct(double step_j, double correct) {
     const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       direction_[c] = (correct * b_[c] - step_j * a_[c]) * factor_.inverses()[c];
     }
     factor_.backward(direction_);
     double total = 0;
-    for (int c = team_.rank(); c < k; c += team_.size()) total += direction_[c];
+    PAMA_LANES(team_, c, 0, k) total += direction_[c];
     return -(step_j + team_.sum(total));
   }
 
   PAMA_HD void relate(int j) {
-    for (int c = team_.rank(); c < factor_.size(); c += team_.size()) {
+    PAMA_LANES(team_, c, 0, factor_.size()) {
       cross_[c] = difference(member_[c], j);
     }
     team_.sync();
@@ -282,7 +282,7 @@ class SimplexActiveSet {
   PAMA_HD Located longest_step(double step_base, double full) const {
     const int k = factor_.size();
     Located limit{full, -1};
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       if (!(direction_[c] < 0)) continue;
       const Located here{-x_[member_[c]] / direction_[c], c};
       if (here.value < limit.value) limit = here;
@@ -296,7 +296,7 @@ class SimplexActiveSet {
   PAMA_HD void move(const Located& limit, int j, double step_j) {
     const int k = factor_.size();
     double others = 0;
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       const int i = member_[c];
       const double moved = x_[i] + limit.value * direction_[c];
       x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
@@ -330,7 +330,7 @@ class SimplexActiveSet {
 
   PAMA_HD void readmit() {
     if (!rejections_) return;
-    for (int i = team_.rank(); i < n_; i += team_.size()) {
+    PAMA_LANES(team_, i, 0, n_) {
       if (inside_[i] == kRejected) inside_[i] = 0;
     }
     rejections_ = false;
@@ -340,7 +340,7 @@ class SimplexActiveSet {
   // One Newton step within the corral, from the slopes as they are, as far as the simplex goes.
   PAMA_HD void correct() {
     const int k = factor_.size();
-    for (int c = team_.rank(); c < k; c += team_.size()) {
+    PAMA_LANES(team_, c, 0, k) {
       a_[c] = 0;
       residual_[c] = slope_[member_[c]] - slope_[base_];
       b_[c] = -residual_[c];
@@ -424,10 +424,10 @@ class SimplexActiveSet {
     factor_.clear();
     for (int r = 0; r < k; ++r) {
       const int i = member_[r];
-      for (int c = team_.rank(); c < r; c += team_.size()) a_[c] = difference(member_[c], i);
+      PAMA_LANES(team_, c, 0, r) a_[c] = difference(member_[c], i);
       factor_.forward(a_);
       double explained = 0;
-      for (int c = team_.rank(); c < r; c += team_.size()) {
+      PAMA_LANES(team_, c, 0, r) {
         explained += a_[c] * (a_[c] * factor_.inverses()[c]);
       }
       const double pivot = difference(i, i) - team_.sum(explained);

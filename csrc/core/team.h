@@ -2,13 +2,24 @@
 //
 // A solver is written once against this policy. Every lane of a team runs the same code and takes
 // the same branches, since each branch depends on values that a reduction made equal on all lanes;
-// loops over elements go from rank() in steps of size(). What one lane writes and another reads is
-// separated by sync(). Reductions return the same bits on every lane.
+// loops over elements deal them to the lanes (PAMA_LANES). What one lane writes and another reads
+// is separated by sync(). Reductions return the same bits on every lane.
 #pragma once
 
 #include "core/portable.h"
 
 namespace pama {
+
+// The indices from `first` to below `end`, dealt to the lanes of a team: `PAMA_LANES(team, i, 0,
+// n)` stands for a `for`. Not unrolled for a warp, which seldom goes round twice: the code would be
+// twice as long, and a solver waits for its instructions as it is.
+#if defined(__CUDA_ARCH__)
+#define PAMA_ROLLED _Pragma("unroll 1")
+#else
+#define PAMA_ROLLED
+#endif
+#define PAMA_LANES(team, i, first, end) \
+  PAMA_ROLLED for (int i = (first) + (team).rank(); i < (end); i += (team).size())
 
 // A value and where it stands. Of equal values the lowest index wins, whatever the team's size.
 struct Located {

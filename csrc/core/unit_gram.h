@@ -32,7 +32,7 @@ class UnitGram {
   // λ_min >= 1 / tr Ĝ⁻¹ is above the cut; else its eigenvalues tell.
   PAMA_HD void solve(double cut) {
     for (int i = 0; i < n_; ++i) {
-      for (int j = team_.rank(); j < n_; j += team_.size()) {
+      PAMA_LANES(team_, j, 0, n_) {
         const bool zero = !(norm_[i] > 0 && norm_[j] > 0);
         gram_[i * n_ + j] = zero ? 0 : i == j ? 1 : gram_[i * n_ + j] / norm_[i] / norm_[j];
       }
@@ -54,7 +54,7 @@ class UnitGram {
   PAMA_HD void apply(double* x) {
     if (regular_) {
       factor_.forward(x);
-      for (int i = team_.rank(); i < n_; i += team_.size()) x[i] *= factor_.inverses()[i];
+      PAMA_LANES(team_, i, 0, n_) x[i] *= factor_.inverses()[i];
       factor_.backward(x);
       return;
     }
@@ -66,33 +66,33 @@ class UnitGram {
   PAMA_HD void span_range() {
     for (int k = 0; k < eigen_.rank(); ++k) {
       double* column = basis(k);
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         column[i] = eigen_.column(k)[i] * norm_[i];
       }
       team_.sync();
       for (int round = 0; round < 2; ++round) {  // twice is enough (Kahan)
         for (int other = 0; other < k; ++other) {
           const double along = dot(column, basis(other));
-          for (int i = team_.rank(); i < n_; i += team_.size()) {
+          PAMA_LANES(team_, i, 0, n_) {
             column[i] -= along * basis(other)[i];
           }
           team_.sync();
         }
       }
       const double length = sqrt(dot(column, column));
-      for (int i = team_.rank(); i < n_; i += team_.size()) column[i] /= length;
+      PAMA_LANES(team_, i, 0, n_) column[i] /= length;
       team_.sync();
     }
   }
 
   PAMA_HD void project(double* x) {
     double* total = spare_;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total[i] = 0;
+    PAMA_LANES(team_, i, 0, n_) total[i] = 0;
     for (int k = 0; k < eigen_.rank(); ++k) {
       const double along = dot(x, basis(k));
-      for (int i = team_.rank(); i < n_; i += team_.size()) total[i] += along * basis(k)[i];
+      PAMA_LANES(team_, i, 0, n_) total[i] += along * basis(k)[i];
     }
-    for (int i = team_.rank(); i < n_; i += team_.size()) x[i] = total[i];
+    PAMA_LANES(team_, i, 0, n_) x[i] = total[i];
     team_.sync();
   }
 
@@ -103,31 +103,31 @@ class UnitGram {
   PAMA_HD void combine(double* x, int power) {
     double* total = spare_;
     team_.sync();
-    for (int i = team_.rank(); i < n_; i += team_.size()) total[i] = 0;
+    PAMA_LANES(team_, i, 0, n_) total[i] = 0;
     for (int k = 0; k < eigen_.rank(); ++k) {
       const double* column = eigen_.column(k);
       double along = dot(column, x) / eigen_.eigenvalue(k);
       if (power == 2) along /= eigen_.eigenvalue(k);
-      for (int i = team_.rank(); i < n_; i += team_.size()) total[i] += along * column[i];
+      PAMA_LANES(team_, i, 0, n_) total[i] += along * column[i];
     }
     team_.sync();
-    for (int i = team_.rank(); i < n_; i += team_.size()) x[i] = total[i];
+    PAMA_LANES(team_, i, 0, n_) x[i] = total[i];
     team_.sync();
   }
 
   PAMA_HD double dot(const double* a, const double* b) const {
     double total = 0;
-    for (int i = team_.rank(); i < n_; i += team_.size()) total += a[i] * b[i];
+    PAMA_LANES(team_, i, 0, n_) total += a[i] * b[i];
     return team_.sum(total);
   }
 
   PAMA_HD bool factorise() {
     factor_.clear();
     for (int r = 0; r < n_; ++r) {
-      for (int c = team_.rank(); c < r; c += team_.size()) spare_[c] = gram_[r * n_ + c];
+      PAMA_LANES(team_, c, 0, r) spare_[c] = gram_[r * n_ + c];
       factor_.forward(spare_);
       double explained = 0;
-      for (int c = team_.rank(); c < r; c += team_.size()) {
+      PAMA_LANES(team_, c, 0, r) {
         explained += spare_[c] * (spare_[c] * factor_.inverses()[c]);
       }
       const double pivot = gram_[r * n_ + r] - team_.sum(explained);
@@ -141,10 +141,10 @@ class UnitGram {
     double total = 0;
     for (int c = 0; c < n_; ++c) {
       team_.sync();
-      for (int i = team_.rank(); i < n_; i += team_.size()) spare_[i] = i == c;
+      PAMA_LANES(team_, i, 0, n_) spare_[i] = i == c;
       factor_.forward(spare_);
       double square = 0;
-      for (int i = team_.rank(); i < n_; i += team_.size()) {
+      PAMA_LANES(team_, i, 0, n_) {
         square += spare_[i] * spare_[i] * factor_.inverses()[i];
       }
       total += team_.sum(square);

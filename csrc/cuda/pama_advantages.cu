@@ -90,12 +90,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const int block = bytes * kBlock <= kSharedBytes ? kBlock : kWarp;
     const int64_t blocks = std::max<int64_t>(ceil_div(count, block), 1);
     if (bytes * block <= kSharedBytes) {
-      launch(pama_token_kernel, blocks, block, bytes * block, args);
+      launch(pama_token_kernel<true>, blocks, block, bytes * block, args);
     } else {
       const int64_t grid = std::min(blocks, kScratchThreads / block);
       Tensor scratch = allocate(advantages, {grid * block * bytes / word}, ScalarType::Double);
       args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
-      launch(pama_token_kernel, grid, block, 0, args);
+      launch(pama_token_kernel<false>, grid, block, 0, args);
     }
     return {combined, weights, optimum, active};
   }
@@ -108,8 +108,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   if (reduction != Reduction::kSequence) {
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
     if (!shared) args.scratch = args.solution + problems * n;
+    const bool gram = reduction == Reduction::kGram;
     const auto kernel =
-        reduction == Reduction::kGram ? pama_solve_kernel<true> : pama_solve_kernel<false>;
+        shared ? (gram ? pama_solve_kernel<true, true> : pama_solve_kernel<false, true>)
+        : gram ? pama_solve_kernel<true, false>
+               : pama_solve_kernel<false, false>;
     launch(kernel, blocks, kWarp, shared ? bytes : 0, args);
   }
   if (reduction == Reduction::kSequence && s.count == 0) {  // there may be rows without tokens

@@ -11,8 +11,12 @@ namespace {
 // Warps that share the scratch of problems too large for shared memory.
 constexpr int64_t kScratchWarps = 1024;
 
-// Launches `kernel` on args.count problems whose workspaces have `size` doubles.
-void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args, int64_t size) {
+using Kernel = void (*)(StackArgs);
+
+// Launches a kernel on args.count problems whose workspaces have `size` doubles: `in_shared` where
+// they fit in shared memory, or else `in_scratch`.
+void launch_stack(const Tensor& like, Kernel in_shared, Kernel in_scratch, StackArgs args,
+                  int64_t size) {
   if (args.count == 0) return;
   const Launcher launch(like);
   const int64_t bytes = size * static_cast<int64_t>(sizeof(double));
@@ -20,12 +24,27 @@ void launch_stack(const Tensor& like, void (*kernel)(StackArgs), StackArgs args,
     const int64_t warps = std::min(args.count, kScratchWarps);
     Tensor scratch = allocate(like, {warps * size}, ScalarType::Double);
     args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
-    launch(kernel, warps, kWarp, 0, args);
+    launch(in_scratch, warps, kWarp, 0, args);
     return;
   }
   // Several warps to a block while blocks stay small, so that many fit on a processor.
   const int64_t warps = std::clamp<int64_t>(16 * 1024 / bytes, 1, std::min<int64_t>(args.count, 4));
-  launch(kernel, ceil_div(args.count, warps), static_cast<int>(warps * kWarp), warps * bytes, args);
+  launch(in_shared, ceil_div(args.count, warps), static_cast<int>(warps * kWarp), warps * bytes,
+         args);
+}
+
+// Solvers that have a kernel of their own for up to 8 objectives, whose sums take fewer steps.
+template <template <class> class Solver>
+constexpr bool kEightLanes = false;
+template <>
+constexpr bool kEightLanes<MinNorm> = true;
+
+template <template <class> class Solver>
+Kernel shared_kernel(int64_t n) {
+  if constexpr (kEightLanes<Solver>) {
+    if (n <= 8) return gram_kernel<Solver, LanesTeam<8>, true>;
+  }
+  return gram_kernel<Solver, WarpTeam, true>;
 }
 
 template <template <class> class Solver>
@@ -46,7 +65,8 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   static_assert(Solver<WarpTeam>::kOptions <= kMaxOptions);
   std::copy(options.begin(), options.end(), args.options);
   args.rtol = rtol.value_or(2 * unit_roundoff(args.input.dtype));
-  launch_stack(gram, gram_kernel<Solver>, args, gram_workspace<Solver>(n));
+  launch_stack(gram, shared_kernel<Solver>(n), gram_kernel<Solver, WarpTeam, false>, args,
+               gram_workspace<Solver>(n));
   return out;
 }
 
@@ -65,7 +85,8 @@ std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
   args.out.dtype = args.optimum.dtype = dtype_of(values);
   args.count = count_of(values, 1);
   args.n = static_cast<int>(values.size(values.dim() - 1));
-  launch_stack(values, pama_weights_kernel, args, values_workspace(args.n));
+  launch_stack(values, pama_weights_kernel<true>, pama_weights_kernel<false>, args,
+               values_workspace(args.n));
   return {weights, optimum};
 }
 

@@ -121,7 +121,7 @@ struct PamaCombineArgs {
   View advantages, weights, optimum;
   bool* active;
   double* solution;  // weights of the whole batch, or of each sequence, by the solving kernel
-  double* scratch;   // of each thread of the token kernel; null: shared memory
+  double* scratch;   // of each thread of the token kernel
 };
 
 // The preference among active objectives, in sequence b. False if nothing is both active and
@@ -152,14 +152,14 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
 
 // One weight vector for the whole batch, or for each preference of a sequence, by one warp: for
 // `gram`, or else for `batch`. A kernel each, as one that holds both solvers spills registers.
-template <bool kGram>
+template <bool kGram, bool kShared>
 __global__ void __launch_bounds__(32, 1)
     pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
   const int64_t n = args.batch.sequences.objectives;
   const int64_t problems = args.batch.by_sequence ? args.batch.sequences.count : 1;
   const double* statistics = args.batch.statistics + n;
-  double* problem =
-      args.scratch ? args.scratch + blockIdx.x * pama_solve_workspace(n) : dynamic_shared();
+  double* problem = dynamic_shared();
+  if constexpr (!kShared) problem = args.scratch + blockIdx.x * pama_solve_workspace(n);
   double *preference = problem + n * n, *weights = preference + n, *reals = weights + 2 * n;
   const WarpTeam team;
   for (int64_t b = blockIdx.x; b < problems; b += gridDim.x) {
@@ -276,6 +276,7 @@ __device__ __forceinline__ int64_t sequence_of(const Sequences& s, int64_t token
 
 // Theorem 1 at every token, a thread each. Ragged tokens are one long row, of which only a
 // preference by sequence asks where its sequences lie.
+template <bool kShared>
 __global__ void __launch_bounds__(128, 1)
     pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
@@ -283,8 +284,8 @@ __global__ void __launch_bounds__(128, 1)
   PamaCombineArgs flat = args;
   flat.batch.sequences.offsets = nullptr;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  double* part = args.scratch ? args.scratch + thread * pama_token_workspace(n)
-                              : dynamic_shared() + threadIdx.x * pama_token_workspace(n);
+  double* part = dynamic_shared() + threadIdx.x * pama_token_workspace(n);
+  if constexpr (!kShared) part = args.scratch + thread * pama_token_workspace(n);
   double *weights = part + n, *preference = weights + n;
   pama_report_active(args);
   bool live = false;

@@ -1,4 +1,5 @@
-// A warp as the team that solves one problem (core/team.h).
+// The first lanes of a warp, or all, as the team that solves one problem (core/team.h); the other
+// lanes have left.
 #pragma once
 
 #include "core/team.h"
@@ -6,37 +7,42 @@
 
 namespace pama {
 
-struct WarpTeam {
+template <int Lanes>
+struct LanesTeam {
+  static constexpr unsigned kMask = Lanes < kWarp ? (1u << Lanes) - 1 : kFullWarp;
+
   __device__ static int rank() { return lane(); }
-  __device__ static constexpr int size() { return kWarp; }
-  __device__ void sync() const { __syncwarp(); }
+  __device__ static constexpr int size() { return Lanes; }
+  __device__ void sync() const { __syncwarp(kMask); }
 
   // In a butterfly every lane adds the same pairs, so all get the same bits.
   __device__ double sum(double x) const {
 #pragma unroll
-    for (int bits = 1; bits < kWarp; bits *= 2) x += __shfl_xor_sync(kFullWarp, x, bits);
+    for (int bits = 1; bits < Lanes; bits *= 2) x += __shfl_xor_sync(kMask, x, bits);
     return x;
   }
 
   __device__ double largest(double x) const {
 #pragma unroll
-    for (int bits = 1; bits < kWarp; bits *= 2) {
-      x = fmax(x, __shfl_xor_sync(kFullWarp, x, bits));
+    for (int bits = 1; bits < Lanes; bits *= 2) {
+      x = fmax(x, __shfl_xor_sync(kMask, x, bits));
     }
     return x;
   }
 
   __device__ Located smallest(Located x) const {
 #pragma unroll
-    for (int bits = 1; bits < kWarp; bits *= 2) {
-      const Located other{__shfl_xor_sync(kFullWarp, x.value, bits),
-                          __shfl_xor_sync(kFullWarp, x.index, bits)};
+    for (int bits = 1; bits < Lanes; bits *= 2) {
+      const Located other{__shfl_xor_sync(kMask, x.value, bits),
+                          __shfl_xor_sync(kMask, x.index, bits)};
       if (before(other, x)) x = other;
     }
     return x;
   }
 
-  __device__ bool any(bool x) const { return __any_sync(kFullWarp, x) != 0; }
+  __device__ bool any(bool x) const { return __any_sync(kMask, x) != 0; }
 };
+
+using WarpTeam = LanesTeam<kWarp>;
 
 }  // namespace pama
