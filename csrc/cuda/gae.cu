@@ -23,9 +23,14 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
       sequences, view_of(rewards, ragged),    view_of(values, ragged),  view_of(mask, ragged),
       last,      view_of(advantages, ragged), view_of(returns, ragged), gamma,
       lambda};
-  constexpr int block = 128;
-  launch(gae_kernel, ceil_div(sequences.objectives * sequences.count, block / kWarp), block, 0,
-         args);
+  // As many threads as a sequence needs for one tile, of which there are more where it is longer.
+  const int64_t mean = sequences.offsets
+                           ? ceil_div(sequences.total, std::max<int64_t>(sequences.count, 1))
+                           : sequences.length;
+  const int64_t warps =
+      std::clamp<int64_t>(ceil_div(mean, kWarp * kGaeTokens), 1, kGaeBlock / kWarp);
+  launch(gae_kernel, sequences.objectives * sequences.count, static_cast<int>(warps * kWarp),
+         2 * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
   return {advantages, returns};
 }
 

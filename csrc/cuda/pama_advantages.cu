@@ -28,6 +28,14 @@ PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
           static_cast<double*>(statistics)};
 }
 
+using PartialKernel = void (*)(PamaArgs, double*);
+
+PartialKernel few_kernel(int64_t n, bool gram) {
+  if (n <= 2) return gram ? pama_few_partial_kernel<2, true> : pama_few_partial_kernel<2, false>;
+  if (n <= 4) return gram ? pama_few_partial_kernel<4, true> : pama_few_partial_kernel<4, false>;
+  return gram ? pama_few_partial_kernel<8, true> : pama_few_partial_kernel<8, false>;
+}
+
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& log_ratio,
                        const std::optional<Tensor>& preference,
@@ -44,9 +52,16 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   const int64_t rows = args.sequences.count;
   Tensor partial = allocate(advantages, {rows * entries}, ScalarType::Double);
   double* partial_data = static_cast<double*>(partial.mutable_data_ptr());
-  const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
-  const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
-  launch(pama_partial_kernel, rows, kBlock, tile * row_bytes, args, tile, partial_data);
+  if (n <= kFewObjectives) {
+    const bool gram = static_cast<Reduction>(reduction) == Reduction::kGram;
+    const int64_t sums = n <= 2 ? 3 : n <= 4 ? 10 : 36;
+    launch(few_kernel(n, gram), rows, kFewBlock, kFewBlock / kWarp * (sums + 2) * 8, args,
+           partial_data);
+  } else {
+    const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
+    const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
+    launch(pama_partial_kernel, rows, kBlock, tile * row_bytes, args, tile, partial_data);
+  }
   launch(pama_finish_kernel, ceil_div(entries, kBlock / kWarp), kBlock, 0, args,
          static_cast<const double*>(partial_data));
   return statistics;

@@ -1,13 +1,14 @@
-// Generalised advantage estimation, a warp for each (objective, sequence), right to left in tiles
-// of 128 tokens. Each lane joins its four tokens into one map, the lanes scan their maps in five
-// shuffle steps, and each lane replays its tokens from the state that the scan hands it. The
-// loads of the next tile are in flight while this one is scanned: at T = 1024 the walk is eight
-// tiles of shuffle latency, not 1024 dependent steps.
+// Generalised advantage estimation, a block for each (objective, sequence), right to left in tiles
+// of four tokens a thread: at T = 1024 one tile of 256 threads. Each thread joins its four tokens
+// into one map; the lanes of a warp scan their maps in five shuffle steps; each warp takes the
+// state through the maps of the warps on its right, from shared memory; and each thread replays its
+// tokens from the state that this hands it. All loads of a tile are in flight at once.
 #pragma once
 
 #include "core/gae.h"
 #include "core/view.h"
 #include "kernels/device.cuh"
+#include "kernels/raw_tokens.cuh"
 
 namespace pama {
 
@@ -17,28 +18,31 @@ struct GaeArgs {
   double gamma, lambda;
 };
 
-inline constexpr int kGaeTokens = 4;  // of each lane and tile
+inline constexpr int kGaeBlock = 256;          // at most
+inline constexpr int kGaeTokens = kRawTokens;  // of each thread and tile
 
 struct GaeTokens {
   double reward[kGaeTokens], value[kGaeTokens];
-  bool inside[kGaeTokens], unmasked[kGaeTokens];
+  bool unmasked[kGaeTokens];
 };
 
-// A masked token's reward and value are not read.
+// Of the `inside` tokens from t on; a masked token's reward and value take no part.
 __device__ __forceinline__ GaeTokens gae_load(const GaeArgs& args, int64_t n, int64_t b, int64_t t,
-                                              int64_t size) {
+                                              int inside) {
   const Sequences& s = args.sequences;
-  const int64_t rewards = s.first(args.rewards, n, b), values = s.first(args.values, n, b);
-  const int64_t mask = s.first(args.mask, 0, b);
+  const auto raw = [&](const View& view, int64_t first) {
+    return load_raw(view, first + t * view.token, inside);
+  };
+  const RawTokens mask = raw(args.mask, s.first(args.mask, 0, b));
+  const RawTokens reward = raw(args.rewards, s.first(args.rewards, n, b));
+  const RawTokens value = raw(args.values, s.first(args.values, n, b));
   GaeTokens tokens;
 #pragma unroll
   for (int k = 0; k < kGaeTokens; ++k) {
-    const int64_t i = t + k;
-    tokens.inside[k] = i >= 0 && i < size;
-    tokens.unmasked[k] = tokens.inside[k] && unmasked(args.mask, mask + i * args.mask.token);
-    tokens.reward[k] =
-        tokens.unmasked[k] ? load(args.rewards, rewards + i * args.rewards.token) : 0;
-    tokens.value[k] = tokens.unmasked[k] ? load(args.values, values + i * args.values.token) : 0;
+    const bool here = k < inside && raw_unmasked(args.mask, mask, k);
+    tokens.unmasked[k] = here;
+    tokens.reward[k] = here ? raw_real(args.rewards, reward, k) : 0;
+    tokens.value[k] = here ? raw_real(args.values, value, k) : 0;
   }
   return tokens;
 }
@@ -53,23 +57,33 @@ __device__ __forceinline__ GaeRun gae_shuffle_down(const GaeRun& run, int distan
   return other;
 }
 
-__global__ void __launch_bounds__(128, 4) gae_kernel(const __grid_constant__ GaeArgs args) {
+__global__ void __launch_bounds__(kGaeBlock, 2) gae_kernel(const __grid_constant__ GaeArgs args) {
   const Sequences& s = args.sequences;
-  // Neighbouring warps share a sequence: in a [B, T, N] layout they then share cache lines.
-  const int64_t n = warp() % s.objectives, b = warp() / s.objectives;
-  if (b >= s.count) return;
+  // Neighbouring blocks share a sequence: in a [B, T, N] layout they then share cache lines.
+  const int64_t n = blockIdx.x % s.objectives, b = blockIdx.x / s.objectives;
   const int64_t size = s.size(b);
   const View& last = args.last_values;
   GaeState carry{0.0, last.data ? load(last, n * last.objective + b * last.token) : 0.0};
   const int64_t advantages = s.first(args.advantages, n, b);
   const int64_t returns = s.first(args.returns, n, b);
+  constexpr int words = sizeof(GaeRun) / sizeof(double);
+  // Of each warp, two sets by turns: so a tile's reads need no barrier before the next one's
+  // writes.
+  double* shared = dynamic_shared();
+  const int warps = static_cast<int>(blockDim.x) / kWarp,
+            mine = static_cast<int>(threadIdx.x) / kWarp;
 
-  constexpr int64_t tile = kWarp * kGaeTokens;
-  int64_t t = size - tile + lane() * kGaeTokens;  // this lane's first token
-  GaeTokens next = gae_load(args, n, b, t, size);
-  for (int64_t end = size; end > 0; end -= tile, t -= tile) {
-    const GaeTokens tokens = next;
-    if (end > tile) next = gae_load(args, n, b, t - tile, size);
+  const int64_t tile = static_cast<int64_t>(blockDim.x) * kGaeTokens;
+  int set = 0;
+  // Tiles begin at multiples of their size, so that packs of four tokens are aligned where rows
+  // are.
+  for (int64_t start = size > 0 ? (size - 1) / tile * tile : -1; start >= 0;
+       start -= tile, set ^= 1) {
+    const int64_t t = start + static_cast<int64_t>(threadIdx.x) * kGaeTokens;
+    const int inside = static_cast<int>(size - t < 0            ? 0
+                                        : size - t < kGaeTokens ? size - t
+                                                                : kGaeTokens);
+    const GaeTokens tokens = gae_load(args, n, b, t, inside);
     GaeRun run;
 #pragma unroll
     for (int k = kGaeTokens - 1; k >= 0; --k) {
@@ -82,23 +96,33 @@ __global__ void __launch_bounds__(128, 4) gae_kernel(const __grid_constant__ Gae
       const GaeRun right = gae_shuffle_down(run, distance);
       if (lane() + distance < kWarp) run = gae_join(run, right);
     }
-    // `run` now spans from this lane to the end of the tile; what lies right of the lane:
+    // `run` now spans from this lane to the end of the warp; what lies right of the lane:
     const GaeRun after = gae_shuffle_down(run, 1);
-    GaeState state = lane() == kWarp - 1 ? carry : gae_apply(after, carry);
-    const GaeState whole = gae_apply(run, carry);
-    carry.advantage = __shfl_sync(kFullWarp, whole.advantage, 0);
-    carry.value = __shfl_sync(kFullWarp, whole.value, 0);
+    double* runs = shared + set * warps * words;
+    if (lane() == 0) memcpy(runs + mine * words, &run, sizeof(run));
+    __syncthreads();
+    GaeState state = carry;
+#pragma unroll 1
+    for (int w = warps - 1; w >= 0; --w) {
+      if (w == mine) state = carry;
+      GaeRun whole;
+      memcpy(static_cast<void*>(&whole), runs + w * words, sizeof(whole));
+      carry = gae_apply(whole, carry);
+    }
+    if (lane() < kWarp - 1) state = gae_apply(after, state);
+    double advantage[kGaeTokens], sum[kGaeTokens];
 #pragma unroll
     for (int k = kGaeTokens - 1; k >= 0; --k) {
-      if (!tokens.inside[k]) continue;
       const bool here = tokens.unmasked[k];
       if (here) {
         state =
             gae_apply(gae_token(tokens.reward[k], tokens.value[k], args.gamma, args.lambda), state);
       }
-      store(args.advantages, advantages + t + k, here ? state.advantage : 0);
-      store(args.returns, returns + t + k, here ? state.advantage + state.value : 0);
+      advantage[k] = here ? state.advantage : 0;
+      sum[k] = here ? state.advantage + state.value : 0;
     }
+    store_raw(args.advantages, advantages + t, inside, advantage);
+    store_raw(args.returns, returns + t, inside, sum);
   }
 }
 

@@ -8,6 +8,7 @@
 #include "core/pama_weights.h"
 #include "core/view.h"
 #include "kernels/device.cuh"
+#include "kernels/raw_tokens.cuh"
 #include "kernels/reduce.cuh"
 #include "kernels/warp_team.cuh"
 
@@ -94,6 +95,116 @@ __global__ void __launch_bounds__(128, 1)
       sum = warp_reduce(sum, [](double x, double y) { return x + y; });
       if (lane() == 0) mine[k] += sum;
     }
+  }
+}
+
+// Where a row of the upper triangle of an N x N matrix begins, less its first column.
+template <int N>
+PAMA_INLINE constexpr int pama_row_of(int i) {
+  return i * N - i * (i + 1) / 2;
+}
+
+inline constexpr int kFewBlock = 256;
+inline constexpr int kFewObjectives = 8;
+
+// The same for up to N objectives, whose sums a thread holds in registers: four tokens a thread,
+// all loads of a tile in flight at once, and one reduction at the end.
+template <int N, bool kGram>
+__global__ void __launch_bounds__(kFewBlock, 1)
+    pama_few_partial_kernel(const __grid_constant__ PamaArgs args, double* partial) {
+  constexpr int sums = kGram ? N * (N + 1) / 2 : N;
+  const Sequences& s = args.sequences;
+  const int n = static_cast<int>(s.objectives);
+  const int64_t b = blockIdx.x, size = s.size(b);
+  unsigned taken = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (i < n && !pama_dropped(args, i, b)) taken |= 1u << i;
+  }
+  const auto raw = [&](const View& view, int64_t first, int64_t t, int inside) {
+    return load_raw(view, first + t * view.token, inside);
+  };
+  double sum[sums] = {};
+  unsigned nonzero = 0;
+  int count = 0;
+#pragma unroll 1
+  for (int64_t t = static_cast<int64_t>(threadIdx.x) * kRawTokens; t < size;
+       t += kFewBlock * kRawTokens) {
+    const int inside = static_cast<int>(size - t < kRawTokens ? size - t : kRawTokens);
+    const RawTokens mask = raw(args.mask, s.first(args.mask, 0, b), t, inside);
+    const RawTokens ratio = raw(args.log_ratio, s.first(args.log_ratio, 0, b), t, inside);
+    RawTokens advantage[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (taken >> i & 1) {
+        advantage[i] = raw(args.advantages, s.first(args.advantages, i, b), t, inside);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kRawTokens; ++k) {
+      if (k >= inside || !raw_unmasked(args.mask, mask, k)) continue;
+      const double log_ratio = args.log_ratio.data ? raw_real(args.log_ratio, ratio, k) : 0;
+      double part[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        part[i] = 0;
+        if (!(taken >> i & 1)) continue;
+        const double a = noon(args.rule, raw_real(args.advantages, advantage[i], k));
+        part[i] = active_part(args.rule, a, log_ratio);
+        if (part[i] != 0) nonzero |= 1u << i;
+      }
+      ++count;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        if constexpr (kGram) {
+#pragma unroll
+          for (int j = i; j < N; ++j) sum[pama_row_of<N>(i) + j] += part[i] * part[j];
+        } else {
+          sum[i] += part[i];
+        }
+      }
+    }
+  }
+  // [warp][entry]: of integers, then the sums.
+  double* shared = dynamic_shared();
+  constexpr int entries = sums + 2, warps = kFewBlock / kWarp;
+  double* mine = shared + threadIdx.x / kWarp * entries;
+  const auto add = [](double x, double y) { return x + y; };
+#pragma unroll
+  for (int e = 0; e < sums; ++e) {
+    const double total = warp_reduce(sum[e], add);
+    if (lane() == 0) mine[e] = total;
+  }
+  const double tokens = warp_reduce(static_cast<double>(count), add);
+#pragma unroll 1
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    nonzero |= __shfl_xor_sync(kFullWarp, nonzero, distance);
+  }
+  if (lane() == 0) {
+    mine[sums] = tokens;
+    mine[sums + 1] = nonzero;
+  }
+  __syncthreads();
+  double* to = partial + b * gathered_size(n, args.reduction, args.by_sequence);
+  const auto total = [&](int e) {
+    double all = 0;
+    for (int w = 0; w < warps; ++w) all += shared[w * entries + e];
+    return all;
+  };
+  const int e = static_cast<int>(threadIdx.x),
+            own = static_cast<int>(statistics_size(n, args.reduction));
+  const bool gathers_own = args.by_sequence && own > n;
+  if (e < n) {
+    unsigned flags = 0;
+    for (int w = 0; w < warps; ++w) flags |= static_cast<unsigned>(shared[w * entries + sums + 1]);
+    to[e] = flags >> e & 1;
+    if (gathers_own) to[own + e] = taken >> e & 1 ? total(sums) : 0;
+    if (args.reduction == Reduction::kBatch) to[n + 1 + e] = total(e);
+  }
+  if (e == 0 && args.reduction == Reduction::kBatch) to[n] = total(sums);
+  if constexpr (kGram) {
+    const int i = e / N, j = e % N;
+    if (i <= j && j < n) to[n + i * n + j] = total(pama_row_of<N>(i) + j);
   }
 }
 
