@@ -415,7 +415,7 @@ def pytest(run: Run, name: str, seconds: float, files: list[Path]) -> None:
         command += ["-p", "pytest_timeout", "--timeout", "60", "--timeout-method", "thread"]
     several = there("xdist")
     if several:
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(16, os.cpu_count() or 1)
         command += ["-p", "xdist", "-n", workers, "--dist", "worksteal", "-p", "gpu_pytest"]
     begin, reports = time.monotonic(), []
     # Without xdist a process for each file, so that an error of CUDA ends one file's tests only.

@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     for (Tensor* x : {&weights, &optimum}) torch::stable::zero_(*x);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
-  launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kBlock, doubles * word, args);
+  launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kSequenceBlock, doubles * word, args);
   return {combined, weights, optimum, active};
 }
 

@@ -5,7 +5,7 @@
 // at a time, and its k-th elements, with those of its three neighbours, are four columns of an mma:
 // no shared memory, no exchange. float32 and float64 multiply in float64, products exact (of
 // float32) and nothing to promote; halves (up to 8 rows here, more in gram_mma.cuh) in float32,
-// for 256 columns, after which the sums are added to float64 ones.
+// for 128 columns, after which the sums are added to float64 ones.
 //
 // Of at most 8 rows a fragment holds all, and of 4, 2 or 1 rows 2, 4 or 8 chunks of columns: the
 // products of rows of different chunks are left aside.
@@ -72,7 +72,7 @@ struct Fragment<BFloat16Element> : HalvesFragment<BFloat16Element> {};
 
 // Up to 8 / Chunks rows.
 template <class Element, int Chunks>
-__global__ void __launch_bounds__(kFragmentBlock, sizeof(Element) == 8 ? 3 : 4)
+__global__ void __launch_bounds__(kFragmentBlock, sizeof(Element) == 8 ? 2 : 4)
     gram_fragment_kernel(const __grid_constant__ GramArgs args) {
   constexpr int width = Pack<Element>::kSize, rows = 8 / Chunks;
   constexpr int step = Chunks * 4 * width;
@@ -94,14 +94,17 @@ __global__ void __launch_bounds__(kFragmentBlock, sizeof(Element) == 8 ? 3 : 4)
         pack[s] = load_pack(row, s * step + column, columns, true);
       }
 #pragma unroll
-      for (int s = 0; s < kFragmentSteps; ++s) fragment.add(pack[s]);
+      for (int s = 0; s < kFragmentSteps; ++s) {
+        fragment.add(pack[s]);
+        if (s % 4 == 3) fragment.promote();
+      }
     } else {
 #pragma unroll 1
       for (int s = 0; s < columns; s += step) {
         fragment.add(load_pack(row, s + column, columns, false));
+        fragment.promote();
       }
     }
-    fragment.promote();
   }
   double* shared = dynamic_shared();  // [warp][r][lane]
 #pragma unroll

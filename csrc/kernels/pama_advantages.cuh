@@ -317,30 +317,74 @@ __device__ __forceinline__ double pama_sum(int64_t n, const double* weights, con
   return sum;
 }
 
+inline constexpr int kSequenceBlock = 256;
+
 // One weight vector a sequence, a block each: for `sequence` from its means, by the first warp.
-__global__ void __launch_bounds__(128, 1)
+__global__ void __launch_bounds__(kSequenceBlock, 1)
     pama_sequence_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
   const int64_t n = s.objectives, b = blockIdx.x;
   pama_report_active(args);
   if (b >= s.count) return;
-  const int64_t size = s.size(b);
+  const int64_t size = s.size(b), tile = static_cast<int64_t>(blockDim.x) * kRawTokens;
+  const int64_t first = static_cast<int64_t>(threadIdx.x) * kRawTokens;
+  const auto inside_at = [&](int64_t t) {
+    return static_cast<int>(size - t < kRawTokens ? size - t : kRawTokens);
+  };
+  const auto raw = [&](const View& view, int64_t i, int64_t t) {
+    return load_raw(view, s.first(view, i, b) + t * view.token, inside_at(t));
+  };
   double *weights = dynamic_shared(), *means = weights + n, *preference = means + n;
   if (args.batch.reduction == Reduction::kSequence) {
     const auto add = [](double x, double y) { return x + y; };
+    // A few objectives at a time: their sums, and the tokens, by warp.
+    constexpr int few = 7;
+    __shared__ SharedArray<double, (few + 1) * kSequenceBlock / kWarp> parts;
+    const int warps = kSequenceBlock / kWarp, mine = static_cast<int>(threadIdx.x) / kWarp;
     double tokens = 0;
-    for (int64_t t = threadIdx.x; t < size; t += blockDim.x)
-      tokens += pama_unmasked(args.batch, b, t);
-    tokens = block_reduce(tokens, add);
-    for (int64_t i = 0; i < n; ++i) {
-      double sum = 0;
-      for (int64_t t = threadIdx.x; t < size; t += blockDim.x) {
-        if (!pama_unmasked(args.batch, b, t)) continue;
-        sum += active_part(args.batch.rule, pama_noon(args.batch, i, b, t),
-                           pama_log_ratio(args.batch, b, t));
+#pragma unroll 1
+    for (int64_t i = 0; i < n; i += few) {
+      double sum[few] = {}, count = 0;
+#pragma unroll 1
+      for (int64_t t = first; t < size; t += tile) {
+        const RawTokens mask = raw(args.batch.mask, 0, t), ratio = raw(args.batch.log_ratio, 0, t);
+        RawTokens advantage[few];
+#pragma unroll
+        for (int h = 0; h < few; ++h) {
+          if (i + h < n) advantage[h] = raw(args.batch.advantages, i + h, t);
+        }
+#pragma unroll
+        for (int k = 0; k < kRawTokens; ++k) {
+          if (k >= inside_at(t) || !raw_unmasked(args.batch.mask, mask, k)) continue;
+          count += 1;
+          const double log_ratio =
+              args.batch.log_ratio.data ? raw_real(args.batch.log_ratio, ratio, k) : 0;
+#pragma unroll
+          for (int h = 0; h < few; ++h) {
+            if (i + h >= n) continue;
+            const double a =
+                noon(args.batch.rule, raw_real(args.batch.advantages, advantage[h], k));
+            sum[h] += active_part(args.batch.rule, a, log_ratio);
+          }
+        }
       }
-      sum = block_reduce(sum, add);
-      if (threadIdx.x == 0) means[i] = tokens > 0 ? sum / tokens : 0;
+      __syncthreads();  // the last ones have been read
+#pragma unroll
+      for (int h = 0; h < few; ++h) {
+        const double total = warp_reduce(sum[h], add);
+        if (lane() == 0) parts[h * warps + mine] = total;
+      }
+      count = warp_reduce(count, add);
+      if (lane() == 0) parts[few * warps + mine] = count;
+      __syncthreads();
+      const auto total = [&](int h) {
+        double all = 0;
+        for (int w = 0; w < warps; ++w) all += parts[h * warps + w];
+        return all;
+      };
+      tokens = total(few);
+      const int h = static_cast<int>(threadIdx.x);
+      if (h < few && i + h < n) means[i + h] = tokens > 0 ? total(h) / tokens : 0;
     }
     if (threadIdx.x < kWarp) {  // thread 0's own warp, which pama_preference synchronises
       const WarpTeam team;
@@ -362,10 +406,25 @@ __global__ void __launch_bounds__(128, 1)
   }
   __syncthreads();
   const int64_t out = s.first(args.advantages, 0, b);
-  for (int64_t t = threadIdx.x; t < size; t += blockDim.x) {
-    const bool here = pama_unmasked(args.batch, b, t);
-    const auto at = [&](int64_t i) { return pama_noon(args.batch, i, b, t); };
-    store(args.advantages, out + t, here ? pama_sum(n, weights, at) : 0);
+#pragma unroll 1
+  for (int64_t t = first; t < size; t += tile) {
+    const RawTokens mask = raw(args.batch.mask, 0, t);
+    double sum[kRawTokens] = {};
+#pragma unroll 4
+    for (int64_t i = 0; i < n; ++i) {
+      const RawTokens advantage = raw(args.batch.advantages, i, t);
+      const double weight = weights[i];
+#pragma unroll
+      for (int k = 0; k < kRawTokens; ++k) {
+        const double a = noon(args.batch.rule, raw_real(args.batch.advantages, advantage, k));
+        if (weight != 0) sum[k] += weight * a;  // else dropped, whatever its advantage
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kRawTokens; ++k) {
+      if (!raw_unmasked(args.batch.mask, mask, k)) sum[k] = 0;
+    }
+    store_raw(args.advantages, out + t, inside_at(t), sum);
   }
 }
 
