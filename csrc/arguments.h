@@ -5,7 +5,6 @@
 
 #include <cfloat>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,11 +17,12 @@ namespace pama {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
+// By no stream: where g++ finds libstdc++ only as an archive, the archive's streams and the locales
+// of torch's libstdc++ do not know each other, and the first number that is written crashes.
 inline std::string text_of(Sizes sizes) {
-  std::ostringstream text;
-  for (size_t d = 0; d < sizes.size(); ++d) text << (d > 0 ? ", " : "[") << sizes[d];
-  text << (sizes.size() > 0 ? "]" : "[]");
-  return text.str();
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
 }
 
 [[noreturn]] inline void refuse(const std::string& message) {

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <sstream>
 #include <vector>
 
 #include "arguments.h"

@@ -2,9 +2,10 @@
 // that results do not depend on the number of threads.
 #include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <memory>
-#include <sstream>
 #include <stdexcept>
+#include <string>
 
 #include "core/pama_weights.h"
 #include "core/solvers.h"
@@ -114,40 +115,45 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
 }
 
-[[noreturn]] void refuse_matrix(const Stack& gram, int64_t b, int64_t n) {
+std::string text_of(double x) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", x);
+  return text;
+}
+
+// What is wrong with a matrix that load_gram found bad.
+std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
   const int64_t start = gram.offset(b);
   const auto at = [&](int64_t i, int64_t j) {
     return load(gram, start + i * gram.row + j * gram.column);
   };
+  const auto entry = [&](int64_t i, int64_t j) {
+    return text_of(at(i, j)) + " at [" + std::to_string(i) + ", " + std::to_string(j) + "]";
+  };
   const auto root = [&](int64_t i) { return std::sqrt(std::fabs(at(i, i))); };
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      const double unit = unit_roundoff(gram.dtype);
+      if (symmetric_to_rounding(at(i, j), at(j, i), root(i), root(j), unit)) continue;
+      return "symmetric to rounding, got " + entry(i, j) + " and " + entry(j, i);
+    }
+  }
   std::vector<double> norm(n);
   bounding_norms(at, n, gram.dtype, norm.data());
-  std::ostringstream message;
-  const auto say = [&](int64_t i, int64_t j) {
-    message << at(i, j) << " at [" << i << ", " << j << "]";
-  };
-  const auto show = [&] {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < i; ++j) {
-        const double lower = at(i, j), upper = at(j, i);
-        if (!symmetric_to_rounding(lower, upper, root(i), root(j), unit_roundoff(gram.dtype))) {
-          message << "gram must be symmetric to rounding, got ";
-          return say(i, j), message << " and ", say(j, i);
-        }
-      }
+  std::string fault = "inner products, none beyond the root of its two squares, got ";
+  for (int64_t i = 0; i < n; ++i) {
+    if (at(i, i) < -norm[i] * norm[i]) return fault + entry(i, i);
+    for (int64_t j = 0; j < i; ++j) {
+      if (bounded_by_norms(at(i, j), norm[i], norm[j])) continue;
+      return fault + entry(i, j) + " of squares " + text_of(at(i, i)) + " and " + text_of(at(j, j));
     }
-    message << "gram must be inner products, none beyond the root of its two squares, got ";
-    for (int64_t i = 0; i < n; ++i) {
-      if (at(i, i) < -norm[i] * norm[i]) return say(i, i);
-      for (int64_t j = 0; j < i; ++j) {
-        if (bounded_by_norms(at(i, j), norm[i], norm[j])) continue;
-        return say(i, j), message << " of squares " << at(i, i) << " and " << at(j, j), void();
-      }
-    }
-  };
-  show();
-  if (gram.lead > 0) message << " of matrix " << b;
-  throw std::invalid_argument(message.str());
+  }
+  return fault;
+}
+
+[[noreturn]] void refuse_matrix(const Stack& gram, int64_t b, int64_t n) {
+  refuse("gram must be " + fault_of(gram, b, n) +
+         (gram.lead > 0 ? " of matrix " + std::to_string(b) : ""));
 }
 
 template <template <class> class Solver>
