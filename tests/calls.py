@@ -75,6 +75,13 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
         for estimator in reference.K1, reference.K2, reference.K3:
             yield "kl_divergence", (p, q, mask, estimator)
             yield "kl_divergence_backward", (a, p, q, mask, estimator)
+    # More objectives than a GPU's thread holds at once, and more tokens than a tile of them.
+    x, p = normal((10, 2, 300), generator=generator), normal((2, 300), generator=generator)
+    mask = torch.rand(2, 300, generator=generator) < 0.8
+    for reduction in reference.TOKEN, reference.SEQUENCE, reference.GRAM:
+        batch, options = (x, mask, p, None, None), (reduction, 0.8, 1.2, True, False)
+        yield "pama_statistics", (*batch, *options)
+        yield "pama_combine", (*batch, reference.pama_statistics(*batch, *options), *options)
     yield "group_normalize", (normal((3, 70), generator=generator), 14, 1e-8)
     yield "group_informative", (torch.randint(2, (3, 280), generator=generator).double(), 35)
 

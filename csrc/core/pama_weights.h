@@ -70,17 +70,20 @@ class PamaWeights {
   static constexpr double kTie = 16 * DBL_EPSILON;  // what rounding may do to a ratio of weights
 
   PAMA_HD double choose(const double* values, double* weights) {
+    double* rank = slope_;
     Located least{INFINITY, n_};
     PAMA_LANES(team_, i, 0, n_) {
-      if (relative_[i] == 0) continue;
-      const Located here{one_sided_rank(values[i], relative_[i]), i};
+      const double size = fabs(values[i]), wanted = relative_[i];
+      // Divided only where that changes it.
+      rank[i] = wanted == 0 ? NAN : wanted == 1 ? size : one_sided_rank(size, wanted);
+      const Located here{rank[i], i};
       if (before(here, least)) least = here;
     }
     least = team_.smallest(least);
     double tied = 0, count = 0, used = 0;
     PAMA_LANES(team_, i, 0, n_) {
       used += relative_[i] != 0;
-      if (!ties(values, i, least.value)) continue;
+      if (rank[i] != least.value) continue;
       tied += preference_[i];
       count += 1;
     }
@@ -91,17 +94,13 @@ class PamaWeights {
     const double winner = values[least.index];
     double spread = 0;
     PAMA_LANES(team_, i, 0, n_) {
-      const bool shares = ties(values, i, least.value);
+      const bool shares = rank[i] == least.value;
       weights[i] = !shares      ? 0
                    : count == 1 ? 1
                                 : one_sided_weight(preference_[i], tied, static_cast<int>(count));
       if (shares) spread += weights[i] * (values[i] - winner);
     }
     return winner + team_.sum(spread);
-  }
-
-  PAMA_HD bool ties(const double* values, int i, double rank) const {
-    return relative_[i] != 0 && one_sided_rank(values[i], relative_[i]) == rank;
   }
 
   // The projection of p onto {c in the simplex, Σ c_i a_i = 0}: max(p − λ − μ a, 0) for some λ and
@@ -226,7 +225,7 @@ class PamaWeights {
   int n_;
   double* relative_;    // p_i / max p
   double* preference_;  // p_i / Σ p
-  double* slope_;       // a_i, scaled
+  double* slope_;       // a_i, scaled; or their ranks
   double sign_ = 1;
   double size_ = 0, unit_ = 1, mean_ = 0, spread_ = 1;
 };

@@ -1,5 +1,5 @@
 // Generalised advantage estimation, a block for each (objective, sequence), right to left in tiles
-// of four tokens a thread: at T = 1024 one tile of 256 threads. Each thread joins its four tokens
+// of eight tokens a thread: at T = 1024 one tile of 128 threads. Each thread joins its eight tokens
 // into one map; the lanes of a warp scan their maps in five shuffle steps; each warp takes the
 // state through the maps of the warps on its right, from shared memory; and each thread replays its
 // tokens from the state that this hands it. All loads of a tile are in flight at once.
@@ -18,8 +18,9 @@ struct GaeArgs {
   double gamma, lambda;
 };
 
-inline constexpr int kGaeBlock = 256;          // at most
-inline constexpr int kGaeTokens = kRawTokens;  // of each thread and tile
+inline constexpr int kGaeBlock = 128;  // at most
+inline constexpr int kGaePacks = 2;
+inline constexpr int kGaeTokens = kGaePacks * kRawTokens;  // of each thread and tile
 
 struct GaeTokens {
   double reward[kGaeTokens], value[kGaeTokens];
@@ -30,19 +31,29 @@ struct GaeTokens {
 __device__ __forceinline__ GaeTokens gae_load(const GaeArgs& args, int64_t n, int64_t b, int64_t t,
                                               int inside) {
   const Sequences& s = args.sequences;
-  const auto raw = [&](const View& view, int64_t first) {
-    return load_raw(view, first + t * view.token, inside);
+  RawTokens mask[kGaePacks], reward[kGaePacks], value[kGaePacks];
+  const auto raw = [&](const View& view, int64_t first, int pack) {
+    const int skipped = pack * kRawTokens;
+    const int left = inside - skipped;
+    return load_raw(view, first + (t + skipped) * view.token,
+                    left < 0            ? 0
+                    : left < kRawTokens ? left
+                                        : kRawTokens);
   };
-  const RawTokens mask = raw(args.mask, s.first(args.mask, 0, b));
-  const RawTokens reward = raw(args.rewards, s.first(args.rewards, n, b));
-  const RawTokens value = raw(args.values, s.first(args.values, n, b));
+#pragma unroll
+  for (int p = 0; p < kGaePacks; ++p) {
+    mask[p] = raw(args.mask, s.first(args.mask, 0, b), p);
+    reward[p] = raw(args.rewards, s.first(args.rewards, n, b), p);
+    value[p] = raw(args.values, s.first(args.values, n, b), p);
+  }
   GaeTokens tokens;
 #pragma unroll
   for (int k = 0; k < kGaeTokens; ++k) {
-    const bool here = k < inside && raw_unmasked(args.mask, mask, k);
+    const int p = k / kRawTokens, at = k % kRawTokens;
+    const bool here = k < inside && raw_unmasked(args.mask, mask[p], at);
     tokens.unmasked[k] = here;
-    tokens.reward[k] = here ? raw_real(args.rewards, reward, k) : 0;
-    tokens.value[k] = here ? raw_real(args.values, value, k) : 0;
+    tokens.reward[k] = here ? raw_real(args.rewards, reward[p], at) : 0;
+    tokens.value[k] = here ? raw_real(args.values, value[p], at) : 0;
   }
   return tokens;
 }
@@ -57,7 +68,7 @@ __device__ __forceinline__ GaeRun gae_shuffle_down(const GaeRun& run, int distan
   return other;
 }
 
-__global__ void __launch_bounds__(kGaeBlock, 2) gae_kernel(const __grid_constant__ GaeArgs args) {
+__global__ void __launch_bounds__(kGaeBlock, 4) gae_kernel(const __grid_constant__ GaeArgs args) {
   const Sequences& s = args.sequences;
   // Neighbouring blocks share a sequence: in a [B, T, N] layout they then share cache lines.
   const int64_t n = blockIdx.x % s.objectives, b = blockIdx.x / s.objectives;
@@ -75,7 +86,7 @@ __global__ void __launch_bounds__(kGaeBlock, 2) gae_kernel(const __grid_constant
 
   const int64_t tile = static_cast<int64_t>(blockDim.x) * kGaeTokens;
   int set = 0;
-  // Tiles begin at multiples of their size, so that packs of four tokens are aligned where rows
+  // Tiles begin at multiples of their size, so that packs of tokens are aligned where rows
   // are.
   for (int64_t start = size > 0 ? (size - 1) / tile * tile : -1; start >= 0;
        start -= tile, set ^= 1) {
@@ -121,8 +132,13 @@ __global__ void __launch_bounds__(kGaeBlock, 2) gae_kernel(const __grid_constant
       advantage[k] = here ? state.advantage : 0;
       sum[k] = here ? state.advantage + state.value : 0;
     }
-    store_raw(args.advantages, advantages + t, inside, advantage);
-    store_raw(args.returns, returns + t, inside, sum);
+#pragma unroll
+    for (int p = 0; p < kGaePacks; ++p) {
+      const int skipped = p * kRawTokens, left = inside - skipped;
+      const int here = left < 0 ? 0 : left < kRawTokens ? left : kRawTokens;
+      store_raw(args.advantages, advantages + t + skipped, here, advantage + skipped);
+      store_raw(args.returns, returns + t + skipped, here, sum + skipped);
+    }
   }
 }
 

@@ -131,7 +131,7 @@ inline constexpr int kFloat64Block = 128;
 
 // `Bands` bands of 16 rows.
 template <class Element, int Bands>
-__global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 2)
+__global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 3)
     gram_float64_kernel(const __grid_constant__ GramArgs args) {
   constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / (2 * Bands);
   constexpr int step = 4 * width;

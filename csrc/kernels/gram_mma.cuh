@@ -24,7 +24,7 @@ inline constexpr int kMmaBlock = 128;
 inline constexpr int kMmaColumns = 256;  // between promotions, and dealt to a warp at a time
 
 // Blocks that share a multiprocessor.
-PAMA_INLINE constexpr int mma_blocks(int bands) { return bands == 1 ? 4 : bands == 2 ? 3 : 2; }
+PAMA_INLINE constexpr int mma_blocks(int bands) { return bands <= 2 ? 4 : 2; }
 
 PAMA_HD inline int64_t mma_shared_bytes(int rows) {
   return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;

@@ -307,16 +307,6 @@ __global__ void __launch_bounds__(32, 1)
   }
 }
 
-// Σ_i w_i A_i of an unmasked token; a weight of 0 drops the objective, whatever its advantage.
-template <class Advantage>
-__device__ __forceinline__ double pama_sum(int64_t n, const double* weights, const Advantage& at) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (weights[i] != 0) sum += weights[i] * at(i);
-  }
-  return sum;
-}
-
 inline constexpr int kSequenceBlock = 256;
 
 // One weight vector a sequence, a block each: for `sequence` from its means, by the first warp.
@@ -469,15 +459,38 @@ __global__ void __launch_bounds__(128, 1)
       solver.prefer(preference);
       prepared = owner;
     }
-    double combined = 0, optimum = 0;
+    double combined = 0, optimum = 0, few[kFewObjectives];
+    // Those of the first objectives are loaded together, with the mask and the ratio.
+    const View& advantages = flat.batch.advantages;
+    const auto index = [&](int64_t i) {
+      return flat.batch.sequences.first(advantages, i, b) + t * advantages.token;
+    };
+    uint64_t bits[kFewObjectives];
+#pragma unroll
+    for (int i = 0; i < kFewObjectives; ++i) bits[i] = i < n ? load_bits(advantages, index(i)) : 0;
+    const double ratio = pama_log_ratio(flat.batch, b, t);
     const bool here = live && pama_unmasked(flat.batch, b, t);
     if (here) {
-      const double ratio = pama_log_ratio(flat.batch, b, t);
-      for (int64_t i = 0; i < n; ++i) {
+#pragma unroll
+      for (int i = 0; i < kFewObjectives; ++i) {
+        if (i >= n) continue;
+        few[i] = noon(args.batch.rule, real_of(advantages, bits[i]));
+        part[i] = active_part(args.batch.rule, few[i], ratio);
+      }
+#pragma unroll 1
+      for (int64_t i = kFewObjectives; i < n; ++i) {
         part[i] = active_part(args.batch.rule, pama_noon(flat.batch, i, b, t), ratio);
       }
       optimum = solver.solve(part, weights);
-      combined = pama_sum(n, weights, [&](int64_t i) { return pama_noon(flat.batch, i, b, t); });
+      // A weight of 0 drops the objective, whatever its advantage.
+#pragma unroll
+      for (int i = 0; i < kFewObjectives; ++i) {
+        if (i < n && weights[i] != 0) combined += weights[i] * few[i];
+      }
+#pragma unroll 1
+      for (int64_t i = kFewObjectives; i < n; ++i) {
+        if (weights[i] != 0) combined += weights[i] * pama_noon(flat.batch, i, b, t);
+      }
     }
     for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);
     store(args.optimum, k, optimum);

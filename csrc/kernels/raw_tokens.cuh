@@ -70,18 +70,36 @@ __device__ __forceinline__ RawTokens load_raw(const View& view, int64_t first, i
   }
 }
 
-// Token k of an array of real numbers.
-__device__ __forceinline__ double raw_real(const View& view, const RawTokens& raw, int k) {
+// One token, in place of four.
+__device__ __forceinline__ uint64_t load_bits(const View& view, int64_t i) {
   switch (view.dtype) {
     case DType::kDouble:
-      return bit_cast<double>(raw.bits[k]);
+      return static_cast<const uint64_t*>(view.data)[i];
     case DType::kHalf:
-      return half_to_float(static_cast<uint16_t>(raw.bits[k]));
     case DType::kBFloat16:
-      return bfloat16_to_float(static_cast<uint16_t>(raw.bits[k]));
+      return static_cast<const uint16_t*>(view.data)[i];
     default:
-      return bit_cast<float>(static_cast<uint32_t>(raw.bits[k]));
+      return static_cast<const uint32_t*>(view.data)[i];
   }
+}
+
+// The number that an array of real numbers holds as these bits.
+__device__ __forceinline__ double real_of(const View& view, uint64_t bits) {
+  switch (view.dtype) {
+    case DType::kDouble:
+      return bit_cast<double>(bits);
+    case DType::kHalf:
+      return half_to_float(static_cast<uint16_t>(bits));
+    case DType::kBFloat16:
+      return bfloat16_to_float(static_cast<uint16_t>(bits));
+    default:
+      return bit_cast<float>(static_cast<uint32_t>(bits));
+  }
+}
+
+// Token k of an array of real numbers.
+__device__ __forceinline__ double raw_real(const View& view, const RawTokens& raw, int k) {
+  return real_of(view, raw.bits[k]);
 }
 
 // Of a mask of any dtype. Of a float's zeros one has a sign.
