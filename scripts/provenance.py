@@ -38,8 +38,12 @@ def machine() -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit the tree is at, with a plus where files differ from it; else $PAMA_COMMIT."""
+    """The commit the tree is at; with a plus where files differ from it, unless $PAMA_COMMIT says.
+
+    A tree that was copied to another machine may be newer than the repository that came with it.
+    """
     git = ("git", "-C", str(ROOT))
     head = output_of(*git, "rev-parse", "HEAD")
-    changes = output_of(*git, "status", "--porcelain", "-uno")
-    return head + ("+" if changes else "") if head else os.environ.get("PAMA_COMMIT")
+    if head and not output_of(*git, "status", "--porcelain", "-uno"):
+        return head
+    return os.environ.get("PAMA_COMMIT") or (head and head + "+")

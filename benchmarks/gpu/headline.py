@@ -177,7 +177,7 @@ depend on the model. The all-reduce of n x n numbers is left out.
 
 def plot(bench: Bench) -> None:
     try:
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
     except ImportError:
         print("no plot: needs matplotlib")
         return
@@ -189,6 +189,7 @@ def plot(bench: Bench) -> None:
         axes.plot([r["d"] for r in mine], [r["ms"] for r in mine], "o-", label=method)
     axes.set(xscale="log", yscale="log", xlabel="parameters", ylabel="ms a step",
              title=f"choosing and applying the weights of {n} objectives")  # fmt: skip
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.legend(fontsize="small")
     figure.savefig(bench.arguments.results.with_suffix(".png"), dpi=120)
 

@@ -15,6 +15,8 @@
 // take 8 to 16, 4 conversions a lane 8; 32 columns of 8 rows of halves 2 m16n8k16 of 4 cycles. 16
 // columns of 16 rows: 56 cycles, of which 2 m16n8k16 of float64 take 32; of 32 rows 112 cycles, 6
 // of them 96: 86 % of the tensor cores, so 32 rows are as near to their bound as to memory's.
+// Measured on an H200, as shares of the copy bandwidth: float32 93, 99, 93, 91, 69 % at 2, 4, 8, 16,
+// 32 rows; bfloat16 83, 94, 92 % at 2, 4, 8.
 // Loads of 8 packs a lane are in flight before the first is used: 32 warps of a multiprocessor,
 // half of them waiting, make 64 KB, where 700 ns need 25.
 #pragma once
