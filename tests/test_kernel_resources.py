@@ -57,6 +57,13 @@ def test_no_kernel_uses_local_memory():
 
 
 @needs_nvcc
+def test_a_block_has_room_beside_its_static_arrays():
+    """csrc/cuda/launch.h asks for more than 48 KB where less than this is left of them."""
+    for kernels in kernel_resources.built().values():
+        assert max(figures["shared"] for figures in kernels.values()) <= 4096
+
+
+@needs_nvcc
 @pytest.mark.filterwarnings("default:nvcc:UserWarning")
 def test_changes_against_the_golden_file_are_shown():
     """They warn and do not fail: `make golden` accepts them. An unknown nvcc is not compared."""

@@ -80,7 +80,7 @@ Plan plan_of(int rows, bool tensor) {
       return {pairs_kernel<Element>(rows), GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
     }
     return {fragment_kernel<Element>(rows), GramLayout::kTiles8,
-            (sizeof(Element) == 8 ? 2 : 4) * kMultiprocessors, kFragmentBlock, kFragmentShared};
+            fragment_blocks<Element>() * kMultiprocessors, kFragmentBlock, kFragmentShared};
   }
   if constexpr (half) {
     return {mma_kernel<Element>(rows), GramLayout::kMma,

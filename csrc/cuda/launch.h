@@ -20,8 +20,8 @@ namespace pama {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Bytes of static shared memory that no kernel exceeds (tests/kernel_resources.json has them all).
-inline constexpr int64_t kStaticShared = 1024;
+// Bytes of static shared memory that no kernel exceeds: tests/test_kernel_resources.py.
+inline constexpr int64_t kStaticShared = 4096;
 
 #if defined(PAMA_EMULATE)
 

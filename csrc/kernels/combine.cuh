@@ -2,9 +2,9 @@
 //
 // Four rows' loads are in flight before the first is used: 64 KB on a multiprocessor that holds
 // four blocks, where 4.8 TB/s at 700 ns need 25 KB on each of an H200's. One multiply-add for 2 or
-// 4 bytes read leaves the arithmetic under a tenth of the time. Predicted: at least 85 % of the copy
-// bandwidth. Measured on an H200: 92 to 100 % of it for float32; for bfloat16 82 % at n = 2, whose
-// loads of two rows are half as many, and 93 to 99 % beyond.
+// 4 bytes read leaves the arithmetic under a tenth of the time. Predicted: at least 85 % of the
+// copy bandwidth. Measured on an H200: 92 to 100 % of it for float32; for bfloat16 82 % at n = 2,
+// whose loads of two rows are half as many, and 93 to 99 % beyond.
 #pragma once
 
 #include "kernels/gradient_list.cuh"

@@ -15,10 +15,10 @@
 // take 8 to 16, 4 conversions a lane 8; 32 columns of 8 rows of halves 2 m16n8k16 of 4 cycles. 16
 // columns of 16 rows: 56 cycles, of which 2 m16n8k16 of float64 take 32; of 32 rows 112 cycles, 6
 // of them 96: 86 % of the tensor cores, so 32 rows are as near to their bound as to memory's.
-// Measured on an H200, as shares of the copy bandwidth: float32 93, 99, 93, 91, 69 % at 2, 4, 8, 16,
-// 32 rows; bfloat16 83, 94, 92 % at 2, 4, 8.
-// Loads of 8 packs a lane are in flight before the first is used: 32 warps of a multiprocessor,
-// half of them waiting, make 64 KB, where 700 ns need 25.
+// Measured on an H200, as shares of the copy bandwidth: float32 93, 99, 93, 91, 69 % at 2, 4, 8,
+// 16, 32 rows; bfloat16 83, 94, 92 % at 2, 4, 8. Loads of 8 packs a lane are in flight before the
+// first is used: 32 warps of a multiprocessor, half of them waiting, make 64 KB, where 700 ns
+// need 25.
 #pragma once
 
 #include "kernels/gram_partial.cuh"
@@ -72,9 +72,19 @@ struct Fragment<HalfElement> : HalvesFragment<HalfElement> {};
 template <>
 struct Fragment<BFloat16Element> : HalvesFragment<BFloat16Element> {};
 
+// Blocks that share a multiprocessor, at least: four leave a thread 64 registers, of which doubles
+// need more, and halves on sm_80.
+template <class Element>
+PAMA_INLINE constexpr int fragment_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if (sizeof(Element) == 2) return 3;
+#endif
+  return sizeof(Element) == 8 ? 2 : 4;
+}
+
 // Up to 8 / Chunks rows.
 template <class Element, int Chunks>
-__global__ void __launch_bounds__(kFragmentBlock, sizeof(Element) == 8 ? 2 : 4)
+__global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
     gram_fragment_kernel(const __grid_constant__ GramArgs args) {
   constexpr int width = Pack<Element>::kSize, rows = 8 / Chunks;
   constexpr int step = Chunks * 4 * width;
