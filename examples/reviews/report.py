@@ -250,6 +250,7 @@ def provenance(device: str) -> dict[str, Any]:
     return {
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu},
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        # torch's own says which build it is.
+        "versions": {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__},
         "commit": _commit(),
     }
