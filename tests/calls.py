@@ -75,11 +75,17 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
         for estimator in reference.K1, reference.K2, reference.K3:
             yield "kl_divergence", (p, q, mask, estimator)
             yield "kl_divergence_backward", (a, p, q, mask, estimator)
+    # Several tiles of a GPU's block, and of a block made for sequences that are short in the mean.
+    one_long = torch.cat([torch.zeros(1).long(), torch.arange(2000, 2040)])
+    for shape, cu in ((1, 1, 2500), None), ((1, 2039), one_long):
+        x, y = (normal(shape, generator=generator) for _ in range(2))
+        yield "gae", (x, y, None, None, cu, 0.99, 0.95)
     # More objectives than a GPU's thread holds at once, and more tokens than a tile of them.
     x, p = normal((10, 2, 300), generator=generator), normal((2, 300), generator=generator)
     mask = torch.rand(2, 300, generator=generator) < 0.8
     for reduction in reference.TOKEN, reference.SEQUENCE, reference.GRAM:
-        batch, options = (x, mask, p, None, None), (reduction, 0.8, 1.2, True, False)
+        # Without Noon the weights depend on every mean.
+        batch, options = (x, mask, p, None, None), (reduction, 0.8, 1.2, False, False)
         yield "pama_statistics", (*batch, *options)
         yield "pama_combine", (*batch, reference.pama_statistics(*batch, *options), *options)
     yield "group_normalize", (normal((3, 70), generator=generator), 14, 1e-8)

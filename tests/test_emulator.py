@@ -57,6 +57,7 @@ OPS = {
     "gram.cuh": ["gram"],
     "gram_fragments.cuh": ["gram"],
     "gram_mma.cuh": ["gram"],
+    "gram_partial.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
     "pama_advantages.cuh": ["pama_statistics", "pama_combine"],
     "reduce.cuh": ["whiten_moments"],

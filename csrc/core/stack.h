@@ -83,6 +83,20 @@ PAMA_INLINE double unit_roundoff(DType dtype) {
   }
 }
 
+// The least above 0: squares of gradients below it have been lost.
+PAMA_INLINE double least_number(DType dtype) {
+  switch (dtype) {
+    case DType::kHalf:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-133;
+    case DType::kFloat:
+      return 0x1p-149;
+    default:
+      return 0x1p-1074;
+  }
+}
+
 // Element (i, j) of a matrix that is symmetric to rounding, made symmetric to the bit.
 PAMA_INLINE double load_symmetric(const Stack& stack, int64_t start, int64_t i, int64_t j) {
   const double upper = load(stack, start + i * stack.row + j * stack.column);

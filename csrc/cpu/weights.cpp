@@ -43,24 +43,10 @@ void for_problems(int64_t count, int64_t n, const Body& body) {
   }
 }
 
-// The least number of a dtype: squares of gradients below it have been lost.
-double least_of(DType dtype) {
-  switch (dtype) {
-    case DType::kHalf:
-      return 0x1p-24;
-    case DType::kBFloat16:
-      return 0x1p-133;
-    case DType::kFloat:
-      return 0x1p-149;
-    default:
-      return 0x1p-1074;
-  }
-}
-
 // The norms that a Gram matrix's entries are bounded by. False if a square is negative.
 template <class At>
 bool bounding_norms(const At& at, int64_t n, DType dtype, double* norm) {
-  const double least = least_of(dtype);
+  const double least = least_number(dtype);
   double largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = fmax(largest, std::fabs(at(i, i)));
   bool positive = true;

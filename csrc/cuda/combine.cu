@@ -36,7 +36,7 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
     };
     for (const DType dtype : kGradientDTypes) {
       for_tables(grads, dtype, n + 1, row, [&](const PointerTable& table, int64_t columns) {
-        // As many as there are chunks, at least, up to those that run at once.
+        // About as many as there are chunks, up to those that run at once.
         const int64_t chunks = columns / (4 * kCombineBlock) + table.pieces;
         const int64_t blocks = std::min(chunks, 4 * kMultiprocessors);
         launch(kernel_of(dtype), blocks, kCombineBlock, n * 8,

@@ -7,7 +7,8 @@
 
 namespace pama {
 
-// Multiprocessors of a large GPU. Grids are made for it, whatever the GPU: sums keep their order.
+// Multiprocessors of a large GPU. Grids are made for it, whatever the GPU: on those that take the
+// same kernels sums keep their order.
 inline constexpr int64_t kMultiprocessors = 132;
 
 inline constexpr DType kGradientDTypes[] = {DType::kFloat, DType::kBFloat16, DType::kHalf,

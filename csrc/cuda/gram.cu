@@ -90,7 +90,7 @@ Plan plan_of(int rows, bool tensor) {
     if (tensor && rows <= 32) {
       const int bands = tile_groups(rows, 16);
       return {bands == 1 ? gram_float64_kernel<Element, 1> : gram_float64_kernel<Element, 2>,
-              GramLayout::kMma, (bands == 1 ? 4 : 3) * kMultiprocessors, kFloat64Block,
+              GramLayout::kMma, (bands == 1 ? 4 : 3) * kMultiprocessors, kMmaBlock,
               mma_shared_bytes(rows)};
     }
     constexpr int height = kTileHeight<Element>;

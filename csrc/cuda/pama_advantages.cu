@@ -7,7 +7,7 @@ namespace pama {
 namespace {
 
 constexpr int kBlock = 128;
-constexpr int64_t kSharedBytes = 48 * 1024;     // what every GPU grants without asking
+constexpr int64_t kSharedBytes = 48 * 1024;     // what every GPU grants
 constexpr int64_t kScratchThreads = 32 * 1024;  // of the token kernel, beyond shared memory
 constexpr int64_t kSolveBlocks = 64 * 1024;     // of the solving kernel; more take turns
 constexpr int64_t kScratchBlocks = 64;          // of it, beyond shared memory
@@ -30,10 +30,25 @@ PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
 
 using PartialKernel = void (*)(PamaArgs, double*);
 
+template <int N>
+PartialKernel few_kernel(bool gram) {
+  return gram ? pama_few_partial_kernel<N, true> : pama_few_partial_kernel<N, false>;
+}
+
 PartialKernel few_kernel(int64_t n, bool gram) {
-  if (n <= 2) return gram ? pama_few_partial_kernel<2, true> : pama_few_partial_kernel<2, false>;
-  if (n <= 4) return gram ? pama_few_partial_kernel<4, true> : pama_few_partial_kernel<4, false>;
-  return gram ? pama_few_partial_kernel<8, true> : pama_few_partial_kernel<8, false>;
+  switch (pama_few(n)) {
+    case 2:
+      return few_kernel<2>(gram);
+    case 4:
+      return few_kernel<4>(gram);
+    default:
+      return few_kernel<kFewObjectives>(gram);
+  }
+}
+
+template <bool kShared>
+auto solve_kernel(bool gram) {
+  return gram ? pama_solve_kernel<true, kShared> : pama_solve_kernel<false, kShared>;
 }
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
@@ -54,9 +69,8 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   double* partial_data = static_cast<double*>(partial.mutable_data_ptr());
   if (n <= kFewObjectives) {
     const bool gram = static_cast<Reduction>(reduction) == Reduction::kGram;
-    const int64_t sums = n <= 2 ? 3 : n <= 4 ? 10 : 36;
-    launch(few_kernel(n, gram), rows, kFewBlock, kFewBlock / kWarp * (sums + 2) * 8, args,
-           partial_data);
+    const int64_t words = pama_few_sums(pama_few(n), gram) + 2;
+    launch(few_kernel(n, gram), rows, kFewBlock, kFewBlock / kWarp * words * 8, args, partial_data);
   } else {
     const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
     const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
@@ -124,10 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
     if (!shared) args.scratch = args.solution + problems * n;
     const bool gram = reduction == Reduction::kGram;
-    const auto kernel =
-        shared ? (gram ? pama_solve_kernel<true, true> : pama_solve_kernel<false, true>)
-        : gram ? pama_solve_kernel<true, false>
-               : pama_solve_kernel<false, false>;
+    const auto kernel = shared ? solve_kernel<true>(gram) : solve_kernel<false>(gram);
     launch(kernel, blocks, kWarp, shared ? bytes : 0, args);
   }
   if (reduction == Reduction::kSequence && s.count == 0) {  // there may be rows without tokens

@@ -34,11 +34,7 @@ __device__ __forceinline__ GaeTokens gae_load(const GaeArgs& args, int64_t n, in
   RawTokens mask[kGaePacks], reward[kGaePacks], value[kGaePacks];
   const auto raw = [&](const View& view, int64_t first, int pack) {
     const int skipped = pack * kRawTokens;
-    const int left = inside - skipped;
-    return load_raw(view, first + (t + skipped) * view.token,
-                    left < 0            ? 0
-                    : left < kRawTokens ? left
-                                        : kRawTokens);
+    return load_raw(view, first + (t + skipped) * view.token, raw_inside(inside - skipped));
   };
 #pragma unroll
   for (int p = 0; p < kGaePacks; ++p) {
@@ -86,8 +82,7 @@ __global__ void __launch_bounds__(kGaeBlock, 4) gae_kernel(const __grid_constant
 
   const int64_t tile = static_cast<int64_t>(blockDim.x) * kGaeTokens;
   int set = 0;
-  // Tiles begin at multiples of their size, so that packs of tokens are aligned where rows
-  // are.
+  // Tiles begin at multiples of their size, so that packs of tokens are aligned where rows are.
   for (int64_t start = size > 0 ? (size - 1) / tile * tile : -1; start >= 0;
        start -= tile, set ^= 1) {
     const int64_t t = start + static_cast<int64_t>(threadIdx.x) * kGaeTokens;
@@ -134,8 +129,7 @@ __global__ void __launch_bounds__(kGaeBlock, 4) gae_kernel(const __grid_constant
     }
 #pragma unroll
     for (int p = 0; p < kGaePacks; ++p) {
-      const int skipped = p * kRawTokens, left = inside - skipped;
-      const int here = left < 0 ? 0 : left < kRawTokens ? left : kRawTokens;
+      const int skipped = p * kRawTokens, here = raw_inside(inside - skipped);
       store_raw(args.advantages, advantages + t + skipped, here, advantage + skipped);
       store_raw(args.returns, returns + t + skipped, here, sum + skipped);
     }

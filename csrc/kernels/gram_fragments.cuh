@@ -139,15 +139,13 @@ __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
 
 // --- 9 to 32 rows of float32 and float64 ---------------------------------------------------------
 
-inline constexpr int kFloat64Block = 128;
-
 // `Bands` bands of 16 rows.
 template <class Element, int Bands>
-__global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kMmaBlock, Bands == 1 ? 4 : 3)
     gram_float64_kernel(const __grid_constant__ GramArgs args) {
-  constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / (2 * Bands);
+  constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / Bands;
   constexpr int step = 4 * width;
-  constexpr int64_t stretch = 2 * steps * step;
+  constexpr int64_t stretch = steps * step;
   constexpr int entries = mma_count(Bands) * 4 * kWarp;
   const PointerTable& table = args.table;
   const int column = lane() % 4 * width;
@@ -175,32 +173,19 @@ __global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 3)
   for (ChunkWalk<stretch> walk(table, warp()); walk.found();
        walk.chunk += gridDim.x * warps_per_block()) {
     const Element* row[2 * Bands];
-#pragma unroll
-    for (int band = 0; band < 2 * Bands; ++band) {
-      const int i = band * 8 + lane() / 4;
-      row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
-    }
+    mma_rows(table, walk, row);
     const int columns = walk.columns();
     if (columns == stretch && table.aligned(walk.piece)) {
-      // Two sets of packs: one is loaded while the other is multiplied.
-      Packs pack[2][steps];
-      const auto load = [&](int set) {
+      Packs pack[steps];
 #pragma unroll
-        for (int s = 0; s < steps; ++s) {
+      for (int s = 0; s < steps; ++s) {
 #pragma unroll
-          for (int band = 0; band < 2 * Bands; ++band) {
-            const int at = (set * steps + s) * step + column;
-            pack[set][s][band] = load_pack(row[band], at, columns, true);
-          }
+        for (int band = 0; band < 2 * Bands; ++band) {
+          pack[s][band] = load_pack(row[band], s * step + column, columns, true);
         }
-      };
-      load(0);
-      load(1);
-#pragma unroll
-      for (int set = 0; set < 2; ++set) {
-#pragma unroll
-        for (int s = 0; s < steps; ++s) multiply(pack[set][s]);
       }
+#pragma unroll
+      for (int s = 0; s < steps; ++s) multiply(pack[s]);
       continue;
     }
 #pragma unroll 1
@@ -216,16 +201,9 @@ __global__ void __launch_bounds__(kFloat64Block, Bands == 1 ? 4 : 3)
   double* shared = dynamic_shared();
 #pragma unroll
   for (int e = 0; e < 4 * mma_count(Bands); ++e) {
-    shared[e * kFloat64Block + threadIdx.x] = sum[e / 4][e % 4];
+    shared[e * kMmaBlock + threadIdx.x] = sum[e / 4][e % 4];
   }
-  __syncthreads();
-  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
-  for (int e = static_cast<int>(threadIdx.x); e < entries; e += kFloat64Block) {
-    const double* from = shared + e / kWarp * kFloat64Block + e % kWarp;
-    double total = args.add ? to[e] : 0;
-    for (int w = 0; w < kFloat64Block; w += kWarp) total += from[w];
-    to[e] = total;
-  }
+  mma_store_partial(args, entries);
 }
 
 }  // namespace pama

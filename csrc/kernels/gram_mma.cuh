@@ -20,15 +20,10 @@
 
 namespace pama {
 
-inline constexpr int kMmaBlock = 128;
 inline constexpr int kMmaColumns = 256;  // between promotions, and dealt to a warp at a time
 
 // Blocks that share a multiprocessor.
 PAMA_INLINE constexpr int mma_blocks(int bands) { return bands <= 2 ? 4 : 2; }
-
-PAMA_HD inline int64_t mma_shared_bytes(int rows) {
-  return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;
-}
 
 struct alignas(16) MmaWords {
   uint32_t at[4];
@@ -118,11 +113,7 @@ __global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
   for (ChunkWalk<kMmaColumns> walk(table, warp()); walk.found();
        walk.chunk += gridDim.x * warps_per_block()) {
     const Element* row[2 * Bands];
-#pragma unroll
-    for (int band = 0; band < 2 * Bands; ++band) {
-      const int i = band * 8 + mma_a_row(lane(), 0);
-      row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
-    }
+    mma_rows(table, walk, row);
     const int columns = walk.columns();
     const bool whole = columns == kMmaColumns && table.aligned(walk.piece);
     sums.load(row, 0, columns, whole);
@@ -135,14 +126,7 @@ __global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
     }
     sums.promote(mine);
   }
-  __syncthreads();
-  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
-  for (int e = thread; e < entries; e += kMmaBlock) {
-    const double* from = dynamic_shared() + e / kWarp * kMmaBlock + e % kWarp;
-    double total = args.add ? to[e] : 0;
-    for (int w = 0; w < kMmaBlock; w += kWarp) total += from[w];
-    to[e] = total;
-  }
+  mma_store_partial(args, entries);
 }
 
 }  // namespace pama

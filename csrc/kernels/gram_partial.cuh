@@ -55,4 +55,36 @@ PAMA_INLINE void gram_entry_at(GramLayout layout, int rows, int e, int& i, int& 
   }
 }
 
+// --- what kernels of bands of 16 rows share ------------------------------------------------------
+
+inline constexpr int kMmaBlock = 128;
+
+// Of the sums, as [entry][thread].
+PAMA_HD inline int64_t mma_shared_bytes(int rows) {
+  return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;
+}
+
+// The lane's row of each band of 8, from where the chunk begins; null past the last one.
+template <class Element, int64_t Columns, int Bands>
+__device__ __forceinline__ void mma_rows(const PointerTable& table, const ChunkWalk<Columns>& walk,
+                                         const Element* (&row)[Bands]) {
+#pragma unroll
+  for (int band = 0; band < Bands; ++band) {
+    const int i = band * 8 + mma_a_row(lane(), 0);
+    row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
+  }
+}
+
+// Adds up the warps' sums in shared memory.
+__device__ __forceinline__ void mma_store_partial(const GramArgs& args, int entries) {
+  __syncthreads();
+  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
+  for (int e = static_cast<int>(threadIdx.x); e < entries; e += kMmaBlock) {
+    const double* from = dynamic_shared() + e / kWarp * kMmaBlock + e % kWarp;
+    double total = args.add ? to[e] : 0;
+    for (int w = 0; w < kMmaBlock; w += kWarp) total += from[w];
+    to[e] = total;
+  }
+}
+
 }  // namespace pama

@@ -107,12 +107,18 @@ PAMA_INLINE constexpr int pama_row_of(int i) {
 inline constexpr int kFewBlock = 256;
 inline constexpr int kFewObjectives = 8;
 
+// For how many objectives the kernel of n is made, and the sums of a thread.
+constexpr int pama_few(int64_t n) { return n <= 2 ? 2 : n <= 4 ? 4 : kFewObjectives; }
+PAMA_HD constexpr int pama_few_sums(int objectives, bool gram) {
+  return gram ? objectives * (objectives + 1) / 2 : objectives;
+}
+
 // The same for up to N objectives, whose sums a thread holds in registers: four tokens a thread,
 // all loads of a tile in flight at once, and one reduction at the end.
 template <int N, bool kGram>
 __global__ void __launch_bounds__(kFewBlock, 1)
     pama_few_partial_kernel(const __grid_constant__ PamaArgs args, double* partial) {
-  constexpr int sums = kGram ? N * (N + 1) / 2 : N;
+  constexpr int sums = pama_few_sums(N, kGram);
   const Sequences& s = args.sequences;
   const int n = static_cast<int>(s.objectives);
   const int64_t b = blockIdx.x, size = s.size(b);
@@ -130,7 +136,7 @@ __global__ void __launch_bounds__(kFewBlock, 1)
 #pragma unroll 1
   for (int64_t t = static_cast<int64_t>(threadIdx.x) * kRawTokens; t < size;
        t += kFewBlock * kRawTokens) {
-    const int inside = static_cast<int>(size - t < kRawTokens ? size - t : kRawTokens);
+    const int inside = raw_inside(size - t);
     const RawTokens mask = raw(args.mask, s.first(args.mask, 0, b), t, inside);
     const RawTokens ratio = raw(args.log_ratio, s.first(args.log_ratio, 0, b), t, inside);
     RawTokens advantage[N];
@@ -318,9 +324,7 @@ __global__ void __launch_bounds__(kSequenceBlock, 1)
   if (b >= s.count) return;
   const int64_t size = s.size(b), tile = static_cast<int64_t>(blockDim.x) * kRawTokens;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kRawTokens;
-  const auto inside_at = [&](int64_t t) {
-    return static_cast<int>(size - t < kRawTokens ? size - t : kRawTokens);
-  };
+  const auto inside_at = [&](int64_t t) { return raw_inside(size - t); };
   const auto raw = [&](const View& view, int64_t i, int64_t t) {
     return load_raw(view, s.first(view, i, b) + t * view.token, inside_at(t));
   };

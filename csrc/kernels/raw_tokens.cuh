@@ -13,6 +13,11 @@ struct RawTokens {
   uint64_t bits[kRawTokens];
 };
 
+// How many of a thread's tokens there are where so many are left.
+__device__ __forceinline__ int raw_inside(int64_t left) {
+  return static_cast<int>(left < 0 ? 0 : left < kRawTokens ? left : kRawTokens);
+}
+
 namespace detail {
 
 template <class T>
@@ -36,7 +41,7 @@ __device__ __forceinline__ RawTokens load_four(const View& view, int64_t first, 
   return raw;
 }
 
-// Eight bytes each: two loads of 16.
+// Eight bytes each: one by one.
 template <>
 __device__ __forceinline__ RawTokens load_four<uint64_t>(const View& view, int64_t first,
                                                          int inside) {
