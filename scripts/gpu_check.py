@@ -465,11 +465,12 @@ def tools(run: Run) -> None:
         # The clocks stay as they are found.
         tool = [ncu, "--clock-control", "none", "--set", "full", "-f", "-o", RESULTS / "ncu",
                 "--kernel-name", f"regex:^({KERNELS})$"]  # fmt: skip
-        run.step("ncu", 90, *([] if DRY else tool), *profiled)
+        run.step("ncu", 110, *([] if DRY else tool), *profiled)
         if not DRY:
-            run.step(
-                "ncu_details", 20, ncu, "--import", RESULTS / "ncu.ncu-rep", "--page", "details"
-            )
+            # The details, and where each instruction waits.
+            for page in "details", "source":
+                run.step(f"ncu_{page}", 30, ncu, "--import", RESULTS / "ncu.ncu-rep",
+                         "--csv", "--page", page)  # fmt: skip
     if sanitizer is not None or DRY:
         run.wait(*[sanitize(kind, 60) for kind in ("initcheck", "synccheck")], show=12)
 

@@ -1,4 +1,4 @@
-"""What Nsight Compute looks at, each once: gram, PAMA's statistics, gae, min_norm.
+"""What Nsight Compute looks at, each once: gram, the token chain, min_norm.
 
 With --dry on the CPU. KERNELS are their kernels, by name: torch's own, which draw the inputs, are
 left alone.
@@ -6,10 +6,7 @@ left alone.
 
 import sys
 
-KERNELS = (
-    "gram_pairs_kernel|gram_mma_kernel|gram_finish_kernel|pama_partial_kernel|pama_finish_kernel"
-    "|gae_kernel|gram_kernel"
-)
+KERNELS = "(gram|gae|pama|whiten)_[a-z0-9_]*kernel"
 
 
 def main() -> None:
@@ -25,12 +22,15 @@ def main() -> None:
     def rows(count: int, dtype: torch.dtype) -> list[torch.Tensor]:
         return [torch.randn(d, device=device, dtype=dtype) for _ in range(count)]
 
-    for count, dtype in (2, torch.float32), (8, torch.float32), (16, torch.bfloat16):
+    for count, dtype in (2, torch.bfloat16), (8, torch.float32), (32, torch.float32):
         po.gram(rows(count, dtype))
     advantages, values = torch.randn(2, n, b, t, device=device)
     mask = torch.rand(b, t, device=device) < 0.9
-    po.pama_advantages(advantages, mask, 0.1 * torch.randn(b, t, device=device))
+    log_ratio = 0.1 * torch.randn(b, t, device=device)
     po.gae(advantages, values, mask)
+    po.whiten(advantages, mask)
+    for reduction in po.advantages.REDUCTIONS:
+        po.pama_advantages(advantages, mask, log_ratio, reduction=reduction)
     for count in 8, 32:
         j = torch.randn(count, 64, device=device, dtype=torch.float64) + 0.1
         po.min_norm(j @ j.mT)
