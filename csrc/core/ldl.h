@@ -29,7 +29,7 @@ class Ldl {
   // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below.
   PAMA_HD void forward(double* __restrict__ a) const {
     team_.sync();
-    for (int c = 0; c < size_; ++c) {
+    PAMA_ROLLED for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot = a[c];
       PAMA_LANES(team_, r, c + 1, size_) a[r] -= column[r] * pivot;
@@ -40,7 +40,7 @@ class Ldl {
   // Both a <- L⁻¹ a and b <- L⁻¹ b, at the latency of one.
   PAMA_HD void forward(double* __restrict__ a, double* __restrict__ b) const {
     team_.sync();
-    for (int c = 0; c < size_; ++c) {
+    PAMA_ROLLED for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot_a = a[c], pivot_b = b[c];
       PAMA_LANES(team_, r, c + 1, size_) {
@@ -54,7 +54,7 @@ class Ldl {
   // a <- L⁻ᵀ a.
   PAMA_HD void backward(double* __restrict__ a) const {
     team_.sync();
-    for (int c = size_ - 1; c > 0; --c) {
+    PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
       const double* __restrict__ row = square_ + c * stride_;
       const double pivot = a[c];
       PAMA_LANES(team_, r, 0, c) a[r] -= row[r] * pivot;
@@ -86,9 +86,9 @@ class Ldl {
     PAMA_LANES(team_, r, p + 1, size_) v[r] = at(r, p);
     team_.sync();
     PAMA_LANES(team_, c, 0, p) {
-      for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c));
+      PAMA_ROLLED for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c));
     }
-    for (int c = p + 1; c < size_; ++c) {
+    PAMA_ROLLED for (int c = p + 1; c < size_; ++c) {
       const double vc = v[c], old = pivots_[c];
       const double pivot = old + alpha * vc * vc;
       const double beta = alpha * vc / pivot, kept = old / pivot;

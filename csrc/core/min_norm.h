@@ -89,7 +89,7 @@ class MinNorm {
 
   // Rows and columns that are not used may hold anything; 0 keeps them out of every sum.
   PAMA_HD void clear_dropped() {
-    for (int i = 0; i < n_; ++i) {
+    PAMA_ROLLED for (int i = 0; i < n_; ++i) {
       PAMA_LANES(team_, j, 0, n_) {
         if (leader_[i] == kDropped || leader_[j] == kDropped) gram(i, j) = 0;
       }
@@ -98,7 +98,7 @@ class MinNorm {
   }
 
   PAMA_HD void divide_by_preferences() {
-    for (int i = 0; i < n_; ++i) {
+    PAMA_ROLLED for (int i = 0; i < n_; ++i) {
       if (leader_[i] == kDropped) continue;
       PAMA_LANES(team_, j, 0, n_) {
         if (leader_[j] != kDropped) gram(i, j) /= preference_[i] * preference_[j];
@@ -111,7 +111,7 @@ class MinNorm {
   PAMA_HD void scale_by(int exponent) {
     const double first = ldexp(1.0, exponent / 2), second = ldexp(1.0, exponent - exponent / 2);
     team_.sync();
-    PAMA_LANES(team_, i, 0, n_ * n_) gram_[i] = gram_[i] * first * second;
+    PAMA_ENTRIES(team_, i, n_ * n_) gram_[i] = gram_[i] * first * second;
     team_.sync();
   }
 
@@ -137,7 +137,7 @@ class MinNorm {
     bool grouped = false;
     PAMA_LANES(team_, i, 0, n_) {
       if (leader_[i] == kDropped) continue;
-      for (int j = 0; j < i; ++j) {
+      PAMA_ROLLED for (int j = 0; j < i; ++j) {
         if (preference_[j] != 0 && equal_rows(i, j)) {
           leader_[i] = j;
           grouped = true;
@@ -148,7 +148,7 @@ class MinNorm {
     grouped_ = team_.any(grouped);
     team_.sync();
     if (grouped_ && team_.rank() == 0) {
-      for (int i = 0; i < n_; ++i) {
+      PAMA_ROLLED for (int i = 0; i < n_; ++i) {
         if (leader_[i] != kDropped) leader_[i] = leader_[leader_[i]];
       }
     }
@@ -160,7 +160,7 @@ class MinNorm {
     // ‖g_i − g_j‖² first: it tells all but a few pairs apart.
     const double apart = (gram(i, i) - gram(i, j)) + (gram(j, j) - gram(i, j));
     if (!(apart <= 4 * tolerance * gram(i, i))) return false;
-    for (int k = 0; k < n_; ++k) {
+    PAMA_ROLLED for (int k = 0; k < n_; ++k) {
       if (preference_[k] == 0) continue;
       if (!(fabs(gram(i, k) - gram(j, k)) <= tolerance * norm_[i] * norm_[k])) return false;
     }
@@ -177,7 +177,7 @@ class MinNorm {
         int sharing = 1;
         if (grouped_) {
           sharing = 0;
-          for (int j = 0; j < n_; ++j) sharing += leader_[j] == leader_[i];
+          PAMA_ROLLED for (int j = 0; j < n_; ++j) sharing += leader_[j] == leader_[i];
         }
         weight = x[leader_[i]] / sharing / preference_[i];
       }

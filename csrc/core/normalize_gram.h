@@ -44,7 +44,7 @@ PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* h
   *half = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
   if (*half != 0) {
     const double factor = ldexp(1.0, -*half);  // twice, as its square may be out of range
-    PAMA_LANES(team, i, 0, n * n) gram[i] = gram[i] * factor * factor;
+    PAMA_ENTRIES(team, i, n * n) gram[i] = gram[i] * factor * factor;
   }
   team.sync();
   bool none = false;
@@ -55,7 +55,7 @@ PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* h
   none = team.any(none);
   team.sync();
   if (none) {
-    PAMA_LANES(team, i, 0, n * n) {
+    PAMA_ENTRIES(team, i, n * n) {
       if (norm[i / n] == 0 || norm[i % n] == 0) gram[i] = 0;
     }
     team.sync();

@@ -64,7 +64,7 @@ class SimplexActiveSet {
       inside_[i] = i == base_;
     }
     factor_.clear();
-    rejections_ = false;
+    rejections_ = due_ = false;
     team_.sync();
   }
 
@@ -83,12 +83,7 @@ class SimplexActiveSet {
     readmit();
     double least_gap = INFINITY;
     for (int step = 0;; ++step) {
-      differentiate();
-      // Where rows of the corral nearly depend on each other, a step leaves them slopes.
-      for (int round = 0; round < kRounds + n_ && !settled(); ++round) {
-        correct();
-        differentiate();
-      }
+      settle();
       const Located entering = most_violating();
       if (entering.index < 0) return x_;
       if (2 * step >= limit) {
@@ -99,7 +94,7 @@ class SimplexActiveSet {
         }
         if (step == limit) return best_;
       }
-      enter(entering.index);
+      advance(entering.index);
     }
   }
 
@@ -120,6 +115,7 @@ class SimplexActiveSet {
   }
 
  private:
+  static constexpr int kNone = -1;  // no row enters
   static constexpr int kRejected = 2;
   static constexpr int kRounds = 4;
   // A multiple of the unit roundoff below which a violation is noise.
@@ -132,7 +128,7 @@ class SimplexActiveSet {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
     PAMA_LANES(team_, r, 0, n_) slope_[r] = gram(base_, r) * x_[base_];
-    for (int c = 0; c < k; ++c) {
+    PAMA_ROLLED for (int c = 0; c < k; ++c) {
       const int i = member_[c];
       const double xi = x_[i];
       const double* __restrict__ row = gram_ + i * n_;
@@ -186,52 +182,80 @@ class SimplexActiveSet {
     return (gram(i, j) - gram(i, base_)) - (gram(base_, j) - gram(base_, base_));
   }
 
+  // Slopes; and where rows of the corral nearly depend on each other, so that a step left them
+  // slopes of their own, steps within it.
+  PAMA_HD void settle() {
+    for (int round = 0;;) {
+      differentiate();
+      if (!due_) {
+        if (round == kRounds + n_ || settled()) return;
+        ++round;
+      }
+      due_ = false;
+      advance(kNone);
+    }
+  }
+
   // Moves to the minimiser over the affine hull of the corral and row j, dropping the rows whose
-  // weights reach 0 on the way.
-  PAMA_HD void enter(int j) {
-    double residual = slope_[j] - slope_[base_];
+  // weights reach 0 on the way. Without a row j, one Newton step within the corral, from the slopes
+  // as they are, as far as the simplex goes. One function for both: a GPU waits for its code.
+  PAMA_HD void advance(int j) {
+    const bool enters = j != kNone;
+    double residual = enters ? slope_[j] - slope_[base_] : 0;
     PAMA_LANES(team_, c, 0, factor_.size()) {
       residual_[c] = slope_[member_[c]] - slope_[base_];
     }
-    relate(j);
-    for (;;) {
+    for (bool related = false;;) {
       const int k = factor_.size();
+      if (!related) relate(j);
+      related = true;
       Curvature along = reduce(j, residual);
-      if (!(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
+      if (enters && !(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
         if (x_[j] == 0) return reject(j);
         along.descent = 0;
       }
       // A Newton step needs positive curvature; if it leaves the simplex anyway only its direction
       // matters, and 1 for the entering row keeps that finite.
-      const bool newton = along.descent < along.pivot;
-      const double step_j = newton ? along.descent / along.pivot : 1;
+      const bool newton = !enters || along.descent < along.pivot;
+      const double step_j = !enters ? 0 : newton ? along.descent / along.pivot : 1;
       const double step_base = direct(step_j, newton ? 1 : 0);
       const double full = newton ? 1 : along.pivot > 0 ? along.descent / along.pivot : INFINITY;
       const Located limit = longest_step(step_base, full);
       move(limit, j, step_j);
+      int rows = -1;  // of a factor to be built anew, for another base
+      bool done = !enters;
       if (limit.index < 0) {
+        if (!enters) return;
         readmit();
         accept(j, along.pivot);
-        if (norm_[j] < norm_[base_] / 4) give_base_to_last();
-        return;
-      }
-      if (newton) {
-        PAMA_LANES(team_, c, 0, k) residual_[c] *= 1 - limit.value;
-        residual *= 1 - limit.value;
+        if (!(norm_[j] < norm_[base_] / 4)) return;
+        give_base_to_last();
+        rows = k + 1;
+        done = true;
       } else {
-        residual += limit.value * along.pivot;
+        if (!enters) {
+          readmit();
+        } else if (newton) {
+          PAMA_LANES(team_, c, 0, k) residual_[c] *= 1 - limit.value;
+          residual *= 1 - limit.value;
+        } else {
+          residual += limit.value * along.pivot;
+        }
+        team_.sync();
+        if (limit.index < k) {
+          drop(limit.index);
+        } else if (k == 0) {  // only j is left
+          readmit();
+          replace_base(j);
+          return;
+        } else {
+          residual -= change_base();
+          rows = k - 1;
+          related = false;
+        }
       }
-      team_.sync();
-      if (limit.index < k) {
-        drop(limit.index);
-      } else if (k == 0) {  // only j is left
-        readmit();
-        replace_base(j);
-        return;
-      } else {
-        residual -= change_base();
-        relate(j);
-      }
+      if (rows >= 0) factorise(rows);
+      if (done) return;
     }
   }
 
@@ -254,6 +278,7 @@ class SimplexActiveSet {
       explained += a_[c] * along;
       moved += b_[c] * along;
     }
+    if (j == kNone) return {0, 0};
     return {difference(j, j) - team_.sum(explained), -residual - team_.sum(moved)};
   }
 
@@ -272,7 +297,7 @@ class SimplexActiveSet {
 
   PAMA_HD void relate(int j) {
     PAMA_LANES(team_, c, 0, factor_.size()) {
-      cross_[c] = difference(member_[c], j);
+      cross_[c] = j == kNone ? 0 : difference(member_[c], j);
     }
     team_.sync();
   }
@@ -302,11 +327,11 @@ class SimplexActiveSet {
       x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
       others += x_[i];
     }
-    const double entering = j < 0 ? 0 : x_[j] + limit.value * step_j;
+    const double entering = j == kNone ? 0 : x_[j] + limit.value * step_j;
     others = team_.sum(others) + entering;
     team_.sync();
     if (team_.rank() == 0) {
-      if (j >= 0) x_[j] = entering;
+      if (j != kNone) x_[j] = entering;
       x_[base_] = limit.index == k ? 0 : fmax(1 - others, 0.0);
     }
     team_.sync();
@@ -325,7 +350,7 @@ class SimplexActiveSet {
   PAMA_HD void reject(int j) {
     if (team_.rank() == 0) inside_[j] = kRejected;
     rejections_ = true;
-    correct();
+    due_ = true;
   }
 
   PAMA_HD void readmit() {
@@ -337,31 +362,11 @@ class SimplexActiveSet {
     team_.sync();
   }
 
-  // One Newton step within the corral, from the slopes as they are, as far as the simplex goes.
-  PAMA_HD void correct() {
-    const int k = factor_.size();
-    PAMA_LANES(team_, c, 0, k) {
-      a_[c] = 0;
-      residual_[c] = slope_[member_[c]] - slope_[base_];
-      b_[c] = -residual_[c];
-    }
-    factor_.forward(b_);
-    const Located limit = longest_step(direct(0, 1), 1);
-    move(limit, -1, 0);
-    if (limit.index < 0) return;
-    readmit();
-    if (limit.index < k) {
-      drop(limit.index);
-    } else {
-      change_base();
-    }
-  }
-
   PAMA_HD void drop(int position) {
     const int k = factor_.size();
     if (team_.rank() == 0) {
       inside_[member_[position]] = 0;
-      for (int c = position + 1; c < k; ++c) {
+      PAMA_ROLLED for (int c = position + 1; c < k; ++c) {
         member_[c - 1] = member_[c];
         cross_[c - 1] = cross_[c];
         residual_[c - 1] = residual_[c];
@@ -380,7 +385,7 @@ class SimplexActiveSet {
     team_.sync();
   }
 
-  // The base has left: the shortest row of R takes its place, and the factor is built anew.
+  // The base has left: the shortest row of R takes its place, and the factor is to be built anew.
   // Returns by how much residuals relative to the new base are lower than those to the old one.
   PAMA_HD double change_base() {
     const int k = factor_.size() - 1;
@@ -395,7 +400,7 @@ class SimplexActiveSet {
     team_.sync();
     if (team_.rank() == 0) {
       inside_[base_] = 0;
-      for (int c = 0; c < k; ++c) {
+      PAMA_ROLLED for (int c = 0; c < k; ++c) {
         const int from = c < position ? c : c + 1;
         member_[c] = member_[from];
         residual_[c] = residual_[from] - shift;
@@ -403,26 +408,24 @@ class SimplexActiveSet {
     }
     base_ = base;
     team_.sync();
-    factorise(k);
     return shift;
   }
 
-  // The row that entered last is much shorter than the base, whose rounding errors would drown it.
+  // The row that entered last is much shorter than the base, whose rounding errors would drown it:
+  // they change places, and the factor is to be built anew.
   PAMA_HD void give_base_to_last() {
     const int k = factor_.size(), shorter = member_[k - 1];
     team_.sync();
     if (team_.rank() == 0) member_[k - 1] = base_;
     base_ = shorter;
+    due_ = true;
     team_.sync();
-    factorise(k);
-    differentiate();
-    correct();
   }
 
   // The factor of the first k members' differences from the base.
   PAMA_HD void factorise(int k) {
     factor_.clear();
-    for (int r = 0; r < k; ++r) {
+    PAMA_ROLLED for (int r = 0; r < k; ++r) {
       const int i = member_[r];
       PAMA_LANES(team_, c, 0, r) a_[c] = difference(member_[c], i);
       factor_.forward(a_);
@@ -451,6 +454,7 @@ class SimplexActiveSet {
   int* member_;        // the rows of R in the order of the factor
   int* inside_;        // whether row i is in the corral (1), or rejected for now
   bool rejections_ = false;
+  bool due_ = false;  // whether a step within the corral is due, even if it looks settled
   Ldl<Team> factor_;
   int base_ = 0;
   double value_ = 0;

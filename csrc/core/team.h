@@ -11,15 +11,20 @@
 namespace pama {
 
 // The indices from `first` to below `end`, dealt to the lanes of a team: `PAMA_LANES(team, i, 0,
-// n)` stands for a `for`. Not unrolled for a warp, which seldom goes round twice: the code would be
-// twice as long, and a solver waits for its instructions as it is.
+// n)` stands for a `for`. They are of objectives, of which a team that is kWide has no more than
+// lanes: it need not go round. PAMA_ENTRIES deals any number. Neither is unrolled for a warp, which
+// seldom goes round twice: the code would be twice as long, and a solver waits for its instructions
+// as it is.
 #if defined(__CUDA_ARCH__)
 #define PAMA_ROLLED _Pragma("unroll 1")
 #else
 #define PAMA_ROLLED
 #endif
-#define PAMA_LANES(team, i, first, end) \
-  PAMA_ROLLED for (int i = (first) + (team).rank(); i < (end); i += (team).size())
+#define PAMA_LANES(team, i, first, end)                                                  \
+  PAMA_ROLLED for (int i = (first) + (team).rank(), i##_more = 1; i##_more && i < (end); \
+                   i##_more = !(team).kWide, i += (team).size())
+#define PAMA_ENTRIES(team, i, end) \
+  PAMA_ROLLED for (int i = (team).rank(); i < (end); i += (team).size())
 
 // A value and where it stands. Of equal values the lowest index wins, whatever the team's size.
 struct Located {
@@ -32,6 +37,7 @@ PAMA_HD inline bool before(const Located& a, const Located& b) {
 }
 
 struct SerialTeam {
+  static constexpr bool kWide = false;
   PAMA_HD static constexpr int rank() { return 0; }
   PAMA_HD static constexpr int size() { return 1; }
   PAMA_HD void sync() const {}

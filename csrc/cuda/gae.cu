@@ -29,8 +29,12 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
                            : sequences.length;
   const int64_t warps =
       std::clamp<int64_t>(ceil_div(mean, kWarp * kGaeTokens), 1, kGaeBlock / kWarp);
-  launch(gae_kernel, sequences.objectives * sequences.count, static_cast<int>(warps * kWarp),
-         2 * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
+  const Layout layout =
+      layout_of(sequences, {args.rewards, args.values, args.advantages, args.returns}, args.mask);
+  with_layout(layout, [&](auto constant) {
+    launch(gae_kernel<constant()>, sequences.objectives * sequences.count,
+           static_cast<int>(warps * kWarp), 2 * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
+  });
   return {advantages, returns};
 }
 

@@ -30,25 +30,33 @@ PamaArgs pama_args(const Tensor& advantages, const std::optional<Tensor>& mask,
 
 using PartialKernel = void (*)(PamaArgs, double*);
 
-template <int N>
+template <int N, Layout kLayout>
 PartialKernel few_kernel(bool gram) {
-  return gram ? pama_few_partial_kernel<N, true> : pama_few_partial_kernel<N, false>;
+  return gram ? pama_few_partial_kernel<N, true, kLayout>
+              : pama_few_partial_kernel<N, false, kLayout>;
 }
 
+template <Layout kLayout>
 PartialKernel few_kernel(int64_t n, bool gram) {
   switch (pama_few(n)) {
     case 2:
-      return few_kernel<2>(gram);
+      return few_kernel<2, kLayout>(gram);
     case 4:
-      return few_kernel<4>(gram);
+      return few_kernel<4, kLayout>(gram);
     default:
-      return few_kernel<kFewObjectives>(gram);
+      return few_kernel<kFewObjectives, kLayout>(gram);
   }
 }
 
-template <bool kShared>
-auto solve_kernel(bool gram) {
-  return gram ? pama_solve_kernel<true, kShared> : pama_solve_kernel<false, kShared>;
+auto solve_kernel(bool gram, int64_t n, bool shared) {
+  if (!shared) {
+    return gram ? pama_solve_kernel<true, WarpTeam, false>
+                : pama_solve_kernel<false, WarpTeam, false>;
+  }
+  if (n <= kFewLanes) {
+    return gram ? pama_solve_kernel<true, FewTeam, true> : pama_solve_kernel<false, FewTeam, true>;
+  }
+  return gram ? pama_solve_kernel<true, WarpTeam, true> : pama_solve_kernel<false, WarpTeam, true>;
 }
 
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
@@ -70,7 +78,11 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   if (n <= kFewObjectives) {
     const bool gram = static_cast<Reduction>(reduction) == Reduction::kGram;
     const int64_t words = pama_few_sums(pama_few(n), gram) + 2;
-    launch(few_kernel(n, gram), rows, kFewBlock, kFewBlock / kWarp * words * 8, args, partial_data);
+    const Layout layout = layout_of(args.sequences, {args.advantages, args.log_ratio}, args.mask);
+    with_layout(layout, [&](auto constant) {
+      launch(few_kernel<constant()>(n, gram), rows, kFewBlock, kFewBlock / kWarp * words * 8, args,
+             partial_data);
+    });
   } else {
     const int64_t row_bytes = n * static_cast<int64_t>(sizeof(double));
     const int tile = static_cast<int>(std::clamp<int64_t>(kSharedBytes / row_bytes, 1, kBlock));
@@ -113,18 +125,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
                        nullptr,
                        nullptr};
   constexpr int64_t word = sizeof(double);
+  const Layout layout =
+      layout_of(s, {batch.advantages, batch.log_ratio, args.advantages}, batch.mask);
   if (reduction == Reduction::kToken) {
     const int64_t bytes = pama_token_workspace(n) * word;
     const int64_t count = s.offsets ? s.total : s.count * s.length;
     const int block = bytes * kBlock <= kSharedBytes ? kBlock : kWarp;
     const int64_t blocks = std::max<int64_t>(ceil_div(count, block), 1);
     if (bytes * block <= kSharedBytes) {
-      launch(pama_token_kernel<true>, blocks, block, bytes * block, args);
+      const auto kernel = layout == Layout::kAny ? pama_token_kernel<true, Layout::kAny>
+                                                 : pama_token_kernel<true, Layout::kFloats>;
+      launch(kernel, blocks, block, bytes * block, args);
     } else {
       const int64_t grid = std::min(blocks, kScratchThreads / block);
       Tensor scratch = allocate(advantages, {grid * block * bytes / word}, ScalarType::Double);
       args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
-      launch(pama_token_kernel<false>, grid, block, 0, args);
+      launch(pama_token_kernel<false, Layout::kAny>, grid, block, 0, args);
     }
     return {combined, weights, optimum, active};
   }
@@ -138,14 +154,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     args.solution = static_cast<double*>(scratch.mutable_data_ptr());
     if (!shared) args.scratch = args.solution + problems * n;
     const bool gram = reduction == Reduction::kGram;
-    const auto kernel = shared ? solve_kernel<true>(gram) : solve_kernel<false>(gram);
-    launch(kernel, blocks, kWarp, shared ? bytes : 0, args);
+    launch(solve_kernel(gram, n, shared), blocks, kWarp, shared ? bytes : 0, args);
   }
   if (reduction == Reduction::kSequence && s.count == 0) {  // there may be rows without tokens
     for (Tensor* x : {&weights, &optimum}) torch::stable::zero_(*x);
   }
   const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
-  launch(pama_sequence_kernel, std::max<int64_t>(s.count, 1), kSequenceBlock, doubles * word, args);
+  with_layout(layout, [&](auto constant) {
+    const auto kernel = reduction == Reduction::kSequence ? pama_sequence_kernel<true, constant()>
+                                                          : pama_sequence_kernel<false, constant()>;
+    launch(kernel, std::max<int64_t>(s.count, 1), kSequenceBlock, doubles * word, args);
+  });
   return {combined, weights, optimum, active};
 }
 

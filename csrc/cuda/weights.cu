@@ -33,16 +33,16 @@ void launch_stack(const Tensor& like, Kernel in_shared, Kernel in_scratch, Stack
          args);
 }
 
-// Solvers that have a kernel of their own for up to 8 objectives, whose sums take fewer steps.
+// Solvers that have a kernel of their own for few objectives.
 template <template <class> class Solver>
-constexpr bool kEightLanes = false;
+constexpr bool kHasFew = false;
 template <>
-constexpr bool kEightLanes<MinNorm> = true;
+constexpr bool kHasFew<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
-  if constexpr (kEightLanes<Solver>) {
-    if (n <= 8) return gram_kernel<Solver, LanesTeam<8>, true>;
+  if constexpr (kHasFew<Solver>) {
+    if (n <= kFewLanes) return gram_kernel<Solver, FewTeam, true>;
   }
   return gram_kernel<Solver, WarpTeam, true>;
 }

@@ -29,7 +29,9 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   Tensor partials = allocate(x, {objectives, blocks, 3}, ScalarType::Double);
   Tensor out = allocate(x, {objectives, 3}, ScalarType::Double);
   args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
-  launch(whiten_moments_kernel, objectives * blocks, kBlock, 0, args);
+  with_layout(layout_of(args.sequences, {args.x}, args.mask), [&](auto layout) {
+    launch(whiten_moments_kernel<layout()>, objectives * blocks, kBlock, 0, args);
+  });
   launch(whiten_merge_kernel, objectives, kBlock, 0, args,
          static_cast<double*>(out.mutable_data_ptr()));
   return out;
@@ -47,7 +49,9 @@ Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
   args.ranks = moments.size(0);
   args.eps = eps;
   const Sequences& s = args.sequences;
-  launch(whiten_apply_kernel, s.objectives * s.count * args.chunks, kBlock, 0, args);
+  with_layout(layout_of(s, {args.x, args.out}, args.mask), [&](auto layout) {
+    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * args.chunks, kBlock, 0, args);
+  });
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/gram_fragments.cuh"
 #include "kernels/gram_mma.cuh"
 #include "kernels/gram_tiles.cuh"
+#include "kernels/reduce.cuh"
 
 namespace pama {
 
@@ -140,8 +141,7 @@ __global__ void __launch_bounds__(128)
     gram_entry_at(args.layout, args.rows, static_cast<int>(e), i, j);
     const bool wanted = i < args.split ? j >= args.split || args.inside_low : args.inside_high;
     if (i > j || j >= args.rows || !wanted) continue;
-    double sum = 0;
-    for (int64_t b = lane(); b < args.blocks; b += kWarp) sum += args.partial[b * args.entries + e];
+    double sum = lane_sum(args.partial + e, args.blocks, args.entries);
     for (int distance = 1; distance < kWarp; distance *= 2) {
       sum += __shfl_down_sync(kFullWarp, sum, distance);
     }

@@ -115,11 +115,11 @@ PAMA_HD constexpr int pama_few_sums(int objectives, bool gram) {
 
 // The same for up to N objectives, whose sums a thread holds in registers: four tokens a thread,
 // all loads of a tile in flight at once, and one reduction at the end.
-template <int N, bool kGram>
+template <int N, bool kGram, Layout kLayout>
 __global__ void __launch_bounds__(kFewBlock, 1)
     pama_few_partial_kernel(const __grid_constant__ PamaArgs args, double* partial) {
   constexpr int sums = pama_few_sums(N, kGram);
-  const Sequences& s = args.sequences;
+  const Sequences s = sequences_in<kLayout>(args.sequences);
   const int n = static_cast<int>(s.objectives);
   const int64_t b = blockIdx.x, size = s.size(b);
   unsigned taken = 0;
@@ -128,8 +128,10 @@ __global__ void __launch_bounds__(kFewBlock, 1)
     if (i < n && !pama_dropped(args, i, b)) taken |= 1u << i;
   }
   const auto raw = [&](const View& view, int64_t first, int64_t t, int inside) {
-    return load_raw(view, first + t * view.token, inside);
+    return load_raw<kLayout>(view, first + t * token_stride<kLayout>(view), inside);
   };
+  const View& ratios = args.log_ratio;
+  const int64_t mask_first = s.first(args.mask, 0, b), ratio_first = s.first(ratios, 0, b);
   double sum[sums] = {};
   unsigned nonzero = 0;
   int count = 0;
@@ -137,9 +139,11 @@ __global__ void __launch_bounds__(kFewBlock, 1)
   for (int64_t t = static_cast<int64_t>(threadIdx.x) * kRawTokens; t < size;
        t += kFewBlock * kRawTokens) {
     const int inside = raw_inside(size - t);
-    const RawTokens mask = raw(args.mask, s.first(args.mask, 0, b), t, inside);
-    const RawTokens ratio = raw(args.log_ratio, s.first(args.log_ratio, 0, b), t, inside);
-    RawTokens advantage[N];
+    const auto mask =
+        load_mask<kLayout>(args.mask, mask_first + t * token_stride<kLayout>(args.mask), inside);
+    const auto ratio =
+        load_if_given<kLayout>(ratios, ratio_first + t * token_stride<kLayout>(ratios), inside);
+    RawTokens<kLayout> advantage[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (taken >> i & 1) {
@@ -148,8 +152,8 @@ __global__ void __launch_bounds__(kFewBlock, 1)
     }
 #pragma unroll
     for (int k = 0; k < kRawTokens; ++k) {
-      if (k >= inside || !raw_unmasked(args.mask, mask, k)) continue;
-      const double log_ratio = args.log_ratio.data ? raw_real(args.log_ratio, ratio, k) : 0;
+      if (!raw_unmasked(args.mask, mask, k)) continue;
+      const double log_ratio = ratios.data ? raw_real(ratios, ratio, k) : 0;
       double part[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
@@ -223,8 +227,7 @@ __global__ void __launch_bounds__(128, 1)
   if (k >= entries) return;
   const bool gram = entry >= 0 && entry < n * n && args.reduction == Reduction::kGram;
   if (gram && entry % n < entry / n) return;
-  double sum = 0;
-  for (int64_t b = lane(); b < args.sequences.count; b += kWarp) sum += partial[b * entries + k];
+  double sum = lane_sum(partial + k, args.sequences.count, entries);
   sum = warp_reduce(sum, [](double x, double y) { return x + y; });
   if (lane() != 0) return;
   args.statistics[k] = k < n ? (sum != 0 ? 1.0 : 0.0) : sum;
@@ -269,7 +272,8 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
 
 // One weight vector for the whole batch, or for each preference of a sequence, by one warp: for
 // `gram`, or else for `batch`. A kernel each, as one that holds both solvers spills registers.
-template <bool kGram, bool kShared>
+// `Team`: as many of the warp's lanes as take part.
+template <bool kGram, class Team, bool kShared>
 __global__ void __launch_bounds__(32, 1)
     pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
   const int64_t n = args.batch.sequences.objectives;
@@ -278,33 +282,34 @@ __global__ void __launch_bounds__(32, 1)
   double* problem = dynamic_shared();
   if constexpr (!kShared) problem = args.scratch + blockIdx.x * pama_solve_workspace(n);
   double *preference = problem + n * n, *weights = preference + n, *reals = weights + 2 * n;
-  const WarpTeam team;
+  const Team team;
+  if (lane() >= team.size()) return;
   for (int64_t b = blockIdx.x; b < problems; b += gridDim.x) {
     double optimum = 0;
     if (!pama_preference(args, b, team, preference)) {
-      for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
+      for (int64_t i = lane(); i < n; i += team.size()) weights[i] = 0;
     } else if constexpr (kGram) {
-      for (int64_t k = lane(); k < n * n; k += kWarp) problem[k] = statistics[k];
+      for (int64_t k = lane(); k < n * n; k += team.size()) problem[k] = statistics[k];
       team.sync();
-      GramProblem<WarpTeam> gram;
+      GramProblem<Team> gram;
       gram.n = static_cast<int>(n);
       gram.gram = problem;
       gram.vector = preference;
       gram.rtol = 0x1p-52;
       gram.options = nullptr;
       gram.out = weights;
-      gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<WarpTeam>::reals(n))};
-      MinNorm<WarpTeam>(gram).solve();
+      gram.workspace = {reals, reinterpret_cast<int*>(reals + MinNorm<Team>::reals(n))};
+      MinNorm<Team>(gram).solve();
     } else {
       const double count = statistics[0] > 1 ? statistics[0] : 1;
-      for (int64_t i = lane(); i < n; i += kWarp) problem[i] = statistics[1 + i] / count;
+      for (int64_t i = lane(); i < n; i += team.size()) problem[i] = statistics[1 + i] / count;
       team.sync();
-      PamaWeights<WarpTeam> solver(team, static_cast<int>(n), {reals, nullptr});
+      PamaWeights<Team> solver(team, static_cast<int>(n), {reals, nullptr});
       solver.prefer(preference);
       optimum = solver.solve(problem, weights);
     }
     team.sync();
-    for (int64_t i = lane(); i < n; i += kWarp) {
+    for (int64_t i = lane(); i < n; i += team.size()) {
       args.solution[b * n + i] = weights[i];
       store(args.weights, i * problems + b, weights[i]);
     }
@@ -315,10 +320,12 @@ __global__ void __launch_bounds__(32, 1)
 
 inline constexpr int kSequenceBlock = 256;
 
-// One weight vector a sequence, a block each: for `sequence` from its means, by the first warp.
-__global__ void __launch_bounds__(kSequenceBlock, 1)
+// One weight vector a sequence, a block each: its own (`kOwn`: for `sequence`) from its means, by
+// the first warp, or those that the solving kernel left.
+template <bool kOwn, Layout kLayout>
+__global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
     pama_sequence_kernel(const __grid_constant__ PamaCombineArgs args) {
-  const Sequences& s = args.batch.sequences;
+  const Sequences s = sequences_in<kLayout>(args.batch.sequences);
   const int64_t n = s.objectives, b = blockIdx.x;
   pama_report_active(args);
   if (b >= s.count) return;
@@ -326,10 +333,18 @@ __global__ void __launch_bounds__(kSequenceBlock, 1)
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kRawTokens;
   const auto inside_at = [&](int64_t t) { return raw_inside(size - t); };
   const auto raw = [&](const View& view, int64_t i, int64_t t) {
-    return load_raw(view, s.first(view, i, b) + t * view.token, inside_at(t));
+    return load_raw<kLayout>(view, s.first(view, i, b) + t * token_stride<kLayout>(view),
+                             inside_at(t));
+  };
+  const auto raw_mask = [&](int64_t t) {
+    const View& mask = args.batch.mask;
+    return load_mask<kLayout>(mask, s.first(mask, 0, b) + t * token_stride<kLayout>(mask),
+                              inside_at(t));
   };
   double *weights = dynamic_shared(), *means = weights + n, *preference = means + n;
-  if (args.batch.reduction == Reduction::kSequence) {
+  if constexpr (kOwn) {
+    const View& ratios = args.batch.log_ratio;
+    const int64_t ratio_first = s.first(ratios, 0, b);
     const auto add = [](double x, double y) { return x + y; };
     // A few objectives at a time: their sums, and the tokens, by warp.
     constexpr int few = 7;
@@ -341,18 +356,19 @@ __global__ void __launch_bounds__(kSequenceBlock, 1)
       double sum[few] = {}, count = 0;
 #pragma unroll 1
       for (int64_t t = first; t < size; t += tile) {
-        const RawTokens mask = raw(args.batch.mask, 0, t), ratio = raw(args.batch.log_ratio, 0, t);
-        RawTokens advantage[few];
+        const auto mask = raw_mask(t);
+        const auto ratio = load_if_given<kLayout>(
+            ratios, ratio_first + t * token_stride<kLayout>(ratios), inside_at(t));
+        RawTokens<kLayout> advantage[few];
 #pragma unroll
         for (int h = 0; h < few; ++h) {
           if (i + h < n) advantage[h] = raw(args.batch.advantages, i + h, t);
         }
 #pragma unroll
         for (int k = 0; k < kRawTokens; ++k) {
-          if (k >= inside_at(t) || !raw_unmasked(args.batch.mask, mask, k)) continue;
+          if (!raw_unmasked(args.batch.mask, mask, k)) continue;
           count += 1;
-          const double log_ratio =
-              args.batch.log_ratio.data ? raw_real(args.batch.log_ratio, ratio, k) : 0;
+          const double log_ratio = ratios.data ? raw_real(ratios, ratio, k) : 0;
 #pragma unroll
           for (int h = 0; h < few; ++h) {
             if (i + h >= n) continue;
@@ -402,11 +418,11 @@ __global__ void __launch_bounds__(kSequenceBlock, 1)
   const int64_t out = s.first(args.advantages, 0, b);
 #pragma unroll 1
   for (int64_t t = first; t < size; t += tile) {
-    const RawTokens mask = raw(args.batch.mask, 0, t);
+    const auto mask = raw_mask(t);
     double sum[kRawTokens] = {};
 #pragma unroll 4
     for (int64_t i = 0; i < n; ++i) {
-      const RawTokens advantage = raw(args.batch.advantages, i, t);
+      const auto advantage = raw(args.batch.advantages, i, t);
       const double weight = weights[i];
 #pragma unroll
       for (int k = 0; k < kRawTokens; ++k) {
@@ -418,7 +434,7 @@ __global__ void __launch_bounds__(kSequenceBlock, 1)
     for (int k = 0; k < kRawTokens; ++k) {
       if (!raw_unmasked(args.batch.mask, mask, k)) sum[k] = 0;
     }
-    store_raw(args.advantages, out + t, inside_at(t), sum);
+    store_raw<kLayout>(args.advantages, out + t, inside_at(t), sum);
   }
 }
 
@@ -440,7 +456,7 @@ __device__ __forceinline__ int64_t sequence_of(const Sequences& s, int64_t token
 
 // Theorem 1 at every token, a thread each. Ragged tokens are one long row, of which only a
 // preference by sequence asks where its sequences lie.
-template <bool kShared>
+template <bool kShared, Layout kLayout>
 __global__ void __launch_bounds__(128, 1)
     pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
   const Sequences& s = args.batch.sequences;
@@ -469,16 +485,21 @@ __global__ void __launch_bounds__(128, 1)
     const auto index = [&](int64_t i) {
       return flat.batch.sequences.first(advantages, i, b) + t * advantages.token;
     };
-    uint64_t bits[kFewObjectives];
+    decltype(load_one<kLayout>(advantages, 0)) loaded[kFewObjectives];
 #pragma unroll
-    for (int i = 0; i < kFewObjectives; ++i) bits[i] = i < n ? load_bits(advantages, index(i)) : 0;
-    const double ratio = pama_log_ratio(flat.batch, b, t);
-    const bool here = live && pama_unmasked(flat.batch, b, t);
+    for (int i = 0; i < kFewObjectives; ++i) {
+      if (i < n) loaded[i] = load_one<kLayout>(advantages, index(i));
+    }
+    const View &ratios = flat.batch.log_ratio, &mask = flat.batch.mask;
+    const int64_t ratio_at = flat.batch.sequences.first(ratios, 0, b) + t * ratios.token,
+                  mask_at = flat.batch.sequences.first(mask, 0, b) + t * mask.token;
+    const double ratio = ratios.data ? real_of(ratios, load_one<kLayout>(ratios, ratio_at)) : 0;
+    const bool here = live && unmasked_one<kLayout>(mask, mask_at);
     if (here) {
 #pragma unroll
       for (int i = 0; i < kFewObjectives; ++i) {
         if (i >= n) continue;
-        few[i] = noon(args.batch.rule, real_of(advantages, bits[i]));
+        few[i] = noon(args.batch.rule, real_of(advantages, loaded[i]));
         part[i] = active_part(args.batch.rule, few[i], ratio);
       }
 #pragma unroll 1

@@ -47,7 +47,7 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoArgs& args, const Part& p
   return out;
 }
 
-__global__ void __launch_bounds__(kBlock) ppo_loss_kernel(const __grid_constant__ PpoArgs args) {
+__global__ void __launch_bounds__(kBlock, 2) ppo_loss_kernel(const __grid_constant__ PpoArgs args) {
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   PpoSums sums{};

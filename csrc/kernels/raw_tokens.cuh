@@ -1,6 +1,11 @@
 // Four neighbouring tokens of a thread as they lie in memory: what several arrays hold of them is
-// loaded before any of it is converted, so that the loads are in flight together.
+// loaded before any of it is converted, so that the loads are in flight together. How the arrays
+// lie is known when a kernel is compiled: told apart at run time, each load is waited for where the
+// cases meet (seen in a profile of an H200, where that took most of the time).
 #pragma once
+
+#include <initializer_list>
+#include <type_traits>
 
 #include "core/view.h"
 #include "kernels/device.cuh"
@@ -9,8 +14,78 @@ namespace pama {
 
 inline constexpr int kRawTokens = 4;
 
-struct RawTokens {
-  uint64_t bits[kRawTokens];
+enum class Layout {
+  kAny,     // any dtypes and strides
+  kFloats,  // numbers are float32, a mask is of bytes, and tokens lie side by side
+  kPacks    // the same, and all that begins, begins and ends at a multiple of four tokens
+};
+
+// The layout of a call's arrays: of those of real numbers, inputs and results, and of its mask.
+inline Layout layout_of(const Sequences& s, std::initializer_list<View> numbers, const View& mask) {
+  const auto whole = [&](const View& view, uint64_t bytes) {
+    return reinterpret_cast<uintptr_t>(view.data) % (kRawTokens * bytes) == 0 &&
+           view.objective % kRawTokens == 0 && view.sequence % kRawTokens == 0;
+  };
+  bool packs = !s.offsets && s.length % kRawTokens == 0;
+  for (const View& view : numbers) {
+    if (!view.data) continue;
+    if (view.dtype != DType::kFloat || view.token != 1) return Layout::kAny;
+    packs = packs && whole(view, sizeof(float));
+  }
+  if (mask.data) {
+    if (mask.dtype > DType::kInt8 || mask.token != 1) return Layout::kAny;
+    packs = packs && whole(mask, 1);
+  }
+  return packs ? Layout::kPacks : Layout::kFloats;
+}
+
+// What a kernel of one layout knows of its arrays: their stride along tokens, and where packs are,
+// that no sequences are ragged.
+template <Layout kLayout>
+__device__ __forceinline__ int64_t token_stride(const View& view) {
+  return kLayout == Layout::kAny ? view.token : 1;
+}
+
+template <Layout kLayout>
+__device__ __forceinline__ Sequences sequences_in(const Sequences& s) {
+  Sequences known = s;
+  if constexpr (kLayout == Layout::kPacks) known.offsets = nullptr;
+  return known;
+}
+
+// Calls launch(layout) with the layout as a constant.
+template <class Launch>
+void with_layout(Layout layout, const Launch& launch) {
+  switch (layout) {
+    case Layout::kPacks:
+      return launch(std::integral_constant<Layout, Layout::kPacks>{});
+    case Layout::kFloats:
+      return launch(std::integral_constant<Layout, Layout::kFloats>{});
+    default:
+      return launch(std::integral_constant<Layout, Layout::kAny>{});
+  }
+}
+
+template <Layout kLayout>
+struct alignas(16) RawTokens {
+  float at[kRawTokens];
+};
+
+template <>
+struct RawTokens<Layout::kAny> {
+  uint64_t at[kRawTokens];
+};
+
+// A byte each; 0 of tokens that are not there.
+template <Layout kLayout>
+struct RawMask {
+  uint32_t bytes;
+};
+
+template <>
+struct RawMask<Layout::kAny> {
+  RawTokens<Layout::kAny> tokens;
+  int inside;
 };
 
 // How many of a thread's tokens there are where so many are left.
@@ -21,74 +96,101 @@ __device__ __forceinline__ int raw_inside(int64_t left) {
 namespace detail {
 
 template <class T>
-struct alignas(kRawTokens * sizeof(T)) Four {
-  T at[kRawTokens];
-};
-
-template <class T>
-__device__ __forceinline__ RawTokens load_four(const View& view, int64_t first, int inside) {
+__device__ __forceinline__ RawTokens<Layout::kAny> load_each(const View& view, int64_t first,
+                                                             int inside) {
   const T* from = static_cast<const T*>(view.data) + first;
-  RawTokens raw;
-  if (view.token == 1 && inside == kRawTokens &&
-      reinterpret_cast<uintptr_t>(from) % sizeof(Four<T>) == 0) {
-    const Four<T> four = *reinterpret_cast<const Four<T>*>(from);
+  RawTokens<Layout::kAny> raw;
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) raw.bits[k] = four.at[k];
-  } else {
-#pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) raw.bits[k] = k < inside ? from[k * view.token] : T{};
-  }
-  return raw;
-}
-
-// Eight bytes each: one by one.
-template <>
-__device__ __forceinline__ RawTokens load_four<uint64_t>(const View& view, int64_t first,
-                                                         int inside) {
-  const uint64_t* from = static_cast<const uint64_t*>(view.data) + first;
-  RawTokens raw;
-#pragma unroll
-  for (int k = 0; k < kRawTokens; ++k) raw.bits[k] = k < inside ? from[k * view.token] : 0;
+  for (int k = 0; k < kRawTokens; ++k) raw.at[k] = k < inside ? from[k * view.token] : T{};
   return raw;
 }
 
 }  // namespace detail
 
-// Of the first `inside` tokens from index `first` on, zeros for the others; nothing of an array
-// that was not given.
-__device__ __forceinline__ RawTokens load_raw(const View& view, int64_t first, int inside) {
-  if (!view.data) return {};
-  switch (view.dtype) {
-    case DType::kBool:
-    case DType::kUInt8:
-    case DType::kInt8:
-      return detail::load_four<uint8_t>(view, first, inside);
-    case DType::kInt16:
-    case DType::kHalf:
-    case DType::kBFloat16:
-      return detail::load_four<uint16_t>(view, first, inside);
-    case DType::kInt64:
-    case DType::kDouble:
-      return detail::load_four<uint64_t>(view, first, inside);
-    default:
-      return detail::load_four<uint32_t>(view, first, inside);
+// Of the first `inside` tokens from index `first` on, zeros for the others.
+template <Layout kLayout>
+__device__ __forceinline__ RawTokens<kLayout> load_raw(const View& view, int64_t first,
+                                                       int inside) {
+  if constexpr (kLayout == Layout::kAny) {
+    switch (view.dtype) {
+      case DType::kBool:
+      case DType::kUInt8:
+      case DType::kInt8:
+        return detail::load_each<uint8_t>(view, first, inside);
+      case DType::kInt16:
+      case DType::kHalf:
+      case DType::kBFloat16:
+        return detail::load_each<uint16_t>(view, first, inside);
+      case DType::kInt64:
+      case DType::kDouble:
+        return detail::load_each<uint64_t>(view, first, inside);
+      default:
+        return detail::load_each<uint32_t>(view, first, inside);
+    }
+  } else {
+    const float* from = static_cast<const float*>(view.data) + first;
+    RawTokens<kLayout> raw{};
+    if constexpr (kLayout == Layout::kPacks) {
+      if (inside > 0) raw = *reinterpret_cast<const RawTokens<kLayout>*>(from);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kRawTokens; ++k) {
+        if (k < inside) raw.at[k] = from[k];
+      }
+    }
+    return raw;
   }
 }
 
-// One token, in place of four.
-__device__ __forceinline__ uint64_t load_bits(const View& view, int64_t i) {
-  switch (view.dtype) {
-    case DType::kDouble:
-      return static_cast<const uint64_t*>(view.data)[i];
-    case DType::kHalf:
-    case DType::kBFloat16:
-      return static_cast<const uint16_t*>(view.data)[i];
-    default:
-      return static_cast<const uint32_t*>(view.data)[i];
+// The same, and zeros for an array that was not given.
+template <Layout kLayout>
+__device__ __forceinline__ RawTokens<kLayout> load_if_given(const View& view, int64_t first,
+                                                            int inside) {
+  return view.data ? load_raw<kLayout>(view, first, inside) : RawTokens<kLayout>{};
+}
+
+// The mask of the same tokens, of which those not there are masked.
+template <Layout kLayout>
+__device__ __forceinline__ RawMask<kLayout> load_mask(const View& mask, int64_t first, int inside) {
+  if constexpr (kLayout == Layout::kAny) {
+    return {load_if_given<kLayout>(mask, first, inside), inside};
+  } else {
+    const uint8_t* from = static_cast<const uint8_t*>(mask.data) + first;
+    RawMask<kLayout> raw{0};
+    if constexpr (kLayout == Layout::kPacks) {
+      if (inside > 0) {
+        raw.bytes = mask.data ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kRawTokens; ++k) {
+        if (k < inside) raw.bytes |= (mask.data ? uint32_t{from[k]} : 1u) << 8 * k;
+      }
+    }
+    return raw;
   }
 }
 
-// The number that an array of real numbers holds as these bits.
+// One token of an array of real numbers, in place of four.
+template <Layout kLayout>
+__device__ __forceinline__ auto load_one(const View& view, int64_t i) {
+  if constexpr (kLayout != Layout::kAny) {
+    return static_cast<const float*>(view.data)[i];
+  } else {
+    switch (view.dtype) {
+      case DType::kDouble:
+        return static_cast<const uint64_t*>(view.data)[i];
+      case DType::kHalf:
+      case DType::kBFloat16:
+        return uint64_t{static_cast<const uint16_t*>(view.data)[i]};
+      default:
+        return uint64_t{static_cast<const uint32_t*>(view.data)[i]};
+    }
+  }
+}
+
+// The number that was loaded.
+__device__ __forceinline__ double real_of(const View&, float number) { return number; }
 __device__ __forceinline__ double real_of(const View& view, uint64_t bits) {
   switch (view.dtype) {
     case DType::kDouble:
@@ -103,42 +205,61 @@ __device__ __forceinline__ double real_of(const View& view, uint64_t bits) {
 }
 
 // Token k of an array of real numbers.
-__device__ __forceinline__ double raw_real(const View& view, const RawTokens& raw, int k) {
-  return real_of(view, raw.bits[k]);
+template <Layout kLayout>
+__device__ __forceinline__ double raw_real(const View& view, const RawTokens<kLayout>& raw, int k) {
+  return real_of(view, raw.at[k]);
 }
 
-// Of a mask of any dtype. Of a float's zeros one has a sign.
-__device__ __forceinline__ bool raw_unmasked(const View& mask, const RawTokens& raw, int k) {
-  if (!mask.data) return true;
-  switch (mask.dtype) {
-    case DType::kHalf:
-    case DType::kBFloat16:
-      return (raw.bits[k] & 0x7fff) != 0;
-    case DType::kFloat:
-      return (raw.bits[k] & 0x7fffffff) != 0;
-    case DType::kDouble:
-      return raw.bits[k] << 1 != 0;
-    default:
-      return raw.bits[k] != 0;
+// Whether token k is there and not masked. Of a float's zeros one has a sign.
+template <Layout kLayout>
+__device__ __forceinline__ bool raw_unmasked(const View& mask, const RawMask<kLayout>& raw, int k) {
+  if constexpr (kLayout != Layout::kAny) {
+    return (raw.bytes >> 8 * k & 0xff) != 0;
+  } else {
+    if (k >= raw.inside) return false;
+    if (!mask.data) return true;
+    const uint64_t bits = raw.tokens.at[k];
+    switch (mask.dtype) {
+      case DType::kHalf:
+      case DType::kBFloat16:
+        return (bits & 0x7fff) != 0;
+      case DType::kFloat:
+        return (bits & 0x7fffffff) != 0;
+      case DType::kDouble:
+        return bits << 1 != 0;
+      default:
+        return bits != 0;
+    }
   }
+}
+
+// Of one token, in place of four.
+template <Layout kLayout>
+__device__ __forceinline__ bool unmasked_one(const View& mask, int64_t i) {
+  if constexpr (kLayout == Layout::kAny) return unmasked(mask, i);
+  return !mask.data || static_cast<const uint8_t*>(mask.data)[i] != 0;
 }
 
 // Results are contiguous along tokens.
+template <Layout kLayout>
 __device__ __forceinline__ void store_raw(const View& view, int64_t first, int inside,
                                           const double* value) {
-  if (view.dtype == DType::kFloat) {
-    float* to = static_cast<float*>(view.data) + first;
-    detail::Four<float> four;
+  if constexpr (kLayout == Layout::kPacks) {
+    RawTokens<kLayout> four;
 #pragma unroll
     for (int k = 0; k < kRawTokens; ++k) four.at[k] = static_cast<float>(value[k]);
-    if (inside == kRawTokens && reinterpret_cast<uintptr_t>(to) % sizeof(four) == 0) {
-      *reinterpret_cast<detail::Four<float>*>(to) = four;
-      return;
-    }
-  }
+    float* to = static_cast<float*>(view.data) + first;
+    if (inside > 0) *reinterpret_cast<RawTokens<kLayout>*>(to) = four;
+  } else {
 #pragma unroll
-  for (int k = 0; k < kRawTokens; ++k) {
-    if (k < inside) store(view, first + k, value[k]);
+    for (int k = 0; k < kRawTokens; ++k) {
+      if (k >= inside) continue;
+      if constexpr (kLayout == Layout::kFloats) {
+        static_cast<float*>(view.data)[first + k] = static_cast<float>(value[k]);
+      } else {
+        store(view, first + k, value[k]);
+      }
+    }
   }
 }
 

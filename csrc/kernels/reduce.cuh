@@ -21,6 +21,25 @@ __device__ __forceinline__ T shuffle_down(const T& value, int distance) {
   return bit_cast<T>(all);
 }
 
+// Of `count` numbers that lie `stride` apart, the sum of those that are this lane's. Eight loads
+// are in flight at once.
+__device__ __forceinline__ double lane_sum(const double* from, int64_t count, int64_t stride) {
+  constexpr int ahead = 8;
+  double sum = 0;
+#pragma unroll 1
+  for (int64_t first = lane(); first < count; first += ahead * kWarp) {
+    double x[ahead];
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      const int64_t i = first + k * kWarp;
+      x[k] = i < count ? from[i * stride] : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) sum += x[k];
+  }
+  return sum;
+}
+
 // `join` need not commute: it is applied to neighbours, left to right. Lane 0 has the result.
 template <class T, class Join>
 __device__ __forceinline__ T warp_reduce(T value, const Join& join) {

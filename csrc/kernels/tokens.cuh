@@ -25,8 +25,10 @@ struct Part {
 };
 
 __device__ __forceinline__ Part block_part(const Sequences& s, int64_t chunks) {
-  const int64_t block = blockIdx.x, rest = block / s.objectives;
-  return {block % s.objectives, rest % chunks, rest / chunks};
+  // A grid has fewer blocks than 2^32, and so fewer of either.
+  const unsigned objectives = static_cast<unsigned>(s.objectives), rest = blockIdx.x / objectives,
+                 of = static_cast<unsigned>(chunks);
+  return {blockIdx.x % objectives, rest % of, rest / of};
 }
 
 // The tokens of one thread in one chunk: `first`, `first` + kBlock, ...

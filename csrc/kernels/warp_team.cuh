@@ -7,8 +7,10 @@
 
 namespace pama {
 
-template <int Lanes>
+// `Wide`: of problems that have no more objectives than the team has lanes.
+template <int Lanes, bool Wide = false>
 struct LanesTeam {
+  static constexpr bool kWide = Wide;
   static constexpr unsigned kMask = Lanes < kWarp ? (1u << Lanes) - 1 : kFullWarp;
 
   __device__ static int rank() { return lane(); }
@@ -44,5 +46,9 @@ struct LanesTeam {
 };
 
 using WarpTeam = LanesTeam<kWarp>;
+
+// A team for up to eight objectives, whose sums take fewer steps.
+inline constexpr int64_t kFewLanes = 8;
+using FewTeam = LanesTeam<kFewLanes, true>;
 
 }  // namespace pama

@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
   int* integers = reinterpret_cast<int*>(reals + Solver<Team>::reals(n));
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     const int64_t start = args.input.offset(b);
-    PAMA_LANES(team, k, 0, n * n) gram[k] = load_symmetric(args.input, start, k / n, k % n);
+    PAMA_ENTRIES(team, k, n * n) gram[k] = load_symmetric(args.input, start, k / n, k % n);
     load_vector(team, args.vector, b, static_cast<int>(Solver<Team>::vector(n)), vector);
     team.sync();
     GramProblem<Team> problem;
