@@ -60,9 +60,10 @@ OPS = {
     "gram_partial.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
     "pama_advantages.cuh": ["pama_statistics", "pama_combine"],
-    "reduce.cuh": ["whiten_moments"],
+    "reduce.cuh": ["ppo_loss"],
     "warp_team.cuh": ["min_norm"],
     "weights.cuh": ["duality_gap", "min_norm", "pama_weights"],
+    "whiten.cuh": ["whiten_moments"],
 }
 BARRIERS = [
     pytest.param(path.name, number, line, id=f"{path.name}:{number}")

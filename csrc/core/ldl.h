@@ -26,9 +26,18 @@ class Ldl {
   // 1 / D.
   PAMA_HD const double* inverses() const { return inverses_; }
 
-  // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below.
+  // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below. The lanes of a team
+  // that is wide keep their element, and hand it to each other without memory.
   PAMA_HD void forward(double* __restrict__ a) const {
     team_.sync();
+    if constexpr (Team::kWide) {
+      double mine = own(a);
+      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
+        const double pivot = team_.from(mine, c);
+        if (below(c)) mine -= at(team_.rank(), c) * pivot;
+      }
+      return give(a, mine);
+    }
     PAMA_ROLLED for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot = a[c];
@@ -40,6 +49,18 @@ class Ldl {
   // Both a <- L⁻¹ a and b <- L⁻¹ b, at the latency of one.
   PAMA_HD void forward(double* __restrict__ a, double* __restrict__ b) const {
     team_.sync();
+    if constexpr (Team::kWide) {
+      double mine_a = own(a), mine_b = own(b);
+      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
+        const double pivot_a = team_.from(mine_a, c), pivot_b = team_.from(mine_b, c);
+        if (!below(c)) continue;
+        const double factor = at(team_.rank(), c);
+        mine_a -= factor * pivot_a;
+        mine_b -= factor * pivot_b;
+      }
+      if (team_.rank() < size_) a[team_.rank()] = mine_a;
+      return give(b, mine_b);
+    }
     PAMA_ROLLED for (int c = 0; c < size_; ++c) {
       const double* __restrict__ column = square_ + c * stride_;
       const double pivot_a = a[c], pivot_b = b[c];
@@ -54,6 +75,14 @@ class Ldl {
   // a <- L⁻ᵀ a.
   PAMA_HD void backward(double* __restrict__ a) const {
     team_.sync();
+    if constexpr (Team::kWide) {
+      double mine = own(a);
+      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
+        const double pivot = team_.from(mine, c);
+        if (team_.rank() < c) mine -= at(team_.rank(), c) * pivot;
+      }
+      return give(a, mine);
+    }
     PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
       const double* __restrict__ row = square_ + c * stride_;
       const double pivot = a[c];
@@ -108,6 +137,15 @@ class Ldl {
   }
 
  private:
+  // What a lane of a wide team holds of a vector, and back; whether its row of column c is below
+  // the diagonal.
+  PAMA_HD double own(const double* a) const { return team_.rank() < size_ ? a[team_.rank()] : 0; }
+  PAMA_HD void give(double* a, double mine) const {
+    if (team_.rank() < size_) a[team_.rank()] = mine;
+    team_.sync();
+  }
+  PAMA_HD bool below(int c) const { return c < team_.rank() && team_.rank() < size_; }
+
   PAMA_HD double at(int r, int c) const { return square_[r + c * stride_]; }
   PAMA_HD void set(int r, int c, double value) {
     square_[r + c * stride_] = value;

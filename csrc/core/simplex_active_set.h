@@ -127,14 +127,23 @@ class SimplexActiveSet {
   PAMA_HD void differentiate() {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
-    PAMA_LANES(team_, r, 0, n_) slope_[r] = gram(base_, r) * x_[base_];
-    PAMA_ROLLED for (int c = 0; c < k; ++c) {
-      const int i = member_[c];
-      const double xi = x_[i];
-      const double* __restrict__ row = gram_ + i * n_;
-      double* __restrict__ slope = slope_;
-      PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * xi;
-      norms += norm_[i] * xi;
+    if constexpr (Team::kWide) {  // in a register
+      PAMA_LANES(team_, r, 0, n_) {
+        double slope = gram(base_, r) * x_[base_];
+        for (int c = 0; c < k; ++c) slope += gram(member_[c], r) * x_[member_[c]];
+        slope_[r] = slope;
+      }
+      for (int c = 0; c < k; ++c) norms += norm_[member_[c]] * x_[member_[c]];
+    } else {
+      PAMA_LANES(team_, r, 0, n_) slope_[r] = gram(base_, r) * x_[base_];
+      PAMA_ROLLED for (int c = 0; c < k; ++c) {
+        const int i = member_[c];
+        const double xi = x_[i];
+        const double* __restrict__ row = gram_ + i * n_;
+        double* __restrict__ slope = slope_;
+        PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * xi;
+        norms += norm_[i] * xi;
+      }
     }
     if (t_ > 0) {
       PAMA_LANES(team_, r, 0, n_) slope_[r] += t_ * linear_[r];

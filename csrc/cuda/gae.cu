@@ -33,7 +33,8 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
       layout_of(sequences, {args.rewards, args.values, args.advantages, args.returns}, args.mask);
   with_layout(layout, [&](auto constant) {
     launch(gae_kernel<constant()>, sequences.objectives * sequences.count,
-           static_cast<int>(warps * kWarp), 2 * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
+           static_cast<int>(warps * kWarp),
+           2 * kGaePacks * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
   });
   return {advantages, returns};
 }

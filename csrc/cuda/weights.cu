@@ -33,16 +33,17 @@ void launch_stack(const Tensor& like, Kernel in_shared, Kernel in_scratch, Stack
          args);
 }
 
-// Solvers that have a kernel of their own for few objectives.
+// Solvers that have kernels of their own for no more objectives than a warp has lanes.
 template <template <class> class Solver>
-constexpr bool kHasFew = false;
+constexpr bool kHasWide = false;
 template <>
-constexpr bool kHasFew<MinNorm> = true;
+constexpr bool kHasWide<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
-  if constexpr (kHasFew<Solver>) {
+  if constexpr (kHasWide<Solver>) {
     if (n <= kFewLanes) return gram_kernel<Solver, FewTeam, true>;
+    if (n <= kWarp) return gram_kernel<Solver, WideTeam, true>;
   }
   return gram_kernel<Solver, WarpTeam, true>;
 }

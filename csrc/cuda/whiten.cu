@@ -30,9 +30,9 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
   Tensor out = allocate(x, {objectives, 3}, ScalarType::Double);
   args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
   with_layout(layout_of(args.sequences, {args.x}, args.mask), [&](auto layout) {
-    launch(whiten_moments_kernel<layout()>, objectives * blocks, kBlock, 0, args);
+    launch(whiten_moments_kernel<layout()>, objectives * blocks, kWhitenBlock, 0, args);
   });
-  launch(whiten_merge_kernel, objectives, kBlock, 0, args,
+  launch(whiten_merge_kernel, objectives, kWhitenBlock, 0, args,
          static_cast<double*>(out.mutable_data_ptr()));
   return out;
 }
@@ -50,7 +50,8 @@ Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
   args.eps = eps;
   const Sequences& s = args.sequences;
   with_layout(layout_of(s, {args.x, args.out}, args.mask), [&](auto layout) {
-    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * args.chunks, kBlock, 0, args);
+    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * args.chunks, kWhitenBlock, 0,
+           args);
   });
   return out;
 }

@@ -180,20 +180,22 @@ __global__ void __launch_bounds__(kFewBlock, 1)
   constexpr int entries = sums + 2, warps = kFewBlock / kWarp;
   double* mine = shared + threadIdx.x / kWarp * entries;
   const auto add = [](double x, double y) { return x + y; };
+  // `token` and `sequence` want the flags alone.
+  if (args.reduction == Reduction::kGram || args.reduction == Reduction::kBatch) {
 #pragma unroll
-  for (int e = 0; e < sums; ++e) {
-    const double total = warp_reduce(sum[e], add);
-    if (lane() == 0) mine[e] = total;
+    for (int e = 0; e < sums; ++e) {
+      const double total = warp_reduce(sum[e], add);
+      if (lane() == 0) mine[e] = total;
+    }
+    const double tokens = warp_reduce(static_cast<double>(count), add);
+    if (lane() == 0) mine[sums] = tokens;
   }
-  const double tokens = warp_reduce(static_cast<double>(count), add);
-#pragma unroll 1
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    nonzero |= __shfl_xor_sync(kFullWarp, nonzero, distance);
+  unsigned found = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (__any_sync(kFullWarp, nonzero >> i & 1)) found |= 1u << i;
   }
-  if (lane() == 0) {
-    mine[sums] = tokens;
-    mine[sums + 1] = nonzero;
-  }
+  if (lane() == 0) mine[sums + 1] = found;
   __syncthreads();
   double* to = partial + b * gathered_size(n, args.reduction, args.by_sequence);
   const auto total = [&](int e) {

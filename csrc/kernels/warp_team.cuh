@@ -15,6 +15,8 @@ struct LanesTeam {
 
   __device__ static int rank() { return lane(); }
   __device__ static constexpr int size() { return Lanes; }
+  // What a lane has as x.
+  __device__ double from(double x, int lane) const { return __shfl_sync(kMask, x, lane); }
   __device__ void sync() const { __syncwarp(kMask); }
 
   // In a butterfly every lane adds the same pairs, so all get the same bits.
@@ -47,8 +49,9 @@ struct LanesTeam {
 
 using WarpTeam = LanesTeam<kWarp>;
 
-// A team for up to eight objectives, whose sums take fewer steps.
+// Teams for up to as many objectives as they have lanes; the sums of eight take fewer steps.
 inline constexpr int64_t kFewLanes = 8;
 using FewTeam = LanesTeam<kFewLanes, true>;
+using WideTeam = LanesTeam<kWarp, true>;
 
 }  // namespace pama

@@ -27,8 +27,8 @@ struct WhitenArgs {
 // numbers is that number.
 __device__ __forceinline__ Moments warp_moments(const Moments& mine) {
   const WarpTeam team;
-  const int any = team.smallest({mine.count > 0 ? 0.0 : 1.0, lane()}).index;
-  const double shift = __shfl_sync(kFullWarp, mine.mean, any);
+  const unsigned some = __ballot_sync(kFullWarp, mine.count > 0);
+  const double shift = team.from(mine.mean, some ? __ffs(some) - 1 : 0);
   const double count = team.sum(mine.count);
   const double apart = mine.count > 0 ? mine.mean - shift : 0;
   const double mean = shift + team.sum(mine.count * apart) / (count > 1 ? count : 1);
@@ -36,41 +36,52 @@ __device__ __forceinline__ Moments warp_moments(const Moments& mine) {
   return {count, mean, team.sum(mine.squares + mine.count * distance * distance)};
 }
 
-// The same of all threads of a block. Between two calls there must be a barrier.
-__device__ __forceinline__ Moments block_moments(Moments moments) {
-  constexpr int words = sizeof(Moments) / sizeof(double);
-  __shared__ SharedArray<double, kBlock / kWarp * words> parts;
+inline constexpr int kWhitenBlock = 128;
+inline constexpr int kWhitenPacks = 2;  // of a thread in a chunk
+static_assert(kWhitenBlock * kWhitenPacks * kRawTokens == kChunk);
+
+// The same of all threads of a block, for its first warp alone if that is enough. Between two calls
+// there must be a barrier.
+__device__ __forceinline__ Moments block_moments(Moments moments, bool for_all) {
+  constexpr int words = sizeof(Moments) / sizeof(double), warps = kWhitenBlock / kWarp;
+  __shared__ SharedArray<double, warps * words> parts;
   moments = warp_moments(moments);
   if (lane() == 0) memcpy(parts + threadIdx.x / kWarp * words, &moments, sizeof(Moments));
   __syncthreads();
+  if (!for_all && threadIdx.x >= kWarp) return {};
   moments = {};
-  if (lane() < kBlock / kWarp) memcpy(&moments, parts + lane() * words, sizeof(Moments));
+  if (lane() < warps) memcpy(&moments, parts + lane() * words, sizeof(Moments));
   return warp_moments(moments);
 }
 
 // What a thread holds of x and the mask in one chunk.
 template <Layout kLayout>
-struct WhitenPack {
-  int64_t first;
-  int inside;
-  RawMask<kLayout> mask;
-  RawTokens<kLayout> x;
+struct WhitenTokens {
+  int64_t first[kWhitenPacks];
+  int inside[kWhitenPacks];
+  RawMask<kLayout> mask[kWhitenPacks];
+  RawTokens<kLayout> x[kWhitenPacks];
 };
 
 template <Layout kLayout>
-__device__ __forceinline__ WhitenPack<kLayout> whiten_pack(const WhitenArgs& args, const Part& part,
-                                                           int64_t start, int64_t size) {
+__device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const WhitenArgs& args,
+                                                               const Part& part, int64_t start,
+                                                               int64_t size) {
   const Sequences s = sequences_in<kLayout>(args.sequences);
-  WhitenPack<kLayout> pack;
-  pack.first = start + threadIdx.x * kRawTokens;
-  pack.inside = raw_inside(size - pack.first);
-  const int64_t mask = s.first(args.mask, 0, part.sequence) +
-                       pack.first * token_stride<kLayout>(args.mask),
-                x = s.first(args.x, part.objective, part.sequence) +
-                    pack.first * token_stride<kLayout>(args.x);
-  pack.mask = load_mask<kLayout>(args.mask, mask, pack.inside);
-  pack.x = load_raw<kLayout>(args.x, x, pack.inside);
-  return pack;
+  const int64_t mask = s.first(args.mask, 0, part.sequence),
+                x = s.first(args.x, part.objective, part.sequence);
+  WhitenTokens<kLayout> tokens;
+#pragma unroll
+  for (int p = 0; p < kWhitenPacks; ++p) {
+    const int64_t first = start + (p * kWhitenBlock + threadIdx.x) * kRawTokens;
+    const int inside = raw_inside(size - first);
+    tokens.first[p] = first;
+    tokens.inside[p] = inside;
+    tokens.mask[p] =
+        load_mask<kLayout>(args.mask, mask + first * token_stride<kLayout>(args.mask), inside);
+    tokens.x[p] = load_raw<kLayout>(args.x, x + first * token_stride<kLayout>(args.x), inside);
+  }
+  return tokens;
 }
 
 // Those of this thread's tokens of a part, in units of `unit`.
@@ -81,11 +92,12 @@ __device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, con
   double shift = 0, count = 0, sum = 0, squares = 0;
 #pragma unroll 1
   for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
-    const auto pack = whiten_pack<kLayout>(args, part, start, size);
+    const auto tokens = whiten_tokens<kLayout>(args, part, start, size);
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) {
-      if (!raw_unmasked(args.mask, pack.mask, k)) continue;
-      const double x = raw_real(args.x, pack.x, k) * unit;
+    for (int j = 0; j < kWhitenPacks * kRawTokens; ++j) {
+      const int p = j / kRawTokens, k = j % kRawTokens;
+      if (!raw_unmasked(args.mask, tokens.mask[p], k)) continue;
+      const double x = raw_real(args.x, tokens.x[p], k) * unit;
       if (count == 0) shift = x;
       count += 1;
       sum += x - shift;
@@ -96,18 +108,18 @@ __device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, con
 }
 
 template <Layout kLayout>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kWhitenBlock)
     whiten_moments_kernel(const __grid_constant__ WhitenArgs args) {
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
-  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, args.chunks, 1));
+  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, args.chunks, 1), false);
   if (threadIdx.x == 0) {
     args.partials[(part.objective * s.count + part.sequence) * args.chunks + part.chunk] = all;
   }
 }
 
 // A block for each objective; `out` is [objective, 3].
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kWhitenBlock)
     whiten_merge_kernel(const __grid_constant__ WhitenArgs args, double* out) {
   const Sequences& s = args.sequences;
   const int64_t n = blockIdx.x, count = s.count * args.chunks;
@@ -115,10 +127,10 @@ __global__ void __launch_bounds__(kBlock)
   Moments moments = threadIdx.x < count ? mine[threadIdx.x] : Moments{};
   double unit = 1;
 #pragma unroll 1
-  for (int64_t i = threadIdx.x + kBlock; i < count; i += kBlock) {
+  for (int64_t i = threadIdx.x + kWhitenBlock; i < count; i += kWhitenBlock) {
     moments = moments_merge(moments, mine[i]);
   }
-  moments = block_moments(moments);
+  moments = block_moments(moments, true);
   if (!moments_in_range(moments)) {  // in all threads, or in none
     unit = kSmallUnit;
     moments = {};
@@ -127,7 +139,7 @@ __global__ void __launch_bounds__(kBlock)
       moments = moments_merge(moments, whiten_moments_of<Layout::kAny>(args, {n, 0, b}, 1, unit));
     }
     __syncthreads();  // the parts have been read
-    moments = block_moments(moments);
+    moments = block_moments(moments, true);
   }
   if (threadIdx.x == 0) {
     const MomentsRow row = moments_row(moments, unit);
@@ -152,39 +164,43 @@ __device__ __forceinline__ Whitening whiten_map(const WhitenArgs& args, int64_t 
   }
   double largest = 0;
 #pragma unroll 1
-  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kBlock) {
+  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
     largest = fmax(largest, moments_largest(whiten_row(args, n, rank)));
   }
   largest = block_reduce(largest, [](double a, double b) { return fmax(a, b); });
   const double unit = moments_unit(largest);
   Moments moments{};
 #pragma unroll 1
-  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kBlock) {
+  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
     moments = moments_merge(moments, moments_of(whiten_row(args, n, rank), unit));
   }
-  return whitening(block_moments(moments), unit, args.eps);
+  return whitening(block_moments(moments, true), unit, args.eps);
 }
 
 // The first chunk is under way while the map is found.
 template <Layout kLayout>
-__global__ void __launch_bounds__(kBlock, kLayout == Layout::kAny ? 2 : 4)
+__global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
     whiten_apply_kernel(const __grid_constant__ WhitenArgs args) {
   const Sequences s = sequences_in<kLayout>(args.sequences);
   const Part part = block_part(s, args.chunks);
   const int64_t size = s.size(part.sequence), to = s.first(args.out, part.objective, part.sequence);
   int64_t start = part.chunk * kChunk;
-  auto pack = whiten_pack<kLayout>(args, part, start, size);
+  auto tokens = whiten_tokens<kLayout>(args, part, start, size);
   const Whitening map = whiten_map(args, part.objective);
 #pragma unroll 1
   while (start < size) {
-    double x[kRawTokens];
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) {
-      x[k] = raw_unmasked(args.mask, pack.mask, k) ? map(raw_real(args.x, pack.x, k)) : 0;
+    for (int p = 0; p < kWhitenPacks; ++p) {
+      double x[kRawTokens];
+#pragma unroll
+      for (int k = 0; k < kRawTokens; ++k) {
+        const bool here = raw_unmasked(args.mask, tokens.mask[p], k);
+        x[k] = here ? map(raw_real(args.x, tokens.x[p], k)) : 0;
+      }
+      store_raw<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
     }
-    store_raw<kLayout>(args.out, to + pack.first, pack.inside, x);
     start += args.chunks * kChunk;
-    pack = whiten_pack<kLayout>(args, part, start, size);
+    if (start < size) tokens = whiten_tokens<kLayout>(args, part, start, size);
   }
 }
 

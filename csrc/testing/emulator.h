@@ -261,4 +261,5 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
 inline bool __any_sync(unsigned mask, bool predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }
+inline int __ffs(unsigned x) { return x ? __builtin_ctz(x) + 1 : 0; }
 inline bool __all_sync(unsigned mask, bool predicate) { return !__any_sync(mask, !predicate); }
