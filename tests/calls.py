@@ -49,6 +49,10 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
         yield "whiten_moments", (x, mask, cu)
         moments = reference.whiten_moments(x, mask, cu)
         yield "whiten_apply", (x, mask, cu, moments[None], 1e-8)
+        large = 1e200 * y.double()  # whose squares are out of range
+        yield "whiten_moments", (large, mask, cu)
+        both = torch.stack([moments, reference.whiten_moments(large, mask, cu)])
+        yield "whiten_apply", (large, mask, cu, both, 1e-8)
         for reduction in reference.TOKEN, reference.SEQUENCE, reference.BATCH, reference.GRAM:
             options = (reduction, 0.8, 1.2, True, False)
             for preference in None, torch.randint(3, (3, sequences), generator=generator).float():

@@ -60,7 +60,7 @@ OPS = {
     "gram_partial.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
     "pama_advantages.cuh": ["pama_statistics", "pama_combine"],
-    "reduce.cuh": ["ppo_loss"],
+    "reduce.cuh": ["ppo_loss", "whiten_apply"],
     "warp_team.cuh": ["min_norm"],
     "weights.cuh": ["duality_gap", "min_norm", "pama_weights"],
     "whiten.cuh": ["whiten_moments"],

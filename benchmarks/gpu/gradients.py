@@ -31,7 +31,7 @@ def measure(bench: Bench, copy: float, name: str, shapes: Shapes, n: int, dtype:
     grads = bench.draw(n, shapes, dtype)
     out = [torch.empty_like(x) for x in grads[0]]
     w = po.min_norm(po.gram(grads))
-    calls = {
+    ops = {
         "gram": (lambda: po.gram(grads), n * one),
         "combine": (lambda: po.combine(grads, w, out=out), (n + 1) * one),
         "step": (
@@ -39,8 +39,10 @@ def measure(bench: Bench, copy: float, name: str, shapes: Shapes, n: int, dtype:
             (2 * n + 1) * one,
         ),
     }
-    for op, (call, moved) in calls.items():
-        result = bench.time(call, graph=True)
+    for op, (call, moved) in ops.items():
+        # As many bytes a replay as take a millisecond, for its start takes some microseconds.
+        calls = max(1, min(16, int(copy * 1e-3 / moved)))
+        result = bench.time(call, graph=True, calls=calls)
         share = moved / (result["ms"] / 1e3) / copy
         bench.add({**row, "op": op, **result, "share of copy": share})
 

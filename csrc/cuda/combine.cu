@@ -10,16 +10,17 @@ using Kernel = void (*)(CombineArgs);
 // Objectives of a launch; more take several, each of which rounds to the result's dtype.
 constexpr int64_t kMaxObjectives = 256;
 
+template <int kPacks>
 Kernel kernel_of(DType dtype) {
   switch (dtype) {
     case DType::kDouble:
-      return combine_kernel<double>;
+      return combine_kernel<double, kPacks>;
     case DType::kHalf:
-      return combine_kernel<HalfElement>;
+      return combine_kernel<HalfElement, kPacks>;
     case DType::kBFloat16:
-      return combine_kernel<BFloat16Element>;
+      return combine_kernel<BFloat16Element, kPacks>;
     default:
-      return combine_kernel<float>;
+      return combine_kernel<float, kPacks>;
   }
 }
 
@@ -34,12 +35,13 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
     const auto row = [&](int i, int64_t p) {
       return i < n ? grads.at(first + i, p) : static_cast<const void*>(out[p]);
     };
+    const int packs = combine_packs(n);
     for (const DType dtype : kGradientDTypes) {
       for_tables(grads, dtype, n + 1, row, [&](const PointerTable& table, int64_t columns) {
         // About as many as there are chunks, up to those that run at once.
-        const int64_t chunks = columns / (4 * kCombineBlock) + table.pieces;
+        const int64_t chunks = columns / (4 * kCombineBlock * packs) + table.pieces;
         const int64_t blocks = std::min(chunks, 4 * kMultiprocessors);
-        launch(kernel_of(dtype), blocks, kCombineBlock, n * 8,
+        launch(packs == 1 ? kernel_of<1>(dtype) : kernel_of<2>(dtype), blocks, kCombineBlock, n * 8,
                CombineArgs{table, vector, accumulate || first > 0});
       });
     }
