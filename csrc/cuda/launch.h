@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 #include "arguments.h"
 #include "kernels/device.cuh"
@@ -71,10 +73,31 @@ class Launcher {
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared)));
     }
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = starts_early(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
     check(cudaLaunchKernelEx(&config, kernel, arguments...));
   }
 
  private:
+  // Whether this device's kernels wait for their inputs themselves (wait_for_inputs in device.cuh),
+  // as those compiled for 9.0 and later do. All kernels are compiled for the same architectures.
+  bool starts_early(const void* kernel) const {
+    constexpr int kDevices = 64;
+    static std::array<std::atomic<int>, kDevices> architecture{};  // 0: not asked yet
+    if (device_ >= kDevices) return false;
+    int known = architecture[device_].load(std::memory_order_relaxed);
+    if (known == 0) {
+      cudaFuncAttributes attributes{};
+      check(cudaFuncGetAttributes(&attributes, kernel));
+      known = attributes.ptxVersion;
+      architecture[device_].store(known, std::memory_order_relaxed);
+    }
+    return known >= 90;
+  }
+
   static void check(cudaError_t error) {
     if (error == cudaSuccess) return;
     cudaGetLastError();  // a failed launch must not surface again in somebody else's check

@@ -27,6 +27,7 @@ struct CombineArgs {
 template <class Element, int kPacks>
 __global__ void __launch_bounds__(kCombineBlock, 4)
     combine_kernel(const __grid_constant__ CombineArgs args) {
+  wait_for_inputs();
   using Real = decltype(real(Element{}));
   constexpr int width = Pack<Element>::kSize, rows = kCombineLoads / kPacks;
   const PointerTable& table = args.table;

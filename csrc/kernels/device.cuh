@@ -20,6 +20,15 @@ __device__ __forceinline__ int64_t warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
 }
 
+// The first statement of every kernel. Where the device can, a kernel is started while the one
+// before it in the stream still ends (launch.h), so that the start is not waited for; what that one
+// writes is there after this alone.
+__device__ __forceinline__ void wait_for_inputs() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
 // A block's static shared memory: `__shared__ SharedArray<double, 8> x;`.
 #if defined(PAMA_EMULATE)
 using emulator::SharedArray;

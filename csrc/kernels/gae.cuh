@@ -28,9 +28,10 @@ inline constexpr int kGaeTokens = kGaePacks * kRawTokens;  // of each thread and
 // At T = 1024 eight blocks a multiprocessor are one wave of 1,024 sequences.
 template <Layout kLayout>
 __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
-                                             : kLayout == Layout::kFloats ? 6
+                                             : kLayout == Layout::kFloats ? 5
                                                                           : 8)
     gae_kernel(const __grid_constant__ GaeArgs args) {
+  wait_for_inputs();
   const Sequences s = sequences_in<kLayout>(args.sequences);
   // Neighbouring blocks share a sequence: in a [B, T, N] layout they then share cache lines.
   const unsigned objectives = static_cast<unsigned>(s.objectives);

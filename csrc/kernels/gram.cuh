@@ -45,6 +45,7 @@ struct PairSums {
 template <class Element, int N>
 __global__ void __launch_bounds__(kGramBlock, 1)
     gram_pairs_kernel(const __grid_constant__ GramArgs args) {
+  wait_for_inputs();
   using Real = decltype(real(Element{}));
   constexpr int width = Pack<Element>::kSize;
   // Packs of each row that a thread loads at once: eight rows' worth, where it has fewer.
@@ -136,6 +137,7 @@ struct GramFinishArgs {
 // A warp for each entry.
 __global__ void __launch_bounds__(128)
     gram_finish_kernel(const __grid_constant__ GramFinishArgs args) {
+  wait_for_inputs();
   for (int64_t e = warp(); e < args.entries; e += gridDim.x * warps_per_block()) {
     int i = 0, j = 0;
     gram_entry_at(args.layout, args.rows, static_cast<int>(e), i, j);

@@ -86,6 +86,7 @@ PAMA_INLINE constexpr int fragment_blocks() {
 template <class Element, int Chunks>
 __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
     gram_fragment_kernel(const __grid_constant__ GramArgs args) {
+  wait_for_inputs();
   constexpr int width = Pack<Element>::kSize, rows = 8 / Chunks;
   constexpr int step = Chunks * 4 * width;
   constexpr int64_t stretch = kFragmentSteps * step;
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
 template <class Element, int Bands>
 __global__ void __launch_bounds__(kMmaBlock, Bands == 1 ? 4 : 3)
     gram_float64_kernel(const __grid_constant__ GramArgs args) {
+  wait_for_inputs();
   constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / Bands;
   constexpr int step = 4 * width;
   constexpr int64_t stretch = steps * step;

@@ -102,6 +102,7 @@ struct MmaSums {
 template <class Element, int Bands>
 __global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
     gram_mma_kernel(const __grid_constant__ GramArgs args) {
+  wait_for_inputs();
   using Sums = MmaSums<Element, Bands>;
   constexpr int entries = mma_count(Bands) * 4 * kWarp;
   const PointerTable& table = args.table;

@@ -150,6 +150,7 @@ struct TileSums {
 template <class Element>
 __global__ void __launch_bounds__(kTileBlock, 2)
     gram_tiles_kernel(const __grid_constant__ GramArgs args) {
+  wait_for_inputs();
   constexpr int height = kTileHeight<Element>;
   using Sums = TileSums<Element, height>;
   const PointerTable& table = args.table;

@@ -19,6 +19,7 @@ struct GroupArgs {
 
 __global__ void __launch_bounds__(128)
     group_normalize_kernel(const __grid_constant__ GroupArgs args) {
+  wait_for_inputs();
   const int64_t group = warp();
   if (group >= args.count) return;
   const int64_t row = group / args.groups, token = group % args.groups * args.size;
@@ -54,6 +55,7 @@ __global__ void __launch_bounds__(128)
 // Whether a reward applies, in a group whose rewards are not all equal.
 __global__ void __launch_bounds__(128)
     group_informative_kernel(const __grid_constant__ GroupArgs args) {
+  wait_for_inputs();
   const int64_t group = warp();
   if (group >= args.count) return;
   const View& in = args.rewards;

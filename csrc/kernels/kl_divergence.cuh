@@ -13,7 +13,8 @@ struct KlArgs {
   Estimator estimator;
 };
 
-__global__ void __launch_bounds__(kBlock) kl_kernel(const __grid_constant__ KlArgs args) {
+__global__ void __launch_bounds__(kBlock, 4) kl_kernel(const __grid_constant__ KlArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   for_tokens(s, args.mask, part, args.chunks, [&](const Tokens& tokens) {

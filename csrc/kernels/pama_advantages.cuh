@@ -50,6 +50,7 @@ __device__ __forceinline__ bool pama_unmasked(const PamaArgs& args, int64_t b, i
 // result.
 __global__ void __launch_bounds__(128, 1)
     pama_partial_kernel(const __grid_constant__ PamaArgs args, int tile, double* partial) {
+  wait_for_inputs();
   const int64_t n = args.sequences.objectives, b = blockIdx.x, size = args.sequences.size(b);
   const int64_t entries = gathered_size(n, args.reduction, args.by_sequence);
   const int64_t own = statistics_size(n, args.reduction);
@@ -118,6 +119,7 @@ PAMA_HD constexpr int pama_few_sums(int objectives, bool gram) {
 template <int N, bool kGram, Layout kLayout>
 __global__ void __launch_bounds__(kFewBlock, 1)
     pama_few_partial_kernel(const __grid_constant__ PamaArgs args, double* partial) {
+  wait_for_inputs();
   constexpr int sums = pama_few_sums(N, kGram);
   const Sequences s = sequences_in<kLayout>(args.sequences);
   const int n = static_cast<int>(s.objectives);
@@ -223,6 +225,7 @@ __global__ void __launch_bounds__(kFewBlock, 1)
 // Sums the partial results, a warp for each entry.
 __global__ void __launch_bounds__(128, 1)
     pama_finish_kernel(const __grid_constant__ PamaArgs args, const double* partial) {
+  wait_for_inputs();
   const int64_t n = args.sequences.objectives;
   const int64_t entries = gathered_size(n, args.reduction, args.by_sequence);
   const int64_t k = warp(), entry = k - n;
@@ -278,6 +281,7 @@ constexpr int64_t pama_solve_workspace(int64_t n) {
 template <bool kGram, class Team, bool kShared>
 __global__ void __launch_bounds__(32, 1)
     pama_solve_kernel(const __grid_constant__ PamaCombineArgs args) {
+  wait_for_inputs();
   const int64_t n = args.batch.sequences.objectives;
   const int64_t problems = args.batch.by_sequence ? args.batch.sequences.count : 1;
   const double* statistics = args.batch.statistics + n;
@@ -327,6 +331,7 @@ inline constexpr int kSequenceBlock = 256;
 template <bool kOwn, Layout kLayout>
 __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
     pama_sequence_kernel(const __grid_constant__ PamaCombineArgs args) {
+  wait_for_inputs();
   const Sequences s = sequences_in<kLayout>(args.batch.sequences);
   const int64_t n = s.objectives, b = blockIdx.x;
   pama_report_active(args);
@@ -461,6 +466,7 @@ __device__ __forceinline__ int64_t sequence_of(const Sequences& s, int64_t token
 template <bool kShared, Layout kLayout>
 __global__ void __launch_bounds__(128, 1)
     pama_token_kernel(const __grid_constant__ PamaCombineArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.batch.sequences;
   const int64_t n = s.objectives, tokens = s.offsets ? s.total : s.count * s.length;
   PamaCombineArgs flat = args;

@@ -48,6 +48,7 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoArgs& args, const Part& p
 }
 
 __global__ void __launch_bounds__(kBlock, 2) ppo_loss_kernel(const __grid_constant__ PpoArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   PpoSums sums{};
@@ -84,6 +85,7 @@ __device__ __forceinline__ PpoSums ppo_sequence(const PpoFinishArgs& args, int64
 // One block.
 __global__ void __launch_bounds__(kBlock)
     ppo_finish_kernel(const __grid_constant__ PpoFinishArgs args) {
+  wait_for_inputs();
   PpoTotal total{};
   for (int64_t b = threadIdx.x; b < args.sequences; b += kBlock) {
     total = ppo_join(total, ppo_total(args.aggregate, args.kl_coef, ppo_sequence(args, b)));
@@ -100,6 +102,7 @@ __global__ void __launch_bounds__(kBlock)
 
 __global__ void __launch_bounds__(kBlock)
     ppo_backward_kernel(const __grid_constant__ PpoArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   const double weight = load(args.grad, 0) * load(args.weights, part.sequence * args.weights.token);

@@ -49,6 +49,7 @@ __device__ __forceinline__ void value_errors(const ValueArgs& args, const Part& 
 
 __global__ void __launch_bounds__(kBlock)
     value_loss_kernel(const __grid_constant__ ValueArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   ValueSums sums{};
@@ -78,6 +79,7 @@ struct ValueFinishArgs {
 // A block for each objective.
 __global__ void __launch_bounds__(kBlock)
     value_finish_kernel(const __grid_constant__ ValueFinishArgs args) {
+  wait_for_inputs();
   const int64_t n = blockIdx.x;
   const AddValueSums add;
   ValueSums sums{};
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(kBlock)
 
 __global__ void __launch_bounds__(kBlock)
     value_backward_kernel(const __grid_constant__ ValueArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   const double weight = load(args.grad, part.objective * args.grad.token) * load(args.scale, 0);

@@ -50,6 +50,7 @@ __device__ __forceinline__ void load_vector(Team team, const Stack& vector, int6
 // `Team`: as many of a warp's lanes as take part.
 template <template <class> class Solver, class Team, bool kShared>
 __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ StackArgs args) {
+  wait_for_inputs();
   const Team team;
   if (lane() >= team.size()) return;
   const int n = args.n;
@@ -80,6 +81,7 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
 template <bool kShared>
 __global__ void __launch_bounds__(128, 1)
     pama_weights_kernel(const __grid_constant__ StackArgs args) {
+  wait_for_inputs();
   const WarpTeam team;
   const int n = args.n;
   double* values = warp_workspace<kShared>(args, values_workspace(n));

@@ -110,6 +110,7 @@ __device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, con
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock)
     whiten_moments_kernel(const __grid_constant__ WhitenArgs args) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, args.chunks);
   const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, args.chunks, 1), false);
@@ -121,6 +122,7 @@ __global__ void __launch_bounds__(kWhitenBlock)
 // A block for each objective; `out` is [objective, 3].
 __global__ void __launch_bounds__(kWhitenBlock)
     whiten_merge_kernel(const __grid_constant__ WhitenArgs args, double* out) {
+  wait_for_inputs();
   const Sequences& s = args.sequences;
   const int64_t n = blockIdx.x, count = s.count * args.chunks;
   const Moments* mine = args.partials + n * count;
@@ -181,6 +183,7 @@ __device__ __forceinline__ Whitening whiten_map(const WhitenArgs& args, int64_t 
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
     whiten_apply_kernel(const __grid_constant__ WhitenArgs args) {
+  wait_for_inputs();
   const Sequences s = sequences_in<kLayout>(args.sequences);
   const Part part = block_part(s, args.chunks);
   const int64_t size = s.size(part.sequence), to = s.first(args.out, part.objective, part.sequence);
