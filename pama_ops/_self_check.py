@@ -101,8 +101,10 @@ def bound(name: str, args: Sequence[Any], want: Tensor, dtype: torch.dtype) -> T
     entries = torch.cat([x[x.isfinite()].flatten() for x in floats]).abs()
     largest = float(entries.max())
     # Theorem 1 divides by values, ratios are exponentials of differences, losses are squares.
+    # Moments are as large as what they are of, however large that is.
     smallest = float(entries[entries > 0].min()) if name.startswith("pama") else 1.0
-    size = (1 + largest) ** 2 / min(1.0, smallest) * (10 if "p" in name else 1)
+    power = 1 if name.startswith("whiten") else 2
+    size = (1 + largest) ** power / min(1.0, smallest) * (10 if "p" in name else 1)
     terms = max(x.numel() for x in floats)
     if name == "pama_combine":
         rounding = rounding + (args[0].shape[0] + 2) * u * max(1.0, largest)

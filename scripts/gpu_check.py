@@ -422,8 +422,11 @@ def pytest(run: Run, name: str, seconds: float, files: list[Path]) -> None:
     for part in [files] if several else [[file] for file in files]:
         label = name if several else f"{name}_{part[0].stem}"
         reports.append(RESULTS / f"{label}.xml")
+        lines = reports[-1].with_suffix(".lines")
+        lines.unlink(missing_ok=True)
         run.step(label, seconds - (time.monotonic() - begin), *command, f"--junitxml={reports[-1]}",
-                 *part, show=30, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # fmt: skip
+                 *part, show=30, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
+                 GPU_CHECK_LINES=str(lines))  # fmt: skip
     run.record["tests"][name] = tests([str(x) for x in reports])
     run.write()
 

@@ -340,18 +340,25 @@ def test_after():
 """
 
 
-def test_an_error_that_stays_with_cuda_ends_one_process(tmp_path):
-    """The tests that are left run in another one."""
+def test_an_error_that_stays_with_cuda_ends_one_process(tmp_path, monkeypatch):
+    """The tests that are left run in another one, and outcomes are kept as they come."""
     pytest.importorskip("xdist", reason="wants pytest-xdist")
     (tmp_path / "test_it.py").write_text(TESTS)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "gpu_pytest", "-n", "1", "-q", "test_it.py",
          "-p", "no:cacheprovider", "--junitxml=report.xml"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "GPU_CHECK_LINES": "out.lines"},
     )  # fmt: skip
     assert re.search(r"2 passed", run.stdout), run.stdout
     assert "worker 'gw0' crashed while running 'test_it.py::test_that_breaks_cuda'" in run.stdout
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    found = importlib.import_module("gpu_report").tests([str(tmp_path / "out.xml")])
+    assert found["pytest wrote no"] == ["out.xml"]
+    assert "test_it.py::test_that_breaks_cuda" in found["failed"]
+    lines = (tmp_path / "out.lines").read_text().splitlines()
+    assert [x.split()[2] for x in lines if x.startswith("passed")] == [
+        "test_it.py::test_before", "test_it.py::test_after"]  # fmt: skip
 
 
 def test_an_unknown_stage_is_refused():

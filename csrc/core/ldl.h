@@ -36,13 +36,14 @@ class Ldl {
         const double pivot = team_.from(mine, c);
         if (below(c)) mine -= at(team_.rank(), c) * pivot;
       }
-      return give(a, mine);
-    }
-    PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-      const double* __restrict__ column = square_ + c * stride_;
-      const double pivot = a[c];
-      PAMA_LANES(team_, r, c + 1, size_) a[r] -= column[r] * pivot;
-      team_.sync();
+      give(a, mine);
+    } else {
+      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
+        const double* __restrict__ column = square_ + c * stride_;
+        const double pivot = a[c];
+        PAMA_LANES(team_, r, c + 1, size_) a[r] -= column[r] * pivot;
+        team_.sync();
+      }
     }
   }
 
@@ -59,16 +60,17 @@ class Ldl {
         mine_b -= factor * pivot_b;
       }
       if (team_.rank() < size_) a[team_.rank()] = mine_a;
-      return give(b, mine_b);
-    }
-    PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-      const double* __restrict__ column = square_ + c * stride_;
-      const double pivot_a = a[c], pivot_b = b[c];
-      PAMA_LANES(team_, r, c + 1, size_) {
-        a[r] -= column[r] * pivot_a;
-        b[r] -= column[r] * pivot_b;
+      give(b, mine_b);
+    } else {
+      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
+        const double* __restrict__ column = square_ + c * stride_;
+        const double pivot_a = a[c], pivot_b = b[c];
+        PAMA_LANES(team_, r, c + 1, size_) {
+          a[r] -= column[r] * pivot_a;
+          b[r] -= column[r] * pivot_b;
+        }
+        team_.sync();
       }
-      team_.sync();
     }
   }
 
@@ -81,13 +83,14 @@ class Ldl {
         const double pivot = team_.from(mine, c);
         if (team_.rank() < c) mine -= at(team_.rank(), c) * pivot;
       }
-      return give(a, mine);
-    }
-    PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-      const double* __restrict__ row = square_ + c * stride_;
-      const double pivot = a[c];
-      PAMA_LANES(team_, r, 0, c) a[r] -= row[r] * pivot;
-      team_.sync();
+      give(a, mine);
+    } else {
+      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
+        const double* __restrict__ row = square_ + c * stride_;
+        const double pivot = a[c];
+        PAMA_LANES(team_, r, 0, c) a[r] -= row[r] * pivot;
+        team_.sync();
+      }
     }
   }
 

@@ -1,7 +1,7 @@
 // Generalised advantage estimation, a block for each (objective, sequence), right to left in tiles
 // of two packs of four tokens a thread: at T = 1024 one tile of 128 threads. A thread's packs are a
 // half of the tile apart, so that a warp's accesses are whole lines: eight tokens in a row would
-// write every sector of memory in two goes (seen on an H200, where that cost 4 of 12 µs). Each
+// write every sector of memory in two goes (seen on an H200, where that cost 5 of 12 µs). Each
 // thread joins a pack into one map; the lanes of a warp scan their maps in five shuffle steps; what
 // comes from the right is taken through the maps of the warps there, from shared memory; and each
 // thread goes through its tokens from what this hands it.
