@@ -14,14 +14,24 @@ import pytest
 import torch
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """In the process that collects the reports."""
+class Lines:
+    """Writes what tests came to, in the process that collects their reports."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A line for each test."""
+        if report.when == "call" or not report.passed:
+            with open(self.path, "a") as file:
+                file.write(f"{report.outcome} {report.duration:.1f} {report.nodeid}\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of xdist's processes only the first has no input of its own."""
     path = os.environ.get("GPU_CHECK_LINES")
-    if not path or "PYTEST_XDIST_WORKER" in os.environ:
-        return
-    if report.when == "call" or not report.passed:
-        with open(path, "a") as file:
-            file.write(f"{report.outcome} {report.duration:.1f} {report.nodeid}\n")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Lines(path))
 
 
 @pytest.hookimpl(trylast=True)
