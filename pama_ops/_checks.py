@@ -123,7 +123,7 @@ def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
         require(good, f"cu_seqlens must rise from 0 to the {tokens} tokens", cu_seqlens.tolist)
 
 
-def _plain(x: object) -> object:
+def plain(x: object) -> object:
     """A scalar of numpy and its kin, or an array without dimensions, as Python's own. Not a tensor,
     which may lie on a GPU.
     """
@@ -135,7 +135,7 @@ def _plain(x: object) -> object:
 def flag(name: str, x: object) -> bool:
     if x is True or x is False:
         return x
-    value = _plain(x)
+    value = plain(x)
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {x!r}")
     return value
@@ -145,19 +145,28 @@ def number(name: str, x: object) -> float:
     """A float, or an int in its range, of any real number, such as one of numpy."""
     if type(x) is float or (type(x) is int and -(2**63) < x < 2**63):
         return x
-    value = _plain(x)
+    value = plain(x)
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Decimal)):
         raise TypeError(f"{name} must be a number, got {type(x).__name__}")
     try:
         return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be within the range of float64, got {value}") from None
+    except (OverflowError, ValueError):  # of a decimal's signalling NaN
+        raise ValueError(f"{name} must be a float64, got {_brief(value)}") from None
+
+
+def _brief(value: object) -> str:
+    """A number in as many digits as one reads; Python refuses to write integers of thousands."""
+    try:
+        text = str(value)
+    except ValueError:
+        return f"{type(value).__name__} of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} digits)"
 
 
 def integer(name: str, x: object) -> int:
     if type(x) is int:
         return x
-    value = _plain(x)
+    value = plain(x)
     if isinstance(value, bool) or hasattr(value, "shape") or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {type(x).__name__}")
     return operator.index(cast("SupportsIndex", value))
@@ -248,14 +257,26 @@ def gram_matrix(gram: Tensor) -> None:
         return
     info = torch.finfo(gram.dtype)
     least = info.smallest_normal * info.eps
-    slack = 2.0**-20 * square.abs().amax(-1, keepdim=True) + least
+    largest = square.abs().masked_fill(square.isnan(), 0).amax(-1, keepdim=True)
+    slack = 2.0**-20 * largest + least
     longest = (square.clamp(min=0) + slack).sqrt()
     beyond = g.abs() > (1 + 2.0**-6) * longest[..., None] * longest[..., None, :]
+    bad = (beyond & g.isfinite()) | torch.diag_embed(square < -slack)
     require(
-        ~((beyond & g.isfinite()).any() | (square < -slack).any()),
+        ~bad,
         "gram must be inner products, none beyond the root of its two squares",
-        lambda: "others",
+        lambda: _bad_entry(g, bad),
     )
+
+
+def _bad_entry(gram: Tensor, bad: Tensor) -> str:
+    """The first, in the words of csrc/cpu/weights.cpp."""
+    n = gram.shape[-1]
+    b, i, j = bad.tril().reshape(-1, n, n).nonzero()[0].tolist()
+    g = gram.reshape(-1, n, n)[b].tolist()
+    squares = "" if i == j else f" of squares {g[i][i]:g} and {g[j][j]:g}"
+    matrix = f" of matrix {b}" if gram.dim() > 2 else ""
+    return f"{g[i][j]:g} at [{i}, {j}]{squares}{matrix}"
 
 
 def preference(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -197,10 +199,12 @@ def _described(x: object) -> str:
         return f"{x.dtype} {list(x.shape)}"
     if isinstance(x, (list, tuple)):
         return f"[{', '.join(map(_described, x))}]"
+    x = check.plain(x)  # of numpy's numbers, too
     if x is None or isinstance(x, (bool, str)):
         return repr(x)
-    if isinstance(x, numbers.Real):  # numpy's as well
-        return repr(float(x))
+    if isinstance(x, (numbers.Real, Decimal)):
+        with suppress(OverflowError, ValueError):
+            return repr(float(x))
     named = x if hasattr(x, "__qualname__") else type(x)
     return f"{named.__module__}.{named.__qualname__}"
 

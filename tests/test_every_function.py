@@ -291,7 +291,9 @@ def test_numbers_of_other_libraries_are_numbers(name):
         for wrong in (True, "0.5", np.bool_(True), 1j, np.complex64(1), {0: 0.5}):
             with pytest.raises(TypeError, match=f"^{option} must be"):
                 call(**{option: wrong})
-        for wrong in (torch.nan, np.float32(torch.nan), 10**400, Fraction(10**400)):
+        for wrong in (
+            torch.nan, np.float32(torch.nan), 10**400, 10**5000, Fraction(10**400), Decimal("sNaN")
+        ):  # fmt: skip
             with pytest.raises(ValueError, match=f"^{option} must"):
                 call(**{option: wrong})
 

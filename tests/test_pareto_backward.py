@@ -6,7 +6,10 @@ import functools
 import gc
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from strategies import normal
@@ -464,5 +467,8 @@ def test_weightings_are_told_apart_by_name_and_by_what_partial_sets():
     )
     nested = functools.partial(functools.partial(po.cagrad, c=0.3), rtol=[1, "a"])
     assert describe(nested) == "partial(pama_ops.weights.cagrad, c=0.3, rtol=[1.0, 'a'])"
+    for half in (np.array(0.5), np.float32(0.5), Decimal("0.5"), Fraction(1, 2)):
+        assert describe(half) == "0.5"
+    assert (describe(np.bool_(True)), describe(10**400)) == ("True", "builtins.int")
     assert describe(torch.nn.Softmax(0)) == "torch.nn.modules.activation.Softmax"
     assert describe(lambda gram: gram).endswith("partial_sets.<locals>.<lambda>")

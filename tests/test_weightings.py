@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -246,14 +247,19 @@ def test_weighting_takes_inner_products_and_nothing_else(backend, weighting, dty
     def matrix(*rows: list[float]) -> torch.Tensor:
         return torch.tensor(rows, dtype=dtype, device=backend.device)
 
-    for bad in (
-        matrix([1, 0], [0, -1]),
-        matrix([1, 1.0625], [1.0625, 1]),
-        matrix([4, 0, 0], [0, 1, -2.5], [0, -2.5, 4]),
-        matrix([0, 0.5], [0.5, 1]),
+    for bad, says in (
+        (matrix([1, 0], [0, -1]), "-1 at [1, 1]"),
+        (matrix([1, 1.0625], [1.0625, 1]), "1.0625 at [1, 0] of squares 1 and 1"),
+        (matrix([4, 0, 0], [0, 1, -2.5], [0, -2.5, 4]), "-2.5 at [2, 1] of squares 4 and 1"),
+        (matrix([0, 0.5], [0.5, 1]), "0.5 at [1, 0] of squares 1 and 0"),
+        (matrix([torch.nan, 0, 0], [0, 1, 2], [0, 2, 1]), "2 at [2, 1] of squares 1 and 1"),
     ):
-        for gram in (bad, torch.stack([torch.eye(len(bad)).to(bad), bad])):
-            with pytest.raises(ValueError, match="gram must be inner products, none beyond"):
+        for gram, where in (
+            (bad, ""),
+            (torch.stack([torch.eye(len(bad)).to(bad), bad]), " of matrix 1"),
+        ):
+            words = "gram must be inner products, none beyond the root of its two squares, got "
+            with pytest.raises(ValueError, match=re.escape(words + says + where) + "$"):
                 weighting.function(gram, **by_itself)
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     root = 2.0 ** math.ceil(math.log2(least) / 2)
