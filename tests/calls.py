@@ -98,7 +98,7 @@ def _token_calls(generator: torch.Generator) -> Iterator[Call]:
 
 def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
     shapes = [(90, 70), (7,), (5000,)]
-    for n in 3, 10:
+    for n in 2, 3, 10:
         for dtype in torch.float32, torch.bfloat16, torch.float64:
             grads = [
                 normal(shape, generator=generator).to(dtype) for _ in range(n) for shape in shapes

@@ -101,6 +101,17 @@ def test_a_deleted_barrier_is_caught(ops, monkeypatch, file, number, line):
     assert caught == ("not shown on the host" not in line)
 
 
+def test_every_kernel_waits_for_its_inputs_first():
+    """One that did not would race with the kernel before it, on some GPUs only."""
+    kernels = [
+        kernel
+        for path in (ROOT / "csrc").rglob("*.cu*")
+        for kernel in re.findall(r"__global__[^{;]*\{\s*[^;]*;", path.read_text())
+    ]
+    assert len(kernels) > 20
+    assert [x for x in kernels if not re.search(r"\{\s*wait_for_inputs\(\);", x)] == []
+
+
 def under_sanitizers(*arguments):
     """Runs pytest in another process, on tensors whose surroundings the sanitizers watch."""
     compiler = os.environ.get("CXX", "c++")

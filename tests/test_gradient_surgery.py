@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import exactly
 import pytest
 import torch
@@ -28,30 +26,27 @@ def surgery(j: torch.Tensor, seed: int, target: torch.Tensor | None) -> tuple[to
     ε = (n + 4) u64 (S / ‖cur‖ + (S / ‖cur‖)²), and by 2 / ‖cur‖ times what cur is off by. Then
     √(1 − cos²) is off by min(ε / √(1 − cos²), √(2 ε)).
     """
-    total, norms, off = torch.zeros_like(j[0]), exactly.norm(j).tolist(), 0.0
-    for i in range(len(j)):
-        cur, size, error = j[i].clone(), norms[i], 0.0
-        for k in random_order(seed, len(j), i):
-            norm, length = norms[k], math.sqrt(exactly.by_halves(cur * cur))
-            if norm == 0 or length == 0:
-                continue
-            dot = float(exactly.by_halves(cur * j[k]))
-            cosine = max(-1.0, min(1.0, dot / norm / length))
-            if target is None and cosine < 0:
-                cur = cur - dot / norm**2 * j[k]
-            elif target is not None and cosine < float(target[i, k]):
-                t = float(target[i, k])
-                rest, sine = math.sqrt(1 - t * t), math.sqrt(1 - cosine**2)
-                add = length * (t * sine - cosine * rest) / (norm * rest)
-                cur = cur + add * j[k]
-                share = size / length
-                e = (len(j) + 4) * 2.0**-53 * (share + share**2) + 2 * error / length
-                of_sine = min(e / sine if sine else math.inf, math.sqrt(2 * e))
-                error += length * (abs(t) / rest * of_sine + e) + abs(add) * norm * e
-                size += abs(add) * norm
-        total += cur
-        off += error
-    return total, off
+    n, norms = len(j), exactly.norm(j)
+    cur, size, error = j.clone(), norms.clone(), torch.zeros_like(norms)
+    orders = torch.tensor([random_order(seed, n, i) for i in range(n)], dtype=torch.int64)
+    for k in orders.mT:  # whom each row meets next
+        other, norm, length = j[k], norms[k], exactly.by_halves(cur * cur).sqrt()
+        dot = exactly.by_halves(cur * other)
+        cosine = (dot / norm / length).clamp(-1, 1)  # NaN, and below nothing, of a row of zeros
+        if target is None:
+            acts, add = cosine < 0, -dot / norm**2
+        else:
+            t = target[torch.arange(n), k]
+            acts, rest, sine = cosine < t, (1 - t * t).sqrt(), (1 - cosine**2).sqrt()
+            add = length * (t * sine - cosine * rest) / (norm * rest)
+            share = size / length
+            e = (n + 4) * 2.0**-53 * (share + share**2) + 2 * error / length
+            of_sine = torch.minimum(e / sine, (2 * e).sqrt())
+            grown = length * (t.abs() / rest * of_sine + e) + add.abs() * norm * e
+            error = torch.where(acts, error + grown, error)
+            size = torch.where(acts, size + add.abs() * norm, size)
+        cur = torch.where(acts[:, None], cur + add[:, None] * other, cur)
+    return exactly.by_halves(cur.mT), float(error.sum())
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63)])

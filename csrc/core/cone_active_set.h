@@ -91,7 +91,8 @@ class ConeActiveSet {
       const Located entering = most_violating();
       if (entering.index < 0) break;
       if (!admit(entering.index)) return false;
-      const bool fresh = y_[entering.index] == 0;
+      // On the way row j may have left again.
+      const bool fresh = y_[entering.index] == 0 && inside_[entering.index] == 1;
       if (!fresh) differentiate();
       minimise(fresh ? entering.index : kNone);
     }

@@ -27,10 +27,10 @@ class Ldl {
   PAMA_HD const double* inverses() const { return inverses_; }
 
   // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below. The lanes of a team
-  // that is wide keep their element, and hand it to each other without memory.
-  PAMA_HD void forward(double* __restrict__ a) const {
+  // with one each keep their element, and hand it to each other without memory.
+  PAMA_HD void forward(double* a) const {
     team_.sync();
-    if constexpr (Team::kWide) {
+    if constexpr (Team::kOneEach) {
       double mine = own(a);
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
         const double pivot = team_.from(mine, c);
@@ -48,9 +48,9 @@ class Ldl {
   }
 
   // Both a <- L⁻¹ a and b <- L⁻¹ b, at the latency of one.
-  PAMA_HD void forward(double* __restrict__ a, double* __restrict__ b) const {
+  PAMA_HD void forward(double* a, double* b) const {
     team_.sync();
-    if constexpr (Team::kWide) {
+    if constexpr (Team::kOneEach) {
       double mine_a = own(a), mine_b = own(b);
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
         const double pivot_a = team_.from(mine_a, c), pivot_b = team_.from(mine_b, c);
@@ -75,9 +75,9 @@ class Ldl {
   }
 
   // a <- L⁻ᵀ a.
-  PAMA_HD void backward(double* __restrict__ a) const {
+  PAMA_HD void backward(double* a) const {
     team_.sync();
-    if constexpr (Team::kWide) {
+    if constexpr (Team::kOneEach) {
       double mine = own(a);
       PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
         const double pivot = team_.from(mine, c);
@@ -140,8 +140,8 @@ class Ldl {
   }
 
  private:
-  // What a lane of a wide team holds of a vector, and back; whether its row of column c is below
-  // the diagonal.
+  // What a lane that has one element holds of a vector, and back; whether its row of column c is
+  // below the diagonal.
   PAMA_HD double own(const double* a) const { return team_.rank() < size_ ? a[team_.rank()] : 0; }
   PAMA_HD void give(double* a, double mine) const {
     if (team_.rank() < size_) a[team_.rank()] = mine;

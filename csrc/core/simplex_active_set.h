@@ -127,7 +127,7 @@ class SimplexActiveSet {
   PAMA_HD void differentiate() {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
-    if constexpr (Team::kWide) {  // in a register
+    if constexpr (Team::kOneEach) {  // in a register
       PAMA_LANES(team_, r, 0, n_) {
         double slope = gram(base_, r) * x_[base_];
         for (int c = 0; c < k; ++c) slope += gram(member_[c], r) * x_[member_[c]];
@@ -296,7 +296,9 @@ class SimplexActiveSet {
   PAMA_HD double direct(double step_j, double correct) {
     const int k = factor_.size();
     PAMA_LANES(team_, c, 0, k) {
-      direction_[c] = (correct * b_[c] - step_j * a_[c]) * factor_.inverses()[c];
+      // No step of j leaves no trace of it, were it NaN.
+      const double moved = step_j == 0 ? 0 : step_j * a_[c];
+      direction_[c] = (correct * b_[c] - moved) * factor_.inverses()[c];
     }
     factor_.backward(direction_);
     double total = 0;

@@ -11,10 +11,10 @@
 namespace pama {
 
 // The indices from `first` to below `end`, dealt to the lanes of a team: `PAMA_LANES(team, i, 0,
-// n)` stands for a `for`. They are of objectives, of which a team that is kWide has no more than
-// lanes: it need not go round. PAMA_ENTRIES deals any number. Neither is unrolled for a warp, which
-// seldom goes round twice: the code would be twice as long, and a solver waits for its instructions
-// as it is.
+// n)` stands for a `for`. They are of objectives, of which a team that is kOneEach has no more than
+// lanes: it need not go round, and its lanes can hand each other their element (`from`).
+// PAMA_ENTRIES deals any number. Neither is unrolled for a warp, which seldom goes round twice: the
+// code would be twice as long, and a solver waits for its instructions as it is.
 #if defined(__CUDA_ARCH__)
 #define PAMA_ROLLED _Pragma("unroll 1")
 #else
@@ -22,7 +22,7 @@ namespace pama {
 #endif
 #define PAMA_LANES(team, i, first, end)                                                  \
   PAMA_ROLLED for (int i = (first) + (team).rank(), i##_more = 1; i##_more && i < (end); \
-                   i##_more = !(team).kWide, i += (team).size())
+                   i##_more = !(team).kOneEach, i += (team).size())
 #define PAMA_ENTRIES(team, i, end) \
   PAMA_ROLLED for (int i = (team).rank(); i < (end); i += (team).size())
 
@@ -37,7 +37,7 @@ PAMA_HD inline bool before(const Located& a, const Located& b) {
 }
 
 struct SerialTeam {
-  static constexpr bool kWide = false;
+  static constexpr bool kOneEach = false;
   PAMA_HD static constexpr int rank() { return 0; }
   PAMA_HD static constexpr int size() { return 1; }
   PAMA_HD void sync() const {}

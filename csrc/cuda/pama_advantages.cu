@@ -56,6 +56,10 @@ auto solve_kernel(bool gram, int64_t n, bool shared) {
   if (n <= kFewLanes) {
     return gram ? pama_solve_kernel<true, FewTeam, true> : pama_solve_kernel<false, FewTeam, true>;
   }
+  if (n <= kWarp) {
+    return gram ? pama_solve_kernel<true, WideTeam, true>
+                : pama_solve_kernel<false, WideTeam, true>;
+  }
   return gram ? pama_solve_kernel<true, WarpTeam, true> : pama_solve_kernel<false, WarpTeam, true>;
 }
 
@@ -159,10 +163,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   if (reduction == Reduction::kSequence && s.count == 0) {  // there may be rows without tokens
     for (Tensor* x : {&weights, &optimum}) torch::stable::zero_(*x);
   }
-  const int64_t doubles = 3 * n + PamaWeights<WarpTeam>::reals(n);
+  const bool own = reduction == Reduction::kSequence;
+  const int64_t doubles = own ? 3 * n + PamaWeights<WarpTeam>::reals(n) : n;
   with_layout(layout, [&](auto constant) {
-    const auto kernel = reduction == Reduction::kSequence ? pama_sequence_kernel<true, constant()>
-                                                          : pama_sequence_kernel<false, constant()>;
+    const auto kernel =
+        own ? pama_sequence_kernel<true, constant()> : pama_sequence_kernel<false, constant()>;
     launch(kernel, std::max<int64_t>(s.count, 1), kSequenceBlock, doubles * word, args);
   });
   return {combined, weights, optimum, active};

@@ -155,16 +155,16 @@ __device__ __forceinline__ RawMask<kLayout> load_mask(const View& mask, int64_t 
   if constexpr (kLayout == Layout::kAny) {
     return {load_if_given<kLayout>(mask, first, inside), inside};
   } else {
-    const uint8_t* from = static_cast<const uint8_t*>(mask.data) + first;
+    const uint8_t* from = mask.data ? static_cast<const uint8_t*>(mask.data) + first : nullptr;
     RawMask<kLayout> raw{0};
     if constexpr (kLayout == Layout::kPacks) {
       if (inside > 0) {
-        raw.bytes = mask.data ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
+        raw.bytes = from ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
       }
     } else {
 #pragma unroll
       for (int k = 0; k < kRawTokens; ++k) {
-        if (k < inside) raw.bytes |= (mask.data ? uint32_t{from[k]} : 1u) << 8 * k;
+        if (k < inside) raw.bytes |= (from ? uint32_t{from[k]} : 1u) << 8 * k;
       }
     }
     return raw;

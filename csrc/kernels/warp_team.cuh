@@ -7,10 +7,10 @@
 
 namespace pama {
 
-// `Wide`: of problems that have no more objectives than the team has lanes.
-template <int Lanes, bool Wide = false>
+// `OneEach`: of problems that have no more objectives than the team has lanes.
+template <int Lanes, bool OneEach = false>
 struct LanesTeam {
-  static constexpr bool kWide = Wide;
+  static constexpr bool kOneEach = OneEach;
   static constexpr unsigned kMask = Lanes < kWarp ? (1u << Lanes) - 1 : kFullWarp;
 
   __device__ static int rank() { return lane(); }
