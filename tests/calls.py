@@ -106,7 +106,8 @@ def _gradient_calls(generator: torch.Generator) -> Iterator[Call]:
             weights = torch.rand(n, generator=generator)
             yield "gram", (grads, n)
             yield "gram_accumulate", (torch.ones((n, n), dtype=torch.float64), grads)
-            yield "combine", (grads, weights)
+            if n > 2:  # of two a weight fewer is another good call, which test_ops.py has none of
+                yield "combine", (grads, weights)
             yield "combine_into", (grads[: len(shapes)], grads, weights, True)
     yield "refuse_gradient", (torch.ones(3), "gram")
 

@@ -14,7 +14,8 @@ PAMA_HD inline double power(double x, double exponent) {
 }
 
 // share = (w / w_k)^(1−β), 0 where w is, with w_k, which is returned, that of the largest power, so
-// that none leaves the range of float64. `share` may be `w`.
+// that none leaves the range of float64; where no w is positive, an infinity, which no share is of.
+// `share` may be `w`.
 template <class Team>
 PAMA_HD double relative_powers(const Team& team, int n, const double* w, double beta,
                                double* share) {

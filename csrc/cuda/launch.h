@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <limits>
 
 #include "arguments.h"
 #include "kernels/device.cuh"
@@ -63,6 +64,10 @@ class Launcher {
   void operator()(void (*kernel)(Parameters...), int64_t grid, int block, int64_t shared,
                   const Arguments&... arguments) const {
     if (grid == 0) return;
+    if (grid > std::numeric_limits<int32_t>::max()) {
+      throw std::runtime_error("pama_ops: a launch of " + std::to_string(grid) +
+                               " blocks is more than a GPU's grid holds");
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(grid));
     config.blockDim = dim3(static_cast<unsigned>(block));

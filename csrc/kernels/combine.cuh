@@ -5,7 +5,8 @@
 // 4 bytes read leaves the arithmetic under a tenth of the time. Predicted: at least 85 % of the
 // copy bandwidth. Measured on an H200: 92 to 100 % of it for float32, 93 to 99 % for bfloat16 from
 // n = 4 on. Two rows alone reached 82 % of it, and 63 % on a list, where a chunk also waits for its
-// pointers: so of those a thread takes two packs at a time, which makes as many loads.
+// pointers: so of those a thread takes two packs at a time, which makes as many loads, and reaches
+// 89 and 86 %.
 #pragma once
 
 #include "kernels/gradient_list.cuh"
