@@ -49,10 +49,9 @@ def readable(names: list[str]) -> list[str]:
         )
     except FileNotFoundError:
         return names
-    return [
-        re.sub(r"^void |\(anonymous namespace\)::|pama::|\(pama::.*$|\([^()]*\)$", "", name)
-        for name in run.stdout.splitlines()
-    ]
+    # An enumerator among the template's arguments is written as a cast, "(pama::Layout)2".
+    parts = r"^void |\(anonymous namespace\)::|\(pama::\w+\)(?=\d)|pama::|\(pama::.*$|\([^()]*\)$"
+    return [re.sub(parts, "", name) for name in run.stdout.splitlines()]
 
 
 def built() -> Resources:
@@ -61,8 +60,10 @@ def built() -> Resources:
     for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         report = BUILD / "CMakeFiles/_C_cuda.dir/csrc/cuda" / f"{source.name}.o.report"
         for architecture, kernels in parse(report.read_text()).items():
-            named = zip(readable(list(kernels)), kernels.values(), strict=True)
-            resources.setdefault(architecture, {}).update(named)
+            names = readable(list(kernels))
+            if len(set(names)) < len(kernels):
+                raise ValueError(f"two kernels of {source.name} have one name: {sorted(names)}")
+            resources.setdefault(architecture, {}).update(zip(names, kernels.values(), strict=True))
     return resources
 
 

@@ -43,6 +43,14 @@ def test_growth_is_named():
     assert kernel_resources.changes(now, before) == ["_Z4thinv for sm_80: registers 22 -> 23"]
 
 
+def test_kernels_of_one_template_keep_their_arguments():
+    """One that took the name of another would take its spills out of sight."""
+    mangled = [f"_ZN4pama10gae_kernelILNS_6LayoutE{k}EEEvNS_7GaeArgsE" for k in range(3)]
+    if kernel_resources.readable(mangled) == mangled:
+        pytest.skip("needs c++filt")
+    assert kernel_resources.readable(mangled) == [f"gae_kernel<{k}>" for k in range(3)]
+
+
 @needs_nvcc
 def test_every_kernel_is_reported_for_every_architecture():
     resources = kernel_resources.built()
