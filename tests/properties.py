@@ -29,7 +29,8 @@ def assert_rounds(got: Tensor, want: Tensor, slack: Tensor | float, terms: float
     assert got.shape == want.shape
     want = want.to(got.device)
     bound = ROUNDOFF[got.dtype] * want.abs() * 1.001
-    bound = bound + 2 * terms * ROUNDOFF[torch.float64] * torch.as_tensor(slack).to(got.device)
+    slack = torch.as_tensor(slack, dtype=torch.float64, device=got.device)
+    bound = bound + 2 * terms * ROUNDOFF[torch.float64] * slack
     special = ~want.isfinite()
     same = torch.where(special, (got == want) | (got.isnan() & want.isnan()), True)
     assert bool(same.all()), f"not finite alike: {got[~same]} where {want[~same]}"
