@@ -16,6 +16,7 @@ from torch._higher_order_ops import effects
 
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import reference
+from pama_ops.reference.gradients import walked_in_place
 
 NAMESPACE = "pama_ops"
 SCHEMAS: dict[str, str] = {}
@@ -72,7 +73,7 @@ def _writer(op: Any) -> Callable[..., None]:
     """The kernel of an op that writes its first argument, above its kernels for devices."""
 
     def write(keys: Any, written: Tensor | list[Tensor], *args: Any) -> None:
-        tensors = _writable(written)
+        tensors = _writable(op, written)
         with torch._C._AutoDispatchBelowADInplaceOrView():
             op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, written, *args)
         torch.autograd.graph.increment_version(tensors)
@@ -80,15 +81,16 @@ def _writer(op: Any) -> Callable[..., None]:
     return write
 
 
-def _writable(written: Tensor | list[Tensor]) -> list[Tensor]:
+def _writable(op: Any, written: Tensor | list[Tensor]) -> list[Tensor]:
     """What has a version to raise, so that autograd finds what it saved to be overwritten."""
     tensors = [written] if isinstance(written, Tensor) else written
     if not torch.is_inference_mode_enabled():
         for p, x in enumerate(tensors):
             if x.is_inference():
+                at = "" if isinstance(written, Tensor) else f"[{p}]"
                 raise ValueError(
-                    f"tensor {p} of those to write must be no inference tensor, which can only be "
-                    "written under torch.inference_mode(): clone() it"
+                    f"{op._schema.arguments[0].name}{at} must be no inference tensor, which can "
+                    "only be written under torch.inference_mode(): clone() it"
                 )
     return [x for x in tensors if not x.is_inference()]
 
@@ -99,7 +101,7 @@ def write(op: Any, written: Tensor | list[Tensor], *args: Any) -> None:
     if torch.compiler.is_compiling():
         op(written, *args)
         return
-    tensors = _writable(written)
+    tensors = _writable(op, written)
     with torch._C._AutoDispatchBelowADInplaceOrView():
         op(written, *args)
     torch.autograd.graph.increment_version(tensors)
@@ -327,11 +329,9 @@ def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
     mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
     if not mine:
         return torch.empty_like(grads[p])
-    first = mine[0]
-    same = all(x.stride() == first.stride() for x in mine)
-    if same and torch.ops.aten.is_non_overlapping_and_dense(first):
-        return torch.empty_like(first)
-    return first.new_empty(first.shape)
+    if walked_in_place(mine):
+        return torch.empty_like(mine[0])
+    return mine[0].new_empty(mine[0].shape)
 
 
 def _fake_combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pama_ops import _checks as check
 from pama_ops import _forward_mode as forward_mode
+from pama_ops import _memory as memory
 from pama_ops import _schemas as ops
 from pama_ops import distributed
 from pama_ops.gradients import gram
@@ -433,10 +434,10 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
     kept: dict[int, Tensor] = {}
-    grad_at: dict[int, int] = {}  # which parameter's .grad begins at an address
+    grads: dict[int, Tensor] = {}  # each parameter's .grad, by where the parameter stands
     for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
         x = check.tensor(f"{name}[{p}]", x)
-        if not x.requires_grad:
+        if not x.requires_grad or id(x) in kept:
             continue
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
@@ -447,14 +448,13 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
                     f"got {x.grad.layout} {x.grad.dtype}"
                 )
             check.writable(f"{name}[{p}].grad", x.grad)
-            part = distributed.local(x.grad)
-            # A shard without elements, and what is on no device, has no address.
-            other = grad_at.setdefault(part.data_ptr(), p) if part.data_ptr() != 0 else p
-            if other != p and part.numel() > 0 and id(x) not in kept:
-                raise ValueError(
-                    f"{name}[{p}].grad must share no memory with {name}[{other}].grad, but does"
-                )
+            grads[p] = distributed.local(x.grad)
         kept[id(x)] = x
+    if pair := memory.sharing([*grads.values()]):
+        first, last = (list(grads)[k] for k in pair)
+        raise ValueError(
+            f"{name}[{last}].grad must share no memory with {name}[{first}].grad, but does"
+        )
     return list(kept.values())
 
 

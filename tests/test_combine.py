@@ -191,6 +191,12 @@ def test_what_is_written_shares_memory_with_nothing_else(backend):
     # Holes of one are the other's elements.
     po.combine(grads, weights, out=[wide, memory.view(4, 10)[:, 1::2]])
     assert bool((memory == 3).all())
+    # One with holes is written through a copy, after all gradients have been read.
+    rows = [[torch.ones(4, 5, device=backend.device), memory[:8]], [grads[0][0], b]]
+    out = torch.empty(8, device=backend.device)
+    po.combine(rows, weights, out=[wide, out])
+    assert bool((out == 7).all())
+    assert bool((wide == 3).all())
     want = 2 * a + b
     assert po.combine([a, b], weights, out=a) is a
     assert torch.equal(a, want)
@@ -242,3 +248,8 @@ def test_inference_tensors_are_written_under_inference_mode_only(backend):
         po.combine(g, weights, out=x)
     with pytest.raises(ValueError, match="gram must be no inference tensor"):
         po.gram_accumulate(square, g)
+    raw = torch.ops.pama_ops
+    with pytest.raises(ValueError, match=r"^out\[0\] must be no inference tensor"):
+        raw.combine_into([x], g, weights, False)
+    with pytest.raises(ValueError, match=r"^gram must be no inference tensor"):
+        raw.gram_accumulate(square, g)

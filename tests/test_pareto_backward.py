@@ -405,17 +405,19 @@ def test_a_gradient_that_no_one_may_write_is_refused_before_anything_is_written(
     losses = [(x + y).sum(), (x * y).sum()]
     with torch.inference_mode():
         inference = torch.zeros(2)
-    one = torch.zeros(2)
+    one, two = torch.zeros(2), torch.zeros(3)
     for grads, message in (
         ((None, torch.zeros(1).expand(2)), r"parameters\[1\]\.grad must have memory for each"),
         ((None, inference), r"parameters\[1\]\.grad must be no inference tensor"),
         ((one, one), r"parameters\[1\]\.grad must share no memory with parameters\[0\]\.grad"),
+        ((two[:2], two[1:]), r"parameters\[1\]\.grad must share no memory with parameters\[0\]"),
     ):
         x.grad, y.grad = grads
         with pytest.raises(ValueError, match=message):
             po.pareto_backward(losses, [x, y])
         assert x.grad is grads[0]
         assert not bool(one.any())
+        assert not bool(two.any())
 
 
 def test_adding_to_grad_raises_its_version():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pama_ops import _memory as memory
+
 
 def _rows(grads: list[Tensor], n: int, p: int) -> tuple[Tensor, Tensor]:
     """Which objectives have a p-th gradient, and these in float64, flat: [m, d_p].
@@ -49,35 +51,36 @@ def combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
     ]
 
 
+def walked_in_place(column: list[Tensor]) -> bool:
+    """Whether the kernels walk the gradients of a parameter where they lie, not through copies."""
+    first = column[0]
+    same = all(x.stride() == first.stride() for x in column)
+    return same and memory.is_dense(first)
+
+
 def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
     """As csrc/gradient_list.h says."""
     count = len(out)
-
-    def dense(x: Tensor) -> bool:
-        return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
-
-    def meet(a: Tensor, b: Tensor) -> bool:
-        first, other = a.data_ptr(), b.data_ptr()
-        if a.device != b.device or 0 in (a.numel(), b.numel(), first, other):
-            return False
-        within = first < other + b.nbytes and other < first + a.nbytes
-        return first == other or (within and dense(a) and dense(b))
-
     for p, x in enumerate(out):
         if any(size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)):
             raise ValueError(
                 f"out[{p}] must have memory for each element, got an expanded tensor: clone() it"
             )
-        for q in range(p):
-            if meet(x, out[q]):
-                raise ValueError(f"out[{p}] must share no memory with out[{q}], but does")
-        for k, grad in enumerate(grads):
-            itself = k % count == p and x.data_ptr() == grad.data_ptr()
-            if not itself and meet(x, grad):
-                raise ValueError(
-                    f"out[{p}] must be a whole gradient of its parameter or share no memory with "
-                    f"grads, but shares some with grads[{k // count}][{k % count}]"
-                )
+    if pair := memory.sharing(out):
+        raise ValueError(f"out[{pair[1]}] must share no memory with out[{pair[0]}], but does")
+    written = [run for run in memory.extents(out) if memory.is_dense(out[run.which])]
+    for p in range(count):
+        column = [x for x in grads[p::count] if x.numel() > 0]
+        if not column or not walked_in_place(column):
+            continue
+        for k in range(p, len(grads), count):
+            for run in memory.extents([grads[k]]):
+                met = memory.meeting(run, written)
+                if met and not (met.which == p and met.first == run.first):
+                    raise ValueError(
+                        f"out[{met.which}] must be a whole gradient of its parameter or share no "
+                        f"memory with grads, but shares some with grads[{k // count}][{p}]"
+                    )
 
 
 def combine_into(out: list[Tensor], grads: list[Tensor], weights: Tensor, accumulate: bool) -> None:

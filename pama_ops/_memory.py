@@ -1,0 +1,51 @@
+"""Which tensors share memory, as csrc/gradient_list.h tells it: by the bytes that they lie in. Of
+tensors with holes only those that begin together are told.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Extent(NamedTuple):
+    """Where a tensor's bytes begin and end, and which tensor of a list it is."""
+
+    first: int
+    last: int
+    which: int
+
+
+def extents(tensors: Iterable[Tensor]) -> list[Extent]:
+    """Of those that have elements and an address, in the order of their addresses."""
+    begins = ((k, x, x.data_ptr()) for k, x in enumerate(tensors) if x.numel() > 0)
+    return sorted(Extent(at, at + x.nbytes, k) for k, x, at in begins if at != 0)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements fill a run of memory in some order of the dimensions."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
+
+
+def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Two of the tensors that share memory, the lower index first; None if none do."""
+    runs = extents(tensors)
+    for one, other in pairwise(runs):
+        if one.first == other.first:
+            return min(one.which, other.which), max(one.which, other.which)
+    for one, other in pairwise([run for run in runs if is_dense(tensors[run.which])]):
+        if other.first < one.last:
+            return min(one.which, other.which), max(one.which, other.which)
+    return None
+
+
+def meeting(run: Extent, apart: Sequence[Extent]) -> Extent | None:
+    """The one of some extents, in order and apart from each other, that shares bytes with `run`."""
+    after = bisect_right(apart, run.first, key=lambda x: x.first)
+    near = apart[max(after - 1, 0) : after + 1]
+    return next((x for x in near if x.first < run.last and run.first < x.last), None)
