@@ -285,7 +285,7 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
     case Takes::kNothing:
       refuse("the op takes no vector beside gram, got a tensor");
     case Takes::kPreference:  // [n], or one for each matrix
-      if (vector->dim() == 1) return check_reals("preference", *vector, {n}, gram);
+      if (vector->dim() <= 1) return check_reals("preference", *vector, {n}, gram);
       check_floating("preference", *vector);
       return check_vector("preference", *vector, n, gram, 2);
     case Takes::kVector:

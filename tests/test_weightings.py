@@ -329,6 +329,26 @@ def test_weighting_checks_the_values_of_a_preference(backend, weighting, p):
         weighting.function(torch.eye(2, device=backend.device), preference=p, **by_itself)
 
 
+def test_an_op_takes_a_preference_for_each_matrix(backend, weighting):
+    """As `min_norm(ignore_zero=True)` hands it on."""
+    if not weighting.takes_preference:
+        return
+    gram = batch_of(3, (2, 2), torch.float64).to(backend.device)
+    p = torch.tensor([[[3.0, 1, 2], [1, 0, 0]], [[1, 1, 1], [0, 2, 5]]], device=backend.device)
+    op, options = getattr(_schemas, weighting.name), list(weighting.options)
+    each = zip(gram.reshape(4, 3, 3), p.reshape(4, 3), strict=True)
+    want = torch.stack([op(g, q, options, None) for g, q in each]).view(2, 2, 3)
+    assert torch.equal(op(gram, p, options, None), want)
+    if backend.checks_values:
+        for bad in (-1.0, torch.nan, torch.inf, 0.0):
+            p[0, 1, 0] = bad
+            with pytest.raises(ValueError, match="preference must be nonnegative and finite"):
+                op(gram, p, options, None)
+    if backend.name != "default":
+        with pytest.raises(ValueError, match=r"preference must have the shape"):
+            op(gram[0, 0, :1, :1], p[0, 0, 0], options, None)
+
+
 def test_weighting_refuses_a_gradient(backend, weighting):
     gram = torch.eye(2, device=backend.device, requires_grad=True)
     with pytest.raises(RuntimeError, match=f"pama_ops.{weighting.name} is not differentiable"):

@@ -79,17 +79,7 @@ void check_preference(const std::optional<Tensor>& preference) {
     }
     return;
   }
-  double total = 0;
-  bool good = true;
-  for (int64_t i = 0; i < preference->size(0); ++i) {
-    const double p = preferred(view, i, 0);
-    good &= p >= 0;
-    total += p;
-  }
-  if (!good || !(total > 0) || !std::isfinite(total)) {
-    throw std::invalid_argument(
-        "preference must be nonnegative and finite with a positive sum, got values that are not");
-  }
+  check_preference([&](int64_t i) { return preferred(view, i, 0); }, preference->size(0));
 }
 
 }  // namespace pama

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <stdexcept>
 #include <vector>
 
 #include "arguments.h"
@@ -166,6 +168,21 @@ PAMA_INLINE void clear_around(Real* there, const Selection& tile) {
 void check_mask(const std::optional<Tensor>& mask);
 void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total);
 void check_preference(const std::optional<Tensor>& preference);
+
+// The same of n numbers.
+template <class At>
+void check_preference(const At& at, int64_t n) {
+  double total = 0;
+  bool good = true;
+  for (int64_t i = 0; i < n; ++i) {
+    good &= at(i) >= 0;
+    total += at(i);
+  }
+  if (!good || !(total > 0) || !std::isfinite(total)) {
+    throw std::invalid_argument(
+        "preference must be nonnegative and finite with a positive sum, got values that are not");
+  }
+}
 
 inline void check_token_values(const std::optional<Tensor>& mask,
                                const std::optional<Tensor>& cu_seqlens,

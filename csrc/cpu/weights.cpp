@@ -142,14 +142,23 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
          (gram.lead > 0 ? " of matrix " + std::to_string(b) : ""));
 }
 
+// A preference, or one for each matrix.
+void check_preferences(const std::optional<Tensor>& preference) {
+  if (!preference || preference->dim() == 1) return check_preference(preference);
+  const Stack each = stack_of(*preference, 1, *preference, 1);
+  const int64_t n = preference->size(preference->dim() - 1);
+  for (int64_t b = 0; b < count_of(*preference, 1); ++b) {
+    const int64_t start = each.offset(b);
+    check_preference([&](int64_t i) { return load(each, start + i * each.column); }, n);
+  }
+}
+
 template <template <class> class Solver>
 Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
              const std::vector<double>& options, const std::optional<double>& rtol) {
   using Method = Solver<SerialTeam>;
   check_problem<Method>(gram, vector, options, rtol);
-  if (Method::kTakes == Takes::kPreference && vector && vector->dim() == 1) {
-    check_preference(vector);
-  }
+  if (Method::kTakes == Takes::kPreference) check_preferences(vector);
   std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
   const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
   if (!Method::kScalar) shape.push_back(n);

@@ -80,17 +80,19 @@ def dualproj(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
-    return each(gram, lambda g: p + _cone(g, p, tolerance(gram, rtol)))
+    return each(gram, lambda g, p: p + _cone(g, p, tolerance(gram, rtol)), p)
 
 
 @weighting
 def upgrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
-    p = share(preference, gram.detach().to(torch.float64)).diag()
-    return each(
-        gram, lambda g: torch.stack([q + _cone(g, q, tolerance(gram, rtol)) for q in p]).sum(0)
-    )
+    p = share(preference, gram.detach().to(torch.float64))
+
+    def solve(g: Tensor, p: Tensor) -> Tensor:
+        return torch.stack([q + _cone(g, q, tolerance(gram, rtol)) for q in p.diag()]).sum(0)
+
+    return each(gram, solve, p)
 
 
 @weighting

@@ -20,11 +20,10 @@ def min_norm(
     """Wolfe's method with a dense solve on each corral, problem by problem."""
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
-    # One for each matrix, or for all.
-    p = None if preference is None else preference.expand(g.shape[:-1]).reshape(-1, n)
+    p = relative(preference, g).expand(g.shape[:-1]).reshape(-1, n)
     w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
     for b, m in enumerate(g.reshape(-1, n, n)):
-        q = relative(None if p is None else p[b], g)
+        q = p[b]
         # Dividing by less would overflow; the weight of such an objective tends to 0.
         kept = torch.nonzero(q > 2.0**-400).flatten()
         q = q[kept]

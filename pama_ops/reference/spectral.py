@@ -15,7 +15,7 @@ def aligned_mtl(
     p = share(preference, gram.detach().to(torch.float64))
     which, cut = int(options[0]), gram.shape[-1] * tolerance(gram, rtol)
 
-    def solve(g: Tensor) -> Tensor:
+    def solve(g: Tensor, p: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(g)
         kept = values > max(cut * float(values.amax()), 0.0)
         if not bool(kept.any()):
@@ -25,7 +25,7 @@ def aligned_mtl(
         w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
         return w
 
-    return each(gram, solve)
+    return each(gram, solve, p)
 
 
 def _unit_gram(g: Tensor, cut: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

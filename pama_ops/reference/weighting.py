@@ -23,33 +23,35 @@ def tolerance(gram: Tensor, rtol: float | None) -> float:
 
 
 def relative(preference: Tensor | None, like: Tensor) -> Tensor:
-    """A preference relative to its largest entry, so that a uniform one is exactly 1."""
+    """A preference, or one for each matrix, relative to its largest entry: a uniform one is 1."""
     if preference is None:
         return like.new_ones(like.shape[-1])
     p = preference.detach().to(torch.float64)
-    return p / p.amax()
+    return p / p.amax(-1, keepdim=True)
 
 
 def share(preference: Tensor | None, like: Tensor) -> Tensor:
     """A preference with sum 1."""
     p = relative(preference, like)
-    return p / p.sum()
+    return p / p.sum(-1, keepdim=True)
 
 
-def each(gram: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def each(gram: Tensor, solve: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
     """`solve` on each matrix, brought to a scale of about 1 by a power of 4; NaN if not finite.
 
-    `solve` gets the scaled matrix, with products of 0 where a gradient's square is, and its result
-    is what the weights are.
+    `solve` gets the scaled matrix, with products of 0 where a gradient's square is, and of each of
+    `vectors` the matrix's own, or the one for all; its result is what the weights are.
     """
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
     w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
+    mine = [x.expand(g.shape[:-1]).reshape(-1, n) for x in vectors]
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)
         if bool(m.isfinite().all()):
             used = m.diagonal() > 0
-            w[b] = solve(torch.where(used & used[:, None], m / unit_of(m) ** 2, 0.0))
+            scaled = torch.where(used & used[:, None], m / unit_of(m) ** 2, 0.0)
+            w[b] = solve(scaled, *(x[b] for x in mine))
     return w.reshape(g.shape[:-1])
 
 
