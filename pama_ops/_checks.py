@@ -428,7 +428,7 @@ def _checked_columns(
             if x is None:
                 continue
             if first is None:
-                first, of = _gradient(where(i, p), x), where(i, p)
+                first, of = floating(where(i, p), x), where(i, p)
                 device = device or first.device
                 if first.device != device:
                     raise ValueError(
@@ -454,11 +454,6 @@ def _checked_columns(
     if device is None:
         raise ValueError(f"{name} must hold at least one tensor, got none but None")
     return [_fill(column, device) for column in columns]
-
-
-def _gradient(name: str, x: object) -> Tensor:
-    x = floating(name, x)
-    return x
 
 
 def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor, ...]:
@@ -496,9 +491,7 @@ def outputs(
     if len(out) != count:
         raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
     for p, x in enumerate(out):
-        like = flat[p]
-        for other in flat[p::count]:
-            like = other if other.numel() > like.numel() else like
+        like = max(flat[p::count], key=Tensor.numel)  # those of None are empty
         match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
         if x.dtype != like.dtype:
             raise TypeError(
