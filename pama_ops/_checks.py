@@ -491,7 +491,9 @@ def outputs(
     if len(out) != count:
         raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
     for p, x in enumerate(out):
-        like = max(flat[p::count], key=Tensor.numel)  # those of None are empty
+        like = flat[p]
+        for other in flat[p::count]:  # the largest, those of None being empty; Dynamo knows no key=
+            like = other if other.numel() > like.numel() else like
         match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
         if x.dtype != like.dtype:
             raise TypeError(
