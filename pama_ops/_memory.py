@@ -29,7 +29,7 @@ def extents(tensors: Iterable[Tensor]) -> list[Extent]:
 
 def is_dense(x: Tensor) -> bool:
     """Whether the elements fill a run of memory in some order of the dimensions."""
-    return bool(torch.ops.aten.is_non_overlapping_and_dense(x))
+    return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(x))
 
 
 def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
