@@ -16,6 +16,7 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Tensor
 
+from pama_ops import _memory as memory
 from pama_ops import _schemas as ops
 
 Clip = float | Sequence[float]
@@ -473,9 +474,7 @@ def writable(name: str, x: Tensor) -> None:
             f"{name} must be no inference tensor, which can only be written under "
             "torch.inference_mode(): clone() it"
         )
-    if x.layout == torch.strided and any(
-        size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)
-    ):
+    if x.layout == torch.strided and memory.is_expanded(x):
         raise ValueError(
             f"{name} must have memory for each element, got an expanded tensor: clone() it"
         )

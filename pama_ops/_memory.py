@@ -24,12 +24,19 @@ class Extent(NamedTuple):
 def extents(tensors: Iterable[Tensor]) -> list[Extent]:
     """Of those that have elements and an address, in the order of their addresses."""
     begins = ((k, x, x.data_ptr()) for k, x in enumerate(tensors) if x.numel() > 0)
-    return sorted(Extent(at, at + x.nbytes, k) for k, x, at in begins if at != 0)
+    found = [Extent(at, at + x.nbytes, k) for k, x, at in begins if at != 0]
+    return sorted(found, key=lambda x: x.first)
 
 
 def is_dense(x: Tensor) -> bool:
     """Whether the elements fill a run of memory in some order of the dimensions."""
     return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(x))
+
+
+def is_expanded(x: Tensor) -> bool:
+    """Whether several elements lie in one place."""
+    steps = zip(x.shape, x.stride(), strict=True)
+    return x.numel() > 0 and any(size > 1 and step == 0 for size, step in steps)
 
 
 def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
@@ -47,5 +54,5 @@ def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
 def meeting(run: Extent, apart: Sequence[Extent]) -> Extent | None:
     """The one of some extents, in order and apart from each other, that shares bytes with `run`."""
     after = bisect_right(apart, run.first, key=lambda x: x.first)
-    near = apart[max(after - 1, 0) : after + 1]
+    near = [*apart[after : after + 1], *apart[max(after - 1, 0) : after]]
     return next((x for x in near if x.first < run.last and run.first < x.last), None)

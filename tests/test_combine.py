@@ -8,7 +8,7 @@ from properties import ROUNDOFF, assert_independent_of_thread_count
 from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 
 import pama_ops as po
-from pama_ops import _schemas
+from pama_ops import _memory, _schemas
 
 
 def check(got, grads, weights, before=None) -> None:
@@ -200,6 +200,57 @@ def test_what_is_written_shares_memory_with_nothing_else(backend):
     want = 2 * a + b
     assert po.combine([a, b], weights, out=a) is a
     assert torch.equal(a, want)
+
+
+ROOM = 24
+
+
+@st.composite
+def places(
+    draw: st.DrawFn, size: int, square: bool, holes: bool
+) -> tuple[list[int], list[int], int]:
+    """Sizes, strides and offset of a tensor of `size` elements somewhere in ROOM numbers."""
+    sizes = [2, size // 2] if square and size else [size]
+    layouts = [[size // 2, 1], [1, 2]] if len(sizes) == 2 else [[1]]
+    layouts += [[0] * len(sizes)]
+    if holes:
+        layouts += [[size, 2]] if len(sizes) == 2 else [[2]]
+    strides = draw(st.sampled_from(layouts))
+    last = sum((many - 1) * step for many, step in zip(sizes, strides, strict=True))
+    return sizes, strides, draw(st.integers(0, ROOM - 1 - max(last, 0)))
+
+
+@given(data=st.data())
+def test_the_default_refuses_what_the_kernels_refuse_to_write(backend, data):
+    """And where neither does, both write the same: nothing is read after it has been written."""
+    n, count = (data.draw(st.integers(1, 3)) for _ in range(2))
+    parameters = [
+        (data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.booleans()))
+        for _ in range(count)
+    ]
+    grads = [data.draw(places(*x, holes=True)) for _ in range(n) for x in parameters]
+    # Of outputs with holes not all is told.
+    room = torch.empty(ROOM)
+    dense = [x for x in grads if _memory.is_dense(room.as_strided(*x))]
+    out = []
+    for p, x in enumerate(parameters):
+        whole = [x for x in grads[p::count] if x in dense]
+        own = [st.sampled_from(whole)] if whole else []
+        out.append(data.draw(st.one_of(places(*x, holes=False), *own)))
+    weights = torch.tensor([2.0, -1.0, 0.5][:n], device=backend.device)
+    accumulate = data.draw(st.booleans())
+    found = []
+    for op in _schemas.combine_into, _schemas.DEFAULTS["combine_into"]:
+        memory = torch.arange(1.0, ROOM + 1, device=backend.device)
+        given_ = [memory.as_strided(*x) for x in grads]
+        written, refusal = [memory.as_strided(*x) for x in out], ""
+        try:
+            op(written, given_, weights, accumulate)
+        except ValueError as error:
+            refusal = str(error).splitlines()[0]
+        found.append((refusal, memory.tolist()))
+        assert not refusal or found[-1][1] == list(range(1, ROOM + 1))
+    assert found[0] == found[1]
 
 
 def test_what_was_written_cannot_be_differentiated_as_it_was(backend):

@@ -62,25 +62,26 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
     """As csrc/gradient_list.h says."""
     count = len(out)
     for p, x in enumerate(out):
-        if any(size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)):
+        if memory.is_expanded(x):
             raise ValueError(
                 f"out[{p}] must have memory for each element, got an expanded tensor: clone() it"
             )
     if pair := memory.sharing(out):
         raise ValueError(f"out[{pair[1]}] must share no memory with out[{pair[0]}], but does")
     written = [run for run in memory.extents(out) if memory.is_dense(out[run.which])]
-    for p in range(count):
-        column = [x for x in grads[p::count] if x.numel() > 0]
-        if not column or not walked_in_place(column):
-            continue
-        for k in range(p, len(grads), count):
-            for run in memory.extents([grads[k]]):
-                met = memory.meeting(run, written)
-                if met and not (met.which == p and met.first == run.first):
-                    raise ValueError(
-                        f"out[{met.which}] must be a whole gradient of its parameter or share no "
-                        f"memory with grads, but shares some with grads[{k // count}][{p}]"
-                    )
+    columns = ([x for x in grads[p::count] if x.numel() > 0] for p in range(count))
+    in_place = [not column or walked_in_place(column) for column in columns]
+    for k, x in enumerate(grads):
+        i, p = divmod(k, count)
+        if not in_place[p] and not x.is_contiguous():
+            continue  # read from a copy
+        for run in memory.extents([x]):
+            met = memory.meeting(run, written)
+            if met and not (met.which == p and met.first == run.first):
+                raise ValueError(
+                    f"out[{met.which}] must be a whole gradient of its parameter or share no "
+                    f"memory with grads, but shares some with grads[{i}][{p}]"
+                )
 
 
 def combine_into(out: list[Tensor], grads: list[Tensor], weights: Tensor, accumulate: bool) -> None:
