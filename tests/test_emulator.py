@@ -115,12 +115,16 @@ def test_every_kernel_waits_for_its_inputs_first():
 def under_sanitizers(*arguments):
     """Runs pytest in another process, on tensors whose surroundings the sanitizers watch."""
     compiler = os.environ.get("CXX", "c++")
-    libasan = subprocess.run(
-        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    # With the library that throws: the sanitizer looks for it when it is loaded.
+    preloaded = [
+        subprocess.run(
+            [compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for library in ("libasan.so", "libstdc++.so")
+    ]
     environment = {
         **os.environ,
-        "LD_PRELOAD": libasan,
+        "LD_PRELOAD": " ".join(preloaded),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PAMA_EMULATED_LIBRARY": "_C_sanitized.so",
