@@ -270,8 +270,8 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
                    const std::vector<double>& options, const std::optional<double>& rtol) {
   check_matrices(gram);
   if (static_cast<int64_t>(options.size()) != Solver::kOptions) {
-    refuse("options must hold " + std::to_string(Solver::kOptions) + " numbers, got " +
-           std::to_string(options.size()));
+    refuse("options must hold as many numbers as the op takes, " +
+           std::to_string(Solver::kOptions) + ", got " + std::to_string(options.size()));
   }
   if (rtol && !(*rtol >= 0 && *rtol <= DBL_MAX)) {
     refuse("rtol must be nonnegative and finite, got " + std::to_string(*rtol));

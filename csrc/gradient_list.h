@@ -28,6 +28,18 @@ inline bool is_dense(const Tensor& x) {
   return true;
 }
 
+// Whether several elements must lie in one place: for want of a step, or of places.
+inline bool is_expanded(const Tensor& x) {
+  if (x.numel() == 0 || x.is_contiguous()) return false;
+  const auto sizes = x.sizes(), strides = x.strides();
+  int64_t places = 1;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1 && strides[d] == 0) return true;
+    places += (sizes[d] - 1) * strides[d];
+  }
+  return places < x.numel();
+}
+
 // Whether walking a and b, of equal sizes and both dense, meets their elements in the same order.
 inline bool same_order(const Tensor& a, const Tensor& b) {
   const auto sizes = a.sizes(), left = a.strides(), right = b.strides();
@@ -188,7 +200,7 @@ void for_present(const GradientList& grads, const Body& body) {
   }
 }
 
-// Bytes that a tensor's elements lie in, or more where they have holes.
+// The bytes from a tensor's first element on that as many elements without holes would lie in.
 struct Extent {
   uintptr_t first, last;
   int64_t parameter;
@@ -210,10 +222,8 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
     const Extent extent(x.const_data_ptr(), x.numel() * size_of(grads.dtype[p]), p);
     all.push_back(extent);
     if (is_dense(x)) dense.push_back(extent);
-    for (int64_t d = 0; d < x.dim(); ++d) {
-      if (x.size(d) > 1 && x.stride(d) == 0) {
-        refuse(named(p) + " must have memory for each element, got an expanded tensor: clone() it");
-      }
+    if (is_expanded(x)) {
+      refuse(named(p) + " must have memory for each element, got one that shares some: clone() it");
     }
   }
   const auto refuse_where = [&](std::vector<Extent>& extents, auto meets) {

@@ -12,7 +12,8 @@ namespace pama {
 inline Stack stack_of(const Tensor& x, int64_t dims, const Tensor& like, int64_t like_dims) {
   Stack stack{};
   if (like.dim() - like_dims > Stack::kMaxLead) {
-    throw std::invalid_argument("a stack of small problems has at most 6 leading dimensions");
+    throw std::invalid_argument("gram and values must have at most 6 leading dimensions, got " +
+                                std::to_string(like.dim() - like_dims));
   }
   stack.data = const_cast<void*>(x.const_data_ptr());
   stack.dtype = x.scalar_type() == ScalarType::Long ? DType::kDouble : dtype_of(x);

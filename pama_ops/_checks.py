@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from pama_ops import _memory as memory
-from pama_ops import _schemas as ops
 
 Clip = float | Sequence[float]
 
@@ -106,7 +105,7 @@ def require(good: Tensor, message: str, got: Callable[[], object] | None = None)
     program that is compiled, which runs without this code.
     """
     if torch.compiler.is_compiling():
-        ops.require(good, message)
+        torch.ops.pama_ops.require(good, message)
     elif not bool(good.all()):
         raise ValueError(message if got is None else f"{message}, got {got()}")
 
@@ -334,16 +333,19 @@ def seed(x: object, gram: Tensor) -> Tensor:
     return x
 
 
-def preference_values(p: Tensor | None) -> None:
-    """The check of a preference tensor that a CPU kernel makes by itself; synchronises."""
+def preference_values(p: Tensor | None, *, by_sequence: bool = False) -> None:
+    """The check of a preference tensor that a CPU kernel makes by itself; synchronises.
+
+    `by_sequence`: p is [N, B], and may leave a sequence none. Else [..., n].
+    """
     if p is None:
         return
-    if p.dim() == 2:
+    if by_sequence:
         good = ((p >= 0) & (p < math.inf)).all()
         require(good, "preference must be nonnegative and finite", lambda: "values that are not")
         return
-    total = p.double().sum()
-    good = (p >= 0).all() & (total > 0) & (total < math.inf)
+    total = p.double().sum(-1)
+    good = (p >= 0).all() & ((total > 0) & (total < math.inf)).all()
     require(good, "preference must be nonnegative and finite with a positive sum", p.tolist)
 
 
@@ -476,7 +478,7 @@ def writable(name: str, x: Tensor) -> None:
         )
     if x.layout == torch.strided and memory.is_expanded(x):
         raise ValueError(
-            f"{name} must have memory for each element, got an expanded tensor: clone() it"
+            f"{name} must have memory for each element, got one that shares some: clone() it"
         )
 
 

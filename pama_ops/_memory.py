@@ -33,10 +33,19 @@ def is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(x))
 
 
+def same_order(x: Tensor, y: Tensor) -> bool:
+    """Whether walking two dense tensors of one shape meets their elements in the same order."""
+    steps = zip(x.shape, x.stride(), y.stride(), strict=True)
+    return all(size == 1 or one == other for size, one, other in steps)
+
+
 def is_expanded(x: Tensor) -> bool:
-    """Whether several elements lie in one place."""
-    steps = zip(x.shape, x.stride(), strict=True)
-    return x.numel() > 0 and any(size > 1 and step == 0 for size, step in steps)
+    """Whether several elements must lie in one place: for want of a step, or of places."""
+    if x.numel() == 0 or x.is_contiguous():
+        return False
+    steps = [(size - 1, step) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1]
+    places = 1 + sum(most * step for most, step in steps)
+    return places < x.numel() or any(step == 0 for _, step in steps)
 
 
 def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:

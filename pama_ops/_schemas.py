@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops import effects
 
+from pama_ops import _checks as checks
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import reference
 from pama_ops.reference.gradients import walked_in_place
@@ -38,10 +39,12 @@ def _define(
     default: Callable[..., Any],
     fake: Callable[..., Any],
     check: Callable[..., None] = lambda *_: None,
+    values: Callable[..., None] = lambda **_: None,
 ) -> Any:
     """Define an op whose default rounds the float64 reference to the dtypes the fake declares.
 
-    `check` raises for arguments that the compiled kernels refuse.
+    `check` raises for arguments that the compiled kernels refuse. `values`, given them by name,
+    raises for values of tensors that a CPU's kernels refuse; a GPU would be waited for.
     """
 
     def declare(*args: Any) -> Any:
@@ -50,7 +53,10 @@ def _define(
 
     def rounded(*args: Any) -> Any:
         with torch.no_grad():
-            declared, results = declare(*args), default(*args)
+            declared = declare(*args)
+            if all(x.device.type == "cpu" for x in args if isinstance(x, Tensor)):
+                values(**dict(zip(names, args, strict=False)))
+            results = default(*args)
         if results is None:  # the op writes into its arguments
             return None
         if isinstance(results, Tensor):
@@ -64,6 +70,7 @@ def _define(
     _library.impl(name, rounded, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", declare)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    names = [argument.name for argument in op._schema.arguments]
     if schema.startswith("(Tensor(a!)"):
         _library.impl(name, _writer(op), "ADInplaceOrView", with_keyset=True)
     return op
@@ -184,6 +191,16 @@ def refused(grad: Tensor, name: str, inputs: Alike) -> list[Tensor]:
 
 # --- advantages ---------------------------------------------------------------------------------
 
+
+def _token_values(**arguments: Any) -> None:
+    """Of an op on tokens, which come first."""
+    tokens: Tensor = next(iter(arguments.values()))
+    checks.values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
+    checks.normalizer_value(arguments.get("normalizer"))
+    preference = arguments.get("preference")
+    checks.preference_values(preference, by_sequence=_by_sequence(preference))
+
+
 gae = _define(
     "gae",
     "(Tensor rewards, Tensor values, Tensor? mask, Tensor? last_values, Tensor? cu_seqlens,"
@@ -193,6 +210,7 @@ gae = _define(
         rewards.new_empty(rewards.shape, dtype=result_dtype(rewards, values, last_values))
         for _ in range(2)
     ),
+    values=_token_values,
 )
 
 whiten_moments = _define(
@@ -200,6 +218,7 @@ whiten_moments = _define(
     "(Tensor x, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
     reference.whiten_moments,
     lambda x, mask, cu_seqlens: x.new_empty((x.shape[0], 3), dtype=torch.float64),
+    values=_token_values,
 )
 
 whiten_apply = _define(
@@ -207,6 +226,7 @@ whiten_apply = _define(
     "(Tensor x, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
     reference.whiten_apply,
     lambda x, mask, cu_seqlens, moments, eps: x.new_empty(x.shape, dtype=result_dtype(x)),
+    values=_token_values,
 )
 
 group_normalize = _define(
@@ -251,6 +271,7 @@ pama_statistics = _define(
     " int reduction, float low, float high, bool noon, bool ratio_weighted) -> Tensor",
     reference.pama_statistics,
     _fake_pama_statistics,
+    values=_token_values,
 )
 
 
@@ -295,6 +316,7 @@ pama_combine = _define(
     " -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
     reference.pama_combine,
     _fake_pama_combine,
+    values=_token_values,
 )
 
 # --- gradients ----------------------------------------------------------------------------------
@@ -327,9 +349,8 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
 def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
     """Space for the p-th combined gradient, in the layout that the kernels walk."""
     mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
-    if not mine:
-        return torch.empty_like(grads[p])
-    if walked_in_place(mine):
+    mine = mine or [grads[p]]
+    if walked_in_place(mine) and not mine[0].is_contiguous():
         return torch.empty_like(mine[0])
     return mine[0].new_empty(mine[0].shape)
 
@@ -373,11 +394,68 @@ combine_into = _define(
 
 # --- weights ------------------------------------------------------------------------------------
 
+
+def _check_problem(takes: reference.Takes) -> Callable[..., None]:
+    """As check_problem in csrc/arguments.h."""
+
+    def check(
+        gram: Tensor, vector: Tensor | None, options: Sequence[float], rtol: float | None = None
+    ) -> None:
+        n = checks.gram("gram", gram).shape[-1]
+        if len(options) != takes.options:
+            raise ValueError(
+                f"options must hold as many numbers as the op takes, {takes.options}, "
+                f"got {len(options)}"
+            )
+        if rtol is not None:
+            checks.nonnegative("rtol", rtol)
+        size = n if takes.vector is None else takes.vector(n)
+        if vector is None:
+            if takes.vector is not None:
+                raise ValueError("the op takes a vector beside gram, got None")
+            return
+        if not takes.preference and takes.vector is None:
+            raise ValueError("the op takes no vector beside gram, got a tensor")
+        name = "preference" if takes.preference else "the vector beside gram"
+        if takes.preference or vector.dtype != torch.int64:
+            checks.floating(name, vector)
+        shapes = [(size,), (*gram.shape[:-2], size), *([()] if takes.vector and size == 1 else [])]
+        if vector.shape not in shapes:
+            raise ValueError(
+                f"{name} must have the shape [{size}], or that for each matrix, "
+                f"got {list(vector.shape)}"
+            )
+        if vector.device != gram.device:
+            raise ValueError(f"{name} must be on {gram.device} like gram, got {vector.device}")
+
+    return check
+
+
+def _matrix_values(gram: Tensor, **_: Any) -> None:
+    checks.gram_matrix(gram)
+
+
+def _preferred_values(gram: Tensor, preference: Tensor | None, **_: Any) -> None:
+    checks.preference_values(preference)
+    checks.gram_matrix(gram)
+
+
+def _check_values_and_preference(values: Tensor, preference: Tensor | None) -> None:
+    if checks.floating("values", values).dim() == 0 or values.shape[-1] == 0:
+        raise ValueError(
+            f"values must have the shape [..., n] with n >= 1, got {list(values.shape)}"
+        )
+    if preference is not None:
+        checks.match("preference", preference, values.shape[-1:], "values", values.device)
+
+
 duality_gap = _define(
     "duality_gap",
     "(Tensor gram, Tensor? weights, float[] options, float? rtol=None) -> Tensor",
     reference.duality_gap,
     lambda gram, weights, options, rtol=None: gram.new_empty(gram.shape[:-2]),
+    _check_problem(reference.Takes(vector=lambda n: n)),
+    _matrix_values,
 )
 
 # One op for each function in reference.WEIGHTINGS, under its name. `preference` stands for whatever
@@ -389,6 +467,8 @@ for _name, _default in reference.WEIGHTINGS.items():
         "(Tensor gram, Tensor? preference, float[] options, float? rtol=None) -> Tensor",
         _default,
         lambda gram, preference, options, rtol=None: gram.new_empty(gram.shape[:-1]),
+        _check_problem(reference.TAKES[_name]),
+        _preferred_values if reference.TAKES[_name].preference else _matrix_values,
     )
 
 pama_weights = _define(
@@ -399,6 +479,8 @@ pama_weights = _define(
         values.new_empty(values.shape),
         values.new_empty(values.shape[:-1]),
     ),
+    _check_values_and_preference,
+    lambda values, preference: checks.preference_values(preference),
 )
 
 # --- losses -------------------------------------------------------------------------------------
@@ -410,6 +492,7 @@ kl_divergence = _define(
     lambda logp, ref_logp, mask, estimator: logp.new_empty(
         logp.shape, dtype=result_dtype(logp, ref_logp)
     ),
+    values=_token_values,
 )
 
 kl_divergence_backward = _define(
@@ -440,6 +523,7 @@ ppo_loss = _define(
             dtype=torch.float64,
         ),
     ),
+    values=_token_values,
 )
 
 ppo_loss_backward = _define(
@@ -460,6 +544,7 @@ value_loss = _define(
         values.new_empty((values.shape[0],), dtype=result_dtype(values, returns, old_values)),
         values.new_empty((), dtype=torch.float64),
     ),
+    values=_token_values,
 )
 
 value_loss_backward = _define(

@@ -346,7 +346,7 @@ def pama_advantages(
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         if check_values:
             check.values(mask, cu_seqlens, advantages.shape[-1])
-            check.preference_values(p)
+            check.preference_values(p, by_sequence=p is not None and p.dim() == 2)
         statistics = ops.pama_statistics(
             advantages, mask, log_ratio, p, cu_seqlens, kind, low, high, noon, ratio_weighted
         )

@@ -111,7 +111,7 @@ class Backend:
     @property
     def checks_values(self) -> bool:
         """Whether the kernels check the values of masks and offsets by themselves."""
-        return self.name == "cpu"
+        return self.name in ("cpu", "default")
 
     def ops(self) -> dict[str, object]:
         if self.name == "emulated":

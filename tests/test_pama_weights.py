@@ -7,7 +7,7 @@ from itertools import combinations
 import exactly
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from properties import assert_independent_of_thread_count, assert_on_simplex, unit_roundoff
 from strategies import DTYPES, arrange, normal, preferences
@@ -53,6 +53,30 @@ def test_pama_weights_of_many_scales_is_the_exact_projection(backend, tiny):
         want = exact_projection(values, [1.0] * len(values))
         got = po.pama_weights(on(backend, values)).weights.tolist()
         for w, c in zip(got, want, strict=True):
+            assert abs(float(Fraction(w) - c)) <= 8 * len(values) * U
+
+
+# Values whose magnitudes are anywhere in the range of numbers.
+ANYWHERE = st.builds(
+    lambda sign, size, exponent: math.ldexp(sign * size, exponent),
+    st.sampled_from([-1, 1]),
+    st.floats(0.5, 1, exclude_max=True),
+    st.integers(-1073, 1024),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(ANYWHERE, min_size=2, max_size=5).flatmap(
+    lambda values: st.tuples(st.just(values), preferences(len(values)))
+))  # fmt: skip
+@example(([-3.35e233, -1.85e-80, 1.78e-268, -3.5e-66, 3.65e-114], [1.0] * 5))
+def test_pama_weights_of_values_anywhere_is_the_exact_projection(backend, drawn):
+    values, p = drawn
+    got = po.pama_weights(on(backend, values), preference=p)
+    assert_on_simplex(got.weights)
+    if straddles(values, p):
+        assert got.optimum == 0
+        for w, c in zip(got.weights.tolist(), exact_projection(values, p), strict=True):
             assert abs(float(Fraction(w) - c)) <= 8 * len(values) * U
 
 
@@ -285,6 +309,10 @@ def test_pama_weights_compiles_whole():
         ([1e300, -1e-300], [0.0, 1.0]),
         ([-1e-300, 1e300, 1e300], [1.0, 0.0, 0.0]),
         ([-1e300, 1e-300, 1e-300], [0.0, 0.5, 0.5]),
+        ([-1e-160, 1e160], [1.0, 0.0]),
+        ([5e-324, -1.7e308], [1.0, 0.0]),
+        ([1e-300, -5e-301, 1.7e308], [1 / 3, 2 / 3, 0.0]),
+        ([-5e-324, 0.0, 1.7e308], [0.5, 0.5, 0.0]),
     ],
 )
 def test_pama_weights_of_all_the_range_of_numbers(backend, values, weights):

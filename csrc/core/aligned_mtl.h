@@ -40,7 +40,7 @@ class AlignedMtl {
       PAMA_LANES(team_, i, 0, n_) out[i] = preference_[i];
       return;
     }
-    const double sigma = scale(static_cast<int>(problem_.options[0]));
+    const double sigma = scale(problem_.options[0]);
     fill(team_, n_, 0, out);
     for (int k = 0; k < rank; ++k) {
       const double* column = eigen_.column(k);
@@ -54,9 +54,9 @@ class AlignedMtl {
   }
 
  private:
-  enum Scale { kMin, kMedian, kRmse };
+  static constexpr double kMin = 0, kMedian = 1, kRmse = 2;  // the option
 
-  PAMA_HD double scale(int which) const {
+  PAMA_HD double scale(double which) const {
     const int rank = eigen_.rank();
     if (which == kRmse) {
       double total = 0;

@@ -110,22 +110,22 @@ class PamaWeights {
   // Where a weight reaches 0 just as Σ c_i a_i does, to rounding, the values that remain decide, at
   // their own scale, which came first.
   PAMA_HD void balance(const double* values, double* weights) {
-    double start = 0, largest = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (relative_[i] != 0) largest = fmax(largest, fabs(values[i]));
-    }
-    // As large as its inverse allows, so that what is smaller by all the range of numbers stays.
-    const int exponent = 1021 - ilogb(team_.largest(largest));
     PAMA_LANES(team_, i, 0, n_) {
       weights[i] = preference_[i];
-      slope_[i] = relative_[i] == 0 ? 0 : ldexp(values[i], exponent);
-      start += weights[i] * slope_[i];
+      slope_[i] = relative_[i] == 0 ? 0 : values[i];
     }
-    sign_ = team_.sum(start) < 0 ? -1 : 1;
+    sign_ = 1;
     team_.sync();
+    survey(weights);
+    double excess = excess_of(weights);
+    if (excess < 0) {
+      sign_ = -1;
+      first_ = -first_;
+      mean_ = -mean_;
+      excess = -excess;
+    }
     for (int step = 0; step < n_; ++step) {
-      survey(weights);
-      const double end = excess(weights) / spread_;
+      const double end = excess / spread_;
       Located limit{end * (1 + kTie), -1};
       PAMA_LANES(team_, i, 0, n_) {
         if (!(weights[i] > 0) || !(fall(i) > 0)) continue;
@@ -139,17 +139,18 @@ class PamaWeights {
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
       }
       team_.sync();
-      if (limit.value < end * (1 - kTie)) continue;
       survey(weights);
-      if (excess(weights) >= 0) continue;
+      excess = excess_of(weights);
+      if (limit.value < end * (1 - kTie) || excess >= 0) continue;
       if (limit.index % team_.size() == team_.rank()) weights[limit.index] = 1;  // in the support
       team_.sync();
+      survey(weights);
       break;
     }
     settle(weights);
   }
 
-  // Size, mean value and spread of the support, in units of its largest value.
+  // Size, mean value and spread of the support, in units of about its largest value.
   PAMA_HD void survey(const double* weights) {
     double size = 0, total = 0, largest = 0;
     PAMA_LANES(team_, i, 0, n_) {
@@ -158,9 +159,12 @@ class PamaWeights {
       largest = fmax(largest, fabs(slope_[i]));
     }
     size_ = team_.sum(size);
-    unit_ = sign_ / team_.largest(largest);
+    largest = team_.largest(largest);
+    const int exponent = largest > 0 ? -ilogb(largest) : 0;
+    first_ = ldexp(sign_, exponent / 2);
+    second_ = ldexp(1.0, exponent - exponent / 2);
     PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) total += slope_[i] * unit_;
+      if (weights[i] > 0) total += value(i);
     }
     mean_ = team_.sum(total) / size_;
     double spread = 0;
@@ -170,20 +174,24 @@ class PamaWeights {
     spread_ = team_.sum(spread);
   }
 
-  // How fast weight i falls as μ grows.
-  PAMA_HD double fall(int i) const { return slope_[i] * unit_ - mean_; }
+  // The value of a row of the support. In two factors, as the unit's inverse may be out of range.
+  PAMA_HD double value(int i) const { return slope_[i] * first_ * second_; }
 
-  PAMA_HD double excess(const double* weights) const {
+  // How fast weight i falls as μ grows.
+  PAMA_HD double fall(int i) const { return value(i) - mean_; }
+
+  PAMA_HD double excess_of(const double* weights) const {
     double excess = 0;
-    PAMA_LANES(team_, i, 0, n_) excess += weights[i] * (slope_[i] * unit_);
+    PAMA_LANES(team_, i, 0, n_) {
+      if (weights[i] > 0) excess += weights[i] * value(i);
+    }
     return team_.sum(excess);
   }
 
-  // The projection on the support found, from p itself, and once more from its own residuals, so
+  // The projection on the support surveyed, from p itself, and once more from its own residuals, so
   // that the weights of large values, which are small, are right to their own precision.
   PAMA_HD void settle(double* weights) {
-    survey(weights);
-    if (size_ == 2) return settle_pair(weights);
+    if (size_ == 2 && spread_ > 0) return settle_pair(weights);
     PAMA_LANES(team_, i, 0, n_) {
       if (weights[i] > 0) weights[i] = preference_[i];
     }
@@ -192,7 +200,8 @@ class PamaWeights {
       double total = 0;
       PAMA_LANES(team_, i, 0, n_) total += weights[i];
       const double missing = 1 - team_.sum(total);
-      const double multiplier = (excess(weights) + missing * mean_) / spread_;
+      const double along = excess_of(weights) + missing * mean_;
+      const double multiplier = spread_ > 0 ? along / spread_ : 0;
       PAMA_LANES(team_, i, 0, n_) {
         if (!(weights[i] > 0)) continue;
         const double moved = weights[i] + missing / size_ - multiplier * fall(i);
@@ -212,12 +221,12 @@ class PamaWeights {
     least = team_.smallest(least);
     double total = 0;
     PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) total += least.value / fabs(slope_[i]);
+      if (!(weights[i] > 0)) continue;
+      weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);
+      total += weights[i];
     }
     total = team_.sum(total);
-    PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) weights[i] = least.value / fabs(slope_[i]) / total;
-    }
+    PAMA_LANES(team_, i, 0, n_) weights[i] /= total;
     team_.sync();
   }
 
@@ -225,9 +234,9 @@ class PamaWeights {
   int n_;
   double* relative_;    // p_i / max p
   double* preference_;  // p_i / Σ p
-  double* slope_;       // a_i, scaled; or their ranks
+  double* slope_;       // a_i, or their ranks
   double sign_ = 1;
-  double size_ = 0, unit_ = 1, mean_ = 0, spread_ = 1;
+  double size_ = 0, first_ = 1, second_ = 1, mean_ = 0, spread_ = 1;
 };
 
 }  // namespace pama

@@ -45,7 +45,7 @@ from pama_ops.reference.tokens import (
     whiten_apply,
     whiten_moments,
 )
-from pama_ops.reference.weighting import WEIGHTINGS
+from pama_ops.reference.weighting import TAKES, WEIGHTINGS, Takes
 
 __all__ = [
     "BATCH",
@@ -56,10 +56,12 @@ __all__ = [
     "SEQUENCE",
     "SEQUENCE_MEAN_TOKEN_MEAN",
     "SEQUENCE_MEAN_TOKEN_SUM",
+    "TAKES",
     "TOKEN",
     "TOKEN_MEAN",
     "TOKEN_SUM",
     "WEIGHTINGS",
+    "Takes",
     "aligned_mtl",
     "cagrad",
     "combine",

@@ -75,7 +75,7 @@ def least_combination(g: Tensor, lower: Tensor) -> Tensor:
     return lower + _cone(g, lower)
 
 
-@weighting
+@weighting(preference=True)
 def dualproj(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -83,7 +83,7 @@ def dualproj(
     return each(gram, lambda g, p: p + _cone(g, p, tolerance(gram, rtol)), p)
 
 
-@weighting
+@weighting(preference=True)
 def upgrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -95,7 +95,7 @@ def upgrad(
     return each(gram, solve, p)
 
 
-@weighting
+@weighting(1)
 def cagrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -106,10 +106,12 @@ def cagrad(
 def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     p = g.new_full((n,), 1 / n)
-    if c == 0:
-        return p
     inner = _product(g, p)
     square, noise = c * c * max(float(p @ inner), 0.0), 16 * 2.0**-52 + 2 * rtol
+    if not (c > 0 and square > 0):
+        return p
+    if square == math.inf:
+        return torch.full_like(p, math.nan)
     tried: list[tuple[float, Tensor]] = []
 
     def offer(v: Tensor, slope: Tensor) -> Tensor:

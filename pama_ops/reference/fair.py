@@ -12,18 +12,19 @@ from pama_ops.reference.cone import least_combination
 from pama_ops.reference.weighting import tolerance, unit_of, weighting
 
 
-@weighting
+@weighting()
 def nash_mtl(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
     return _fair(gram, 1.0, tolerance(gram, rtol))
 
 
-@weighting
+@weighting(1)
 def fairgrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
-    return _fair(gram, 1 / options[0], tolerance(gram, rtol))
+    alpha = options[0]
+    return _fair(gram, 1 / alpha if alpha else math.inf, tolerance(gram, rtol))
 
 
 def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
@@ -33,7 +34,7 @@ def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
     noise = 4 * n * 2.0**-52 + rtol
     for b, m in enumerate(g.reshape(-1, n, n)):
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)
-        if not bool(m.isfinite().all()):
+        if not (0 < beta < math.inf and bool(m.isfinite().all())):
             continue
         unit = unit_of(m)
         m = m / unit**2

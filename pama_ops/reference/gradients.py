@@ -54,8 +54,9 @@ def combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
 def walked_in_place(column: list[Tensor]) -> bool:
     """Whether the kernels walk the gradients of a parameter where they lie, not through copies."""
     first = column[0]
-    same = all(x.stride() == first.stride() for x in column)
-    return same and memory.is_dense(first)
+    if first.is_contiguous():
+        return all(x.is_contiguous() for x in column)
+    return memory.is_dense(first) and all(memory.same_order(first, x) for x in column)
 
 
 def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
@@ -64,7 +65,7 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
     for p, x in enumerate(out):
         if memory.is_expanded(x):
             raise ValueError(
-                f"out[{p}] must have memory for each element, got an expanded tensor: clone() it"
+                f"out[{p}] must have memory for each element, got one that shares some: clone() it"
             )
     if pair := memory.sharing(out):
         raise ValueError(f"out[{pair[1]}] must share no memory with out[{pair[0]}], but does")

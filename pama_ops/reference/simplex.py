@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from pama_ops.reference.weighting import each, relative, tolerance, unit_of, weighting
 
 
-@weighting
+@weighting(preference=True)
 def min_norm(
     gram: Tensor,
     preference: Tensor | None,
@@ -28,10 +29,9 @@ def min_norm(
         kept = torch.nonzero(q > 2.0**-400).flatten()
         q = q[kept]
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
-        w[b, kept] = (
-            _min_norm(m, q, tolerance(gram, rtol) / 2) if bool(m.isfinite().all()) else math.nan
-        )
-        if bool(w[b].isnan().any()):
+        given = len(kept) > 0 and bool(m.isfinite().all())
+        w[b, kept] = _min_norm(m, q, tolerance(gram, rtol) / 2) if given else math.nan
+        if not given or bool(w[b].isnan().any()):
             w[b] = math.nan
     return w.reshape(g.shape[:-1])
 
@@ -45,8 +45,9 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
     x = shortest_combination(g, roundoff)
     norm = g.diagonal().sqrt()
     close = (g[:, None] - g).abs() <= 4 * roundoff * norm * norm[:, None, None]
+    # Each row shares its weight with those equal to it: to rounding, which need not be transitive.
     equal = close.all(-1).double()
-    c = (equal @ x) / equal.sum(-1) / q
+    c = equal.mT @ (x / equal.sum(-1)) / q
     return c / c.sum()
 
 
@@ -109,7 +110,7 @@ def differences_inverse(h: Tensor, roundoff: float) -> Tensor:
     return unit[:, None] * inverse * unit
 
 
-@weighting
+@weighting(1)
 def gapo(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -143,16 +144,19 @@ def duality_gap(
 
 
 def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Theorem 1; the point of the optimal face nearest to p by bisection on its multiplier."""
+    """Theorem 1; the point of the optimal face nearest to p by bisection on the bits of the root of
+    its multiplier, which thus has twice the range of numbers."""
     a = values.detach().to(torch.float64)
     n = a.shape[-1]
     p = relative(preference, a)
     keep = torch.nonzero(p > 0).flatten()
     a, p = a[..., keep], p[keep]
     finite = a.isfinite().all(-1)
-    # In units of the largest, by a power of two: nothing below overflows.
-    unit = 2.0 ** torch.frexp(a.abs().amax(-1, keepdim=True)).exponent.double().clamp(-1022, 1023)
-    a, key = a / unit, a.abs() / p
+    # The largest is brought to 2^990 or more, in two steps: nothing below underflows.
+    exponent = (torch.frexp(a.abs().amax(-1, keepdim=True)).exponent - 990).clamp(max=0)
+    first = 2.0 ** (exponent // 2).double()
+    second = 2.0 ** (exponent - exponent // 2).double()
+    a, key = a / first / second, a.abs() / p
     p = p / p.sum()
     tie = key == key.amin(-1, keepdim=True)
     count = tie.sum(-1, keepdim=True)
@@ -161,22 +165,30 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
     winner = a.gather(-1, tie.double().argmax(-1, keepdim=True))
     straddles = (a.amin(-1, keepdim=True) < 0) & (a.amax(-1, keepdim=True) > 0)
 
-    def nearest(multiplier: Tensor) -> Tensor:
-        y = p - multiplier * a
+    b = torch.where((p * a).sum(-1, keepdim=True) < 0, -a, a)  # its multiplier is not negative
+
+    def nearest(root: Tensor) -> Tensor:
+        y = p - root * (root * b)
         ordered = y.sort(-1, descending=True).values
         excess = ordered.cumsum(-1) - 1
         size = torch.arange(1, len(keep) + 1, device=a.device)
         rank = ((ordered * size > excess) * size).amax(-1, keepdim=True).clamp(min=1)
         return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
 
-    low = torch.where(straddles, -1 / a.amax(-1, keepdim=True), 0.0)
-    high = torch.where(straddles, -1 / a.amin(-1, keepdim=True), 0.0)
-    for _ in range(250):
-        middle = (low + high) / 2
-        above = (nearest(middle) * a).sum(-1, keepdim=True) > 0
+    def balanced(c: Tensor) -> Tensor:
+        """With the weight of the largest value, which may be small, as it balances the others."""
+        largest, k = b.max(-1, keepdim=True)
+        others = (c * b).scatter(-1, k, 0.0).sum(-1, keepdim=True)
+        return c.scatter(-1, k, (-others / largest).clamp(min=0))
+
+    low = torch.zeros_like(winner, dtype=torch.int64)
+    high = (-b.amin(-1, keepdim=True)).rsqrt().clamp(max=sys.float_info.max).view(torch.int64)
+    for _ in range(64):
+        middle = low + (high - low) // 2
+        above = (nearest(middle.view(torch.float64)) * b).sum(-1, keepdim=True) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    c = torch.where(straddles, nearest((low + high) / 2), one_sided)
-    s = (winner + (c * (a - winner)).sum(-1, keepdim=True)) * unit
+    c = torch.where(straddles, balanced(nearest(high.view(torch.float64))), one_sided)
+    s = (winner + (c * (a - winner)).sum(-1, keepdim=True)) * first * second
     s = torch.where(straddles, 0.0, s)[..., 0]
     w = a.new_zeros((*a.shape[:-1], n))
     w[..., keep] = c

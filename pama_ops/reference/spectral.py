@@ -8,12 +8,12 @@ from torch import Tensor
 from pama_ops.reference.weighting import each, share, tolerance, weighting
 
 
-@weighting
+@weighting(1, preference=True)
 def aligned_mtl(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
     p = share(preference, gram.detach().to(torch.float64))
-    which, cut = int(options[0]), gram.shape[-1] * tolerance(gram, rtol)
+    which, cut = options[0], gram.shape[-1] * tolerance(gram, rtol)
 
     def solve(g: Tensor, p: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(g)
@@ -21,7 +21,7 @@ def aligned_mtl(
         if not bool(kept.any()):
             return p
         values, vectors = values[kept], vectors[:, kept]
-        sigma = (values.amin(), values.median(), values.mean())[which]
+        sigma = {0: values.amin, 2: values.mean}.get(which, values.median)()
         w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
         return w
 
@@ -37,7 +37,7 @@ def _unit_gram(g: Tensor, cut: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return s, norm, values[kept], vectors[:, kept]
 
 
-@weighting
+@weighting()
 def imtl_g(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -61,7 +61,7 @@ def imtl_g(
     return each(gram, solve)
 
 
-@weighting
+@weighting()
 def config(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:

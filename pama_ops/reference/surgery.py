@@ -57,7 +57,7 @@ def _surgery(
     return torch.stack(out).reshape(g.shape[:-1]) if out else g.new_zeros(g.shape[:-1])
 
 
-@weighting
+@weighting(vector=lambda _: 1)
 def pcgrad(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
@@ -71,7 +71,7 @@ def pcgrad(
     return _surgery(gram, seed, None, meet)
 
 
-@weighting
+@weighting(vector=lambda n: 1 + n * n)
 def gradvac(
     gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,34 @@ from torch import Tensor
 WEIGHTINGS: dict[str, Callable[..., Tensor]] = {}
 
 
-def weighting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+class Takes(NamedTuple):
+    """What a weighting takes beside the matrix, as kTakes, kOptions and vector() in csrc/core say.
+
+    Attributes:
+        options: how many scalars.
+        preference: whether a preference or None.
+        vector: how many numbers, of n, has a vector that it cannot do without.
+    """
+
+    options: int = 0
+    preference: bool = False
+    vector: Callable[[int], int] | None = None
+
+
+TAKES: dict[str, Takes] = {}
+
+
+def weighting(
+    options: int = 0, *, preference: bool = False, vector: Callable[[int], int] | None = None
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Makes a function (gram, preference, options, rtol) -> weights the default of its op."""
-    WEIGHTINGS[function.__name__] = function
-    return function
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name = function.__name__
+        WEIGHTINGS[name], TAKES[name] = function, Takes(options, preference, vector)
+        return function
+
+    return register
 
 
 def tolerance(gram: Tensor, rtol: float | None) -> float:
