@@ -439,6 +439,8 @@ def _checked_columns(
                     )
             elif x.__class__ is not first.__class__ and not isinstance(x, Tensor):
                 raise TypeError(f"{where(i, p)} must be a torch.Tensor, got {type(x).__name__}")
+            elif x.layout != torch.strided or x.is_nested:
+                tensor(where(i, p), x)  # raises
             elif x.shape != first.shape:
                 raise ValueError(
                     f"{where(i, p)} must have the shape {list(first.shape)} of {of}, "
@@ -452,8 +454,6 @@ def _checked_columns(
                 raise ValueError(
                     f"{where(i, p)} must be on {first.device} like {of}, got {x.device}"
                 )
-            elif x.layout != torch.strided:
-                raise TypeError(f"{where(i, p)} must be a dense tensor, got {x.layout}")
     if device is None:
         raise ValueError(f"{name} must hold at least one tensor, got none but None")
     return [_fill(column, device) for column in columns]
@@ -468,8 +468,18 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
     return tuple(empty if x is None else x for x in column)
 
 
+def constant(name: str, x: Tensor) -> None:
+    """`x`, to be written, requires no gradient: it would get that of what it was before."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must require no gradient, as none flows through what is written to it: "
+            "detach() it, or call under torch.no_grad()"
+        )
+
+
 def writable(name: str, x: Tensor) -> None:
     """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
+    constant(name, x)
     compiling = torch.compiler.is_compiling()
     if not compiling and x.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
@@ -487,6 +497,8 @@ def outputs(
 ) -> None:
     """`out` holds one tensor like each of the P gradients. `by_op`: as for `gradients`."""
     if by_op and _left_to_op([out]):
+        for p, x in enumerate(out):
+            constant(f"{name}[{p}]", x)
         return
     count = len(flat) // n
     if len(out) != count:
@@ -500,6 +512,4 @@ def outputs(
             raise TypeError(
                 f"{name}[{p}] must have the gradients' dtype {like.dtype}, got {x.dtype}"
             )
-        if x.layout != torch.strided:
-            raise TypeError(f"{name}[{p}] must be a dense tensor, got {x.layout}")
         writable(f"{name}[{p}]", x)

@@ -351,7 +351,7 @@ def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
     mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
     mine = mine or [grads[p]]
     if walked_in_place(mine) and not mine[0].is_contiguous():
-        return torch.empty_like(mine[0])
+        return mine[0].new_empty_strided(mine[0].shape, mine[0].stride())
     return mine[0].new_empty(mine[0].shape)
 
 

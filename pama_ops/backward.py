@@ -356,7 +356,14 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     flat = [distributed.local(x) for x in flat]
     if there:
         sums = [flat[i * count + p] for i in range(n) for p in there]
-        ops.write(ops.combine_into, [distributed.local(x) for x in targets], sums, weights, True)
+        to = [distributed.local(x) for x in targets]
+        try:
+            ops.write(ops.combine_into, to, sums, weights, True)
+        except ValueError as error:
+            raise ValueError(
+                "each .grad of parameters must share no memory with the gradients that losses give "
+                f"(as out and grads here), but {error}"
+            ) from error
     if fresh:
         sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)
         for p, x in zip(fresh, sums, strict=True):
@@ -379,7 +386,7 @@ def _arguments(
 ) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
     """The losses, what G is of (shared parameters or features), and each loss's own parameters."""
     terms = _losses(losses)
-    heads = _heads(task_parameters, len(terms))
+    heads, of_heads = _heads(task_parameters, len(terms))
     if (parameters is None) == (features is None):
         raise ValueError(
             "exactly one of parameters and features must be given, got "
@@ -387,14 +394,17 @@ def _arguments(
         )
     if features is not None:
         shared = _features(features)
+        _check_apart(of_heads)
         distributed.check_kinds("features", shared)
         distributed.check_kinds("task_parameters", [x for head in heads for x in head])
         _check_graphs(terms, heads)
         return terms, shared, heads
     own = {id(x) for head in heads for x in head}
-    shared = [x for x in _parameters("parameters", parameters) if id(x) not in own]
+    named = {at: x for at, x in _parameters("parameters", parameters).items() if id(x) not in own}
+    shared = list(named.values())
     if not shared:
         raise ValueError("parameters must hold a shared one that requires a gradient, got none")
+    _check_apart(named | of_heads)
     distributed.check_kinds("parameters", shared)
     for i, head in enumerate(heads):
         distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", [shared[0], *head])
@@ -413,7 +423,7 @@ def _check_graphs(losses: list[Tensor], tensors: list[list[Tensor]]) -> None:
 
 def _losses(losses: object) -> list[Tensor]:
     if isinstance(losses, Tensor):
-        if losses.dim() != 1:
+        if check.floating("losses", losses).dim() != 1:
             raise ValueError(f"losses must be a list or a tensor [n], got {list(losses.shape)}")
         losses = losses.unbind()
     if not isinstance(losses, Sequence):
@@ -429,16 +439,17 @@ def _losses(losses: object) -> list[Tensor]:
     return list(losses)
 
 
-def _parameters(name: str, parameters: object) -> list[Tensor]:
-    """Those that require a gradient, each once; with the `.grad` of a dense gradient."""
+def _parameters(name: str, parameters: object) -> dict[str, Tensor]:
+    """Those that require a gradient, each once, by where they stand; with dense `.grad`."""
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
-    kept: dict[int, Tensor] = {}
-    grads: dict[int, Tensor] = {}  # each parameter's .grad, by where the parameter stands
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
         x = check.tensor(f"{name}[{p}]", x)
-        if not x.requires_grad or id(x) in kept:
+        if not x.requires_grad or id(x) in seen:
             continue
+        seen.add(id(x))
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
         if x.grad is not None:
@@ -448,14 +459,16 @@ def _parameters(name: str, parameters: object) -> list[Tensor]:
                     f"got {x.grad.layout} {x.grad.dtype}"
                 )
             check.writable(f"{name}[{p}].grad", x.grad)
-            grads[p] = distributed.local(x.grad)
-        kept[id(x)] = x
+        kept[f"{name}[{p}]"] = x
+    return kept
+
+
+def _check_apart(parameters: dict[str, Tensor]) -> None:
+    """That no `.grad` shares memory with another one."""
+    grads = {at: distributed.local(x.grad) for at, x in parameters.items() if x.grad is not None}
     if pair := memory.sharing([*grads.values()]):
         first, last = (list(grads)[k] for k in pair)
-        raise ValueError(
-            f"{name}[{last}].grad must share no memory with {name}[{first}].grad, but does"
-        )
-    return list(kept.values())
+        raise ValueError(f"{last}.grad must share no memory with {first}.grad, but does")
 
 
 def _features(features: object) -> list[Tensor]:
@@ -469,9 +482,10 @@ def _features(features: object) -> list[Tensor]:
     return list(tensors)
 
 
-def _heads(task_parameters: object, n: int) -> list[list[Tensor]]:
+def _heads(task_parameters: object, n: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
+    """Each loss's own parameters, and all of them by where they stand."""
     if task_parameters is None:
-        return [[] for _ in range(n)]
+        return [[] for _ in range(n)], {}
     if isinstance(task_parameters, Tensor) or not isinstance(task_parameters, Sequence):
         raise TypeError(
             "task_parameters must be a list, an iterable of parameters for each loss, "
@@ -485,10 +499,11 @@ def _heads(task_parameters: object, n: int) -> list[list[Tensor]]:
     heads = [_parameters(f"task_parameters[{i}]", x) for i, x in enumerate(task_parameters)]
     owner: dict[int, int] = {}
     for i, head in enumerate(heads):
-        for x in head:
+        for x in head.values():
             if owner.setdefault(id(x), i) != i:
                 raise ValueError(
                     f"task_parameters[{i}] must not share a parameter with "
                     f"task_parameters[{owner[id(x)]}]: what two losses train is shared"
                 )
-    return heads
+    together = {at: x for head in heads for at, x in head.items()}
+    return [list(head.values()) for head in heads], together

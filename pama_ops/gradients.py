@@ -89,7 +89,7 @@ def gram(
     if group is None and not sharded:
         try:
             result: Tensor = _gram(flat, n)
-        except (TypeError, ValueError):
+        except Exception:
             check.gradients("grads", grads)  # finds the words for what the op refuses
             raise
     else:
@@ -178,7 +178,8 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     pass in pieces. `gram` of the whole and of its pieces agree to rounding.
 
     Args:
-        gram: G, [n, n] in float64, contiguous, written in place.
+        gram: G, [n, n] in float64, contiguous, written in place: no gradient flows to it or from
+            it.
         grads: as for `gram`, on the same device.
 
     Returns:
@@ -207,7 +208,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
         check.writable("gram", gram)
         forward_mode.refuse("gram_accumulate", gram, *flat)
         ops.write(ops.gram_accumulate, gram, flat)
-    except (TypeError, ValueError):
+    except Exception:
         check.gradients("grads", grads)  # finds the words for what the op refuses
         raise
     return _noted(gram, max(getattr(gram, "rtol", 0.0), _error(flat, n)))
@@ -227,8 +228,8 @@ def combine(
         grads: as for `gram`.
         weights: w, [n], any floating dtype, on the gradients' device.
         out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
-            no gradient flows then. Each may be a whole gradient of its own parameter, and shares no
-            memory with any other tensor.
+            no gradient flows then, and none may require one. Each may be a whole gradient of its
+            own parameter, and shares no memory with any other tensor.
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
@@ -245,10 +246,10 @@ def combine(
     """
     flat, n, single = check.gradients("grads", grads, by_op=True)
     sharded = distributed.check_shards("grads", flat, n)
-    targets = None if out is None else [out] if isinstance(out, Tensor) else list(out)
+    targets = _targets(out)
     try:
         results = _combine(flat, n, weights, targets, sharded=sharded)
-    except (TypeError, ValueError):  # what an op refuses is said again, in the words of the checks
+    except Exception:  # what an op refuses is said again, in the words of the checks
         flat, n, _ = check.gradients("grads", grads)
         if targets is not None and not sharded:
             check.outputs("out", targets, flat, n)
@@ -256,6 +257,15 @@ def combine(
     if out is not None:
         return cast("Tensor | list[Tensor]", out)
     return results[0] if single else results
+
+
+def _targets(out: object) -> list[Tensor] | None:
+    if out is None or isinstance(out, Tensor):
+        return None if out is None else [out]
+    entries = check.sequence(out)
+    if entries is None:
+        raise TypeError(f"out must be a tensor or a list of tensors, got {type(out).__name__}")
+    return cast("list[Tensor]", entries)
 
 
 def _combine(

@@ -100,7 +100,9 @@ def public_calls() -> dict[str, PublicCall]:
         "gram": PublicCall(po.gram, {"grads": rows}, ("grads",)),
         "gram of lists": PublicCall(po.gram, {"grads": lists}),
         "gram_accumulate": PublicCall(
-            lambda gram, grads: po.gram_accumulate(tree_map_only(Tensor, torch.clone, gram), grads),
+            lambda gram, grads: po.gram_accumulate(
+                tree_map_only(Tensor, lambda x: x.detach().clone(), gram), grads
+            ),
             {"gram": gram, "grads": lists},
         ),
         "combine": PublicCall(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import ROUNDOFF, assert_independent_of_thread_count
 from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pama_ops as po
 from pama_ops import _memory, _schemas
@@ -207,17 +208,34 @@ ROOM = 24
 
 @st.composite
 def places(
-    draw: st.DrawFn, size: int, square: bool, holes: bool
+    draw: st.DrawFn, size: int, dims: int, holes: bool
 ) -> tuple[list[int], list[int], int]:
     """Sizes, strides and offset of a tensor of `size` elements somewhere in ROOM numbers."""
-    sizes = [2, size // 2] if square and size else [size]
-    layouts = [[size // 2, 1], [1, 2]] if len(sizes) == 2 else [[1]]
+    sizes = [2, size // 2] if dims > 1 and size > 1 else [size]
+    layouts = [[size // 2, 1], [1, 2], [1, 1]] if len(sizes) == 2 else [[1]]
     layouts += [[0] * len(sizes)]
     if holes:
         layouts += [[size, 2]] if len(sizes) == 2 else [[2]]
     strides = draw(st.sampled_from(layouts))
     last = sum((many - 1) * step for many, step in zip(sizes, strides, strict=True))
+    if dims > 2:  # one of size 1, whose stride is never walked
+        at = min(dims - 3, len(sizes))
+        sizes = [*sizes[:at], 1, *sizes[at:]]
+        strides = [*strides[:at], draw(st.integers(0, 9)), *strides[at:]]
     return sizes, strides, draw(st.integers(0, ROOM - 1 - max(last, 0)))
+
+
+@given(data=st.data())
+def test_combined_gradients_lie_as_the_fake_kernel_says(backend, data):
+    size, dims = data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.integers(1, 5))
+    n = data.draw(st.integers(1, 3))
+    room = torch.zeros(ROOM, device=backend.device)
+    grads = [room.as_strided(*data.draw(places(size, dims, holes=True))) for _ in range(n)]
+    [got] = _schemas.combine(grads, torch.ones(n, device=backend.device))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        faked = [mode.from_tensor(x) for x in grads]
+        [fake] = torch.ops.pama_ops.combine(faked, torch.ones(n, device=backend.device))
+    assert (got.shape, got.stride()) == (fake.shape, fake.stride())
 
 
 @given(data=st.data())
@@ -225,7 +243,7 @@ def test_the_default_refuses_what_the_kernels_refuse_to_write(backend, data):
     """And where neither does, both write the same: nothing is read after it has been written."""
     n, count = (data.draw(st.integers(1, 3)) for _ in range(2))
     parameters = [
-        (data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.booleans()))
+        (data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.integers(1, 5)))
         for _ in range(count)
     ]
     grads = [data.draw(places(*x, holes=True)) for _ in range(n) for x in parameters]

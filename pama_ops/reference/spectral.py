@@ -21,7 +21,7 @@ def aligned_mtl(
         if not bool(kept.any()):
             return p
         values, vectors = values[kept], vectors[:, kept]
-        sigma = {0: values.amin, 2: values.mean}.get(which, values.median)()
+        sigma = {0.0: values.amin, 2.0: values.mean}.get(which, values.median)()
         w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
         return w
 
