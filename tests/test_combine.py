@@ -207,9 +207,7 @@ ROOM = 24
 
 
 @st.composite
-def places(
-    draw: st.DrawFn, size: int, dims: int, holes: bool
-) -> tuple[list[int], list[int], int]:
+def places(draw: st.DrawFn, size: int, dims: int, holes: bool) -> tuple[list[int], list[int], int]:
     """Sizes, strides and offset of a tensor of `size` elements somewhere in ROOM numbers."""
     sizes = [2, size // 2] if dims > 1 and size > 1 else [size]
     layouts = [[size // 2, 1], [1, 2], [1, 1]] if len(sizes) == 2 else [[1]]
@@ -286,6 +284,10 @@ def test_what_was_written_cannot_be_differentiated_as_it_was(backend):
     for like, write in (g[0], combined), (square, accumulated):
         y = 2 * torch.ones_like(like).requires_grad_()
         h = (y**2).sum()
+        with pytest.raises(ValueError, match=r"must require no gradient, as none flows through"):
+            write(y)
+        with torch.no_grad():
+            write(y.clone().requires_grad_())
         write(y.detach())
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             h.backward()

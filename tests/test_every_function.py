@@ -162,13 +162,38 @@ def test_layouts_that_are_not_strided_are_refused_by_name(call, backend, layout)
         other = LAYOUTS[layout](call.options[name])
         with pytest.raises(TypeError, match=rf"^{name} must be a dense tensor, got"):
             call(**{name: other})
-    for name, value in call.options.items():
-        if isinstance(value, list) and isinstance(value[0], Tensor):
-            if call.function not in (po.gram, po.combine) or backend.name == "emulated":
-                continue  # an emulated op of such tensors is another implementation's
-            other = LAYOUTS[layout](value[0])
-            with pytest.raises((TypeError, ValueError), match=rf"^{name}\[0\] must be"):
-                call(**{name: [other, *value[1:]]})
+    if "grads" not in call.options:
+        return
+    grads = call.options["grads"]
+    first = tensors_in(grads)[0]
+    for others in (
+        tree_map_only(Tensor, lambda x: LAYOUTS[layout](x) if x is first else x, grads),
+        tree_map_only(Tensor, LAYOUTS[layout], grads),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^grads\[0\](\[0\])? must be"):
+            call(grads=others)
+    if call.function is po.combine:
+        out = [torch.empty_like(x) for x in tensors_in(grads[0])]
+        with pytest.raises(TypeError, match=r"^out\[0\] must be a dense tensor"):
+            call(out=[LAYOUTS[layout](x) for x in out])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_that_are_not_strided_are_refused_by_name(layout):
+    x = torch.ones(2, requires_grad=True)
+    for losses in (LAYOUTS[layout](torch.ones(2)), [LAYOUTS[layout](torch.ones(1, 1)), x.sum()]):
+        with pytest.raises(TypeError, match=r"^losses(\[0\])? must be a dense tensor"):
+            po.pareto_backward(losses, [x])
+    assert x.grad is None
+
+
+def test_outputs_that_are_no_tensors_are_refused_by_name():
+    g = [torch.ones(2), torch.ones(2)]
+    for wrong in (3, "ab", {"a": g[0]}, object(), np.ones(1), ["ab"], [None]):
+        with pytest.raises(TypeError, match=r"^out(\[0\])? must be a"):
+            po.combine(g, torch.ones(2), out=wrong)
 
 
 # --- what is no tensor, or one of another kind ----------------------------------------------------

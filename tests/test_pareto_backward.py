@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -418,6 +419,43 @@ def test_a_gradient_that_no_one_may_write_is_refused_before_anything_is_written(
         assert x.grad is grads[0]
         assert not bool(one.any())
         assert not bool(two.any())
+
+
+def test_grads_of_heads_and_trunk_that_share_memory_are_told_by_name():
+    x, a, b = (torch.ones(2, requires_grad=True) for _ in range(3))
+    losses = [(x * a).sum(), (x + b).sum()]
+    memory = torch.zeros(3)
+    for wrong, names in (
+        ((x, a), ("task_parameters[0][0]", "parameters[0]")),
+        ((a, b), ("task_parameters[1][0]", "task_parameters[0][0]")),
+    ):
+        x.grad = a.grad = b.grad = None
+        wrong[0].grad, wrong[1].grad = memory[:2], memory[1:]
+        words = f"{names[0]}.grad must share no memory with {names[1]}.grad, but does"
+        for shared in ([x], [x, a, b]):
+            with pytest.raises(ValueError, match="^" + re.escape(words)):
+                po.pareto_backward(losses, shared, task_parameters=[[a], [b]])
+    assert not bool(memory.any())
+
+
+def test_a_gradient_that_lies_in_its_grad_is_told():
+    class Kept(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, slope):
+            ctx.slope = slope
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, _grad):
+            return ctx.slope, None
+
+    x = torch.ones(2, requires_grad=True)
+    memory = torch.ones(3)
+    x.grad = memory[:2]
+    words = "each .grad of parameters must share no memory with the gradients that losses give"
+    with pytest.raises(ValueError, match=words):
+        po.pareto_backward([Kept.apply(x, memory[1:]), x.sum()], [x])
+    assert memory.tolist() == [1.0] * 3
 
 
 def test_adding_to_grad_raises_its_version():
