@@ -162,6 +162,8 @@ def ppo_loss(
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():
+        constants = (old_logp, advantages, ref_logp, norm)
+        forward_mode.refuse("ppo_loss in what it takes for constant", *constants)
         logp, tangent = forward_mode.split(logp)
     loss, statistics, row_weights = ops.ppo_loss(
         logp,
@@ -245,6 +247,8 @@ def value_loss(
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():
+        constants = (returns, old_values, norm)
+        forward_mode.refuse("value_loss in what it takes for constant", *constants)
         values, tangent = forward_mode.split(values)
     loss: Tensor
     loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)

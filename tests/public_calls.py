@@ -50,6 +50,13 @@ def backward(losses: list[Tensor], parameters: list[Tensor], **options: Any) -> 
     return [weights, leaves[0].grad]
 
 
+def accumulated(gram: Any, grads: Any) -> Tensor:
+    """`gram_accumulate` into a copy, which requires no gradient."""
+    with torch.no_grad():
+        copy = tree_map_only(Tensor, torch.clone, gram)
+    return po.gram_accumulate(copy, grads)
+
+
 def public_calls() -> dict[str, PublicCall]:
     def grid(*shape: int, step: int = 3) -> Tensor:
         count = torch.Size(shape).numel()
@@ -100,10 +107,7 @@ def public_calls() -> dict[str, PublicCall]:
         "gram": PublicCall(po.gram, {"grads": rows}, ("grads",)),
         "gram of lists": PublicCall(po.gram, {"grads": lists}),
         "gram_accumulate": PublicCall(
-            lambda gram, grads: po.gram_accumulate(
-                tree_map_only(Tensor, lambda x: x.detach().clone(), gram), grads
-            ),
-            {"gram": gram, "grads": lists},
+            accumulated, {"gram": gram, "grads": lists}
         ),
         "combine": PublicCall(
             po.combine, {"grads": rows, "weights": weights}, ("grads", "weights")

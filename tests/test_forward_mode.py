@@ -21,8 +21,8 @@ CONSTANT = [
     (name, x)
     for name, call in CALLS.items()
     for x in call.options
-    if name.split(" ")[0].rstrip(",")
-    not in ("ppo_loss", "value_loss", "kl_divergence", "gram", "combine", "pareto_backward")
+    if call.name.split(" ")[0].rstrip(",") not in ("gram", "combine", "pareto_backward")
+    and x not in call.differentiable
     and any(y.is_floating_point() for y in tensors_in(call.options[x]))
 ]
 
