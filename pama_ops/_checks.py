@@ -298,6 +298,11 @@ def preference(
                 )
             return match("preference", x, x.shape, "the objectives", like.device)
         return match("preference", x, (n,), "the objectives", like.device)
+    if sequences is not None and any(sequence(v) is not None for v in sequence(x) or ()):
+        raise TypeError(
+            f"preference must be a tensor to hold one for each sequence, {[n, sequences]}, "
+            f"got a {type(x).__name__} of lists"
+        )
     values = preference_numbers("preference", x, n)
     if like.device.type == "cpu":
         return torch.tensor(values, dtype=torch.float64, device=like.device)

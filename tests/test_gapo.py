@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from properties import assert_optimal, unit_roundoff
 from strategies import draw_gradients, gram_matrices, gram_of
@@ -43,6 +43,21 @@ def test_gapo_of_published_values(backend):
     want = 0.5 / gram.diagonal().cpu().sqrt()  # two unit gradients balance
     torch.testing.assert_close(got, want, rtol=8 * 2.0**-53, atol=0)
     torch.testing.assert_close(po.gapo(gram, p=0), po.min_norm(gram), rtol=1e-15, atol=0)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(-10, 10), min_size=2, max_size=6), st.lists(
+    st.sampled_from([0.1, 0.2, 0.3, 0.7]), min_size=1, max_size=4
+))  # fmt: skip
+@example([-3, -7, 1, 10], [0.3, 0.1, 0.2])
+def test_gapo_of_parallel_gradients_that_oppose_each_other_is_stationary(backend, factors, row):
+    """Rows of one direction are equal to rounding once they are scaled, of which none is lost."""
+    assume(min(factors) < 0 < max(factors))
+    rows = torch.tensor(factors).double()[:, None] * torch.tensor(row).double()
+    rows = rows[torch.tensor(factors) != 0].to(backend.device)
+    weights = po.gapo(po.gram(list(rows)))
+    size = float((weights[:, None] * rows).norm(dim=1).sum())
+    assert float((weights @ rows).norm()) <= 16 * len(rows) * 2.0**-53 * size
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

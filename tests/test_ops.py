@@ -26,6 +26,15 @@ def ops(request):
     return torch.ops.pama_ops
 
 
+@pytest.fixture(params=["cpu", "emulated", "default"])
+def solvers(request):
+    """The ops of each implementation, for what the defaults of the solvers check as well."""
+    if request.param == "cpu":
+        return torch.ops.pama_ops
+    request.getfixturevalue(f"{request.param}_library")
+    return getattr(torch.ops, f"pama_ops_{request.param}")
+
+
 def spoilt(call: Call) -> Iterator[tuple[str, Call]]:
     """The call with one of its tensors short of what the others say, or of integers."""
     name, arguments = call
@@ -63,9 +72,9 @@ SOLVERS = sorted({*po.reference.WEIGHTINGS, "duality_gap"})
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_count_their_options_and_miss_no_vector(ops, name):
+def test_solvers_count_their_options_and_miss_no_vector(solvers, name):
     """Neither is read past its end."""
-    op = getattr(ops, name)
+    op = getattr(solvers, name)
     arguments = next(arguments for called, arguments in calls() if called == name)
     gram, vector, options = arguments
     op(*arguments)
@@ -79,16 +88,35 @@ def test_solvers_count_their_options_and_miss_no_vector(ops, name):
         with pytest.raises(ValueError, match="vector beside gram"):
             op(gram, vector[:3], options)
     for bad in (gram[0, 0], gram[..., :2], gram[..., :0, :0], gram.to(torch.cfloat)):
-        with pytest.raises(ValueError, match="gram must"):
+        with pytest.raises((TypeError, ValueError), match="gram must"):
             op(bad, vector, options)
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="rtol must be nonnegative and finite"):
+            op(*arguments, bad)
     if vector is None:
         with pytest.raises(ValueError, match=r"must have the shape|takes no vector"):
             op(gram, torch.ones(2, dtype=torch.float64), options)
+    if po.reference.TAKES[name].preference if name in po.reference.TAKES else False:
+        n = gram.shape[-1]
+        for bad in (torch.tensor(1.0), torch.ones(1), torch.ones(n + 1), torch.ones(n).long()):
+            with pytest.raises((TypeError, ValueError), match="preference must"):
+                op(gram, bad, options)
+
+
+@pytest.mark.parametrize("name", [x for x in SOLVERS if x != "duality_gap"])
+def test_solvers_end_whatever_their_options(solvers, name):
+    if not po.reference.TAKES[name].options:
+        return
+    rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.5, -1.0], [0.0, 0.0]]).double()
+    for rank in (4, 3, 2, 1):
+        gram = po.gram(list(rows[:rank]))
+        for option in (torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 5e-324, 1e308, 0.5):
+            assert getattr(solvers, name)(gram, None, [option]).shape == (rank,)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_fairgrad_of_no_alpha_is_nan_and_ends(ops, alpha):
-    assert bool(ops.fairgrad(torch.eye(3), None, [alpha]).isnan().all())
+def test_fairgrad_of_no_alpha_is_nan_and_ends(solvers, alpha):
+    assert bool(solvers.fairgrad(torch.eye(3), None, [alpha]).isnan().all())
 
 
 def test_ops_refuse_numbers_that_their_loops_rely_on(ops):

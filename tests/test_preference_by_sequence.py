@@ -328,3 +328,10 @@ def test_documented_snippet_runs():
     given.update(rewards=rewards, group_size=4)
     exec(code, given)
     assert (given["step"].advantages[:, 0] > 0).tolist() == [False, True, False, True]
+
+
+def test_a_preference_by_sequence_is_a_tensor():
+    advantages = torch.ones(2, 3, 4)
+    for listed in ([[1, 0, 1], [0, 1, 1]], ((1.0, 0.0, 1.0), (0.0, 1.0, 1.0))):
+        with pytest.raises(TypeError, match=r"^preference must be a tensor .* \[2, 3\], got a"):
+            po.pama_advantages(advantages, preference=listed)

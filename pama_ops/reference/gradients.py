@@ -88,4 +88,6 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
 def combine_into(out: list[Tensor], grads: list[Tensor], weights: Tensor, accumulate: bool) -> None:
     _check_apart(out, grads)
     for to, combined in zip(out, combine(grads, weights), strict=True):
+        if to.numel() == 0:  # of whatever shape, as are the gradients that say so
+            continue
         to.copy_(to.detach().to(torch.float64) + combined if accumulate else combined)
