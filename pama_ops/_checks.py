@@ -502,8 +502,8 @@ def outputs(
 ) -> None:
     """`out` holds one tensor like each of the P gradients. `by_op`: as for `gradients`."""
     if by_op and _left_to_op([out]):
-        for p, x in enumerate(out):
-            constant(f"{name}[{p}]", x)
+        for p in [p for p, x in enumerate(out) if x.requires_grad]:
+            constant(f"{name}[{p}]", out[p])
         return
     count = len(flat) // n
     if len(out) != count:
