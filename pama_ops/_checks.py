@@ -298,7 +298,7 @@ def preference(
                 )
             return match("preference", x, x.shape, "the objectives", like.device)
         return match("preference", x, (n,), "the objectives", like.device)
-    if sequences is not None and any(sequence(v) is not None for v in sequence(x) or ()):
+    if sequences is not None and all(sequence(v) is not None for v in sequence(x) or [None]):
         raise TypeError(
             f"preference must be a tensor to hold one for each sequence, {[n, sequences]}, "
             f"got a {type(x).__name__} of lists"

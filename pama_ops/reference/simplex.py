@@ -176,10 +176,12 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
 
     def balanced(c: Tensor) -> Tensor:
-        """With the weight of the largest value, which may be small, as it balances the others."""
-        largest, k = b.max(-1, keepdim=True)
+        """With the weight of the largest value, which may be small, as it balances the others;
+        left as it is where that is not the same to rounding."""
+        largest, k = torch.where(c > 0, b, 0.0).max(-1, keepdim=True)
         others = (c * b).scatter(-1, k, 0.0).sum(-1, keepdim=True)
-        return c.scatter(-1, k, (-others / largest).clamp(min=0))
+        new, old = (-others / largest).clamp(min=0), c.gather(-1, k)
+        return c.scatter(-1, k, torch.where((new - old).abs() <= len(keep) * 2.0**-51, new, old))
 
     low = torch.zeros_like(winner, dtype=torch.int64)
     high = (-b.amin(-1, keepdim=True)).rsqrt().clamp(max=sys.float_info.max).view(torch.int64)
