@@ -474,7 +474,9 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
 
 
 def constant(name: str, x: Tensor) -> None:
-    """`x`, to be written, requires no gradient: it would get that of what it was before."""
+    """`x`, to be written, requires no gradient: it would get that of what it was before. Not asked
+    of `.grad`, to which torch's own backward adds likewise.
+    """
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{name} must require no gradient, as none flows through what is written to it: "
@@ -484,7 +486,6 @@ def constant(name: str, x: Tensor) -> None:
 
 def writable(name: str, x: Tensor) -> None:
     """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
-    constant(name, x)
     compiling = torch.compiler.is_compiling()
     if not compiling and x.is_inference() and not torch.is_inference_mode_enabled():
         raise ValueError(
@@ -517,4 +518,5 @@ def outputs(
             raise TypeError(
                 f"{name}[{p}] must have the gradients' dtype {like.dtype}, got {x.dtype}"
             )
+        constant(f"{name}[{p}]", x)
         writable(f"{name}[{p}]", x)

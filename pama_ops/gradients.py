@@ -205,6 +205,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
+        check.constant("gram", gram)
         check.writable("gram", gram)
         forward_mode.refuse("gram_accumulate", gram, *flat)
         ops.write(ops.gram_accumulate, gram, flat)

@@ -458,6 +458,14 @@ def test_a_gradient_that_lies_in_its_grad_is_told():
     assert memory.tolist() == [1.0] * 3
 
 
+def test_a_grad_with_a_graph_is_added_to_as_torch_does():
+    x = torch.ones(2, requires_grad=True)
+    x.grad = torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
+    assert x.grad.requires_grad
+    po.pareto_backward([x.sum(), x.sum()], [x])
+    assert x.grad.tolist() == [4.0, 4.0]
+
+
 def test_adding_to_grad_raises_its_version():
     x = torch.ones(2, requires_grad=True)
     x.grad = torch.zeros(2)
