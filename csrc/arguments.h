@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cfloat>
+#include <cstdio>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,12 @@ inline std::string text_of(Sizes sizes) {
   std::string text = "[";
   for (size_t d = 0; d < sizes.size(); ++d) text += (d > 0 ? ", " : "") + std::to_string(sizes[d]);
   return text + "]";
+}
+
+inline std::string text_of(double x) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", x);
+  return text;
 }
 
 [[noreturn]] inline void refuse(const std::string& message) {
@@ -274,7 +281,7 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
            std::to_string(Solver::kOptions) + ", got " + std::to_string(options.size()));
   }
   if (rtol && !(*rtol >= 0 && *rtol <= DBL_MAX)) {
-    refuse("rtol must be nonnegative and finite, got " + std::to_string(*rtol));
+    refuse("rtol must be nonnegative and finite, got " + text_of(*rtol));
   }
   if (!vector) {
     if (Solver::kTakes == Takes::kVector) refuse("the op takes a vector beside gram, got None");

@@ -28,8 +28,8 @@ inline bool is_dense(const Tensor& x) {
   return true;
 }
 
-// Whether several elements must lie in one place: for want of a step, or of places.
-inline bool is_expanded(const Tensor& x) {
+// Whether elements must share places, by a stride of 0 or too few of them: not all that overlap.
+inline bool must_overlap_itself(const Tensor& x) {
   if (x.numel() == 0 || x.is_contiguous()) return false;
   const auto sizes = x.sizes(), strides = x.strides();
   int64_t places = 1;
@@ -212,7 +212,8 @@ struct Extent {
 
 // No element is written twice, nor read after it has been written: a tensor of `out` shares no
 // memory with itself, with another one or with a gradient, but that it may be one whole gradient
-// of its own parameter. Of tensors with holes only those that begin together are told.
+// of its own parameter. Of tensors with holes only those that begin together are told, and of those
+// that overlap themselves those that must_overlap_itself tells.
 inline void check_apart(const GradientList& grads, const std::vector<Tensor>& out) {
   const auto named = [](int64_t p) { return "out[" + std::to_string(p) + "]"; };
   std::vector<Extent> dense, all;
@@ -222,7 +223,7 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
     const Extent extent(x.const_data_ptr(), x.numel() * size_of(grads.dtype[p]), p);
     all.push_back(extent);
     if (is_dense(x)) dense.push_back(extent);
-    if (is_expanded(x)) {
+    if (must_overlap_itself(x)) {
       refuse(named(p) + " must have memory for each element, got one that shares some: clone() it");
     }
   }

@@ -117,7 +117,8 @@ def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
         require(good, "mask must hold only 0 and 1", lambda: "other values")
     if cu_seqlens is not None:
         rises = (cu_seqlens.diff() >= 0).all()
-        good = rises & (cu_seqlens[0] == 0) & (cu_seqlens[-1] == total)
+        ends = (cu_seqlens[:1] == 0).all() & (cu_seqlens[-1:] == total).all()
+        good = rises & ends & (cu_seqlens.numel() > 0)
         # The number is not known while a program is compiled for any.
         tokens = "number of" if torch.compiler.is_compiling() else total
         require(good, f"cu_seqlens must rise from 0 to the {tokens} tokens", cu_seqlens.tolist)
@@ -298,10 +299,11 @@ def preference(
                 )
             return match("preference", x, x.shape, "the objectives", like.device)
         return match("preference", x, (n,), "the objectives", like.device)
-    if sequences is not None and all(sequence(v) is not None for v in sequence(x) or [None]):
+    rows = None if sequences is None else sequence(x)
+    if rows and all(sequence(v) is not None for v in rows):
         raise TypeError(
-            f"preference must be a tensor to hold one for each sequence, {[n, sequences]}, "
-            f"got a {type(x).__name__} of lists"
+            f"preference must be a tensor {[n, sequences]} to hold one for each sequence, "
+            f"got {type(x).__name__} of {type(rows[0]).__name__}"
         )
     values = preference_numbers("preference", x, n)
     if like.device.type == "cpu":
@@ -351,7 +353,8 @@ def preference_values(p: Tensor | None, *, by_sequence: bool = False) -> None:
         return
     total = p.double().sum(-1)
     good = (p >= 0).all() & ((total > 0) & (total < math.inf)).all()
-    require(good, "preference must be nonnegative and finite with a positive sum", p.tolist)
+    got = p.tolist if p.dim() == 1 else lambda: "values that are not"
+    require(good, "preference must be nonnegative and finite with a positive sum", got)
 
 
 def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, float]:
@@ -473,7 +476,7 @@ def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tens
     return tuple(empty if x is None else x for x in column)
 
 
-def constant(name: str, x: Tensor) -> None:
+def no_gradient(name: str, x: Tensor) -> None:
     """`x`, to be written, requires no gradient: it would get that of what it was before. Not asked
     of `.grad`, to which torch's own backward adds likewise.
     """
@@ -492,7 +495,7 @@ def writable(name: str, x: Tensor) -> None:
             f"{name} must be no inference tensor, which can only be written under "
             "torch.inference_mode(): clone() it"
         )
-    if x.layout == torch.strided and memory.is_expanded(x):
+    if x.layout == torch.strided and memory.must_overlap_itself(x):
         raise ValueError(
             f"{name} must have memory for each element, got one that shares some: clone() it"
         )
@@ -503,8 +506,9 @@ def outputs(
 ) -> None:
     """`out` holds one tensor like each of the P gradients. `by_op`: as for `gradients`."""
     if by_op and _left_to_op([out]):
-        for p in [p for p, x in enumerate(out) if x.requires_grad]:
-            constant(f"{name}[{p}]", out[p])
+        for p, x in enumerate(out):
+            if x.requires_grad:
+                no_gradient(f"{name}[{p}]", x)
         return
     count = len(flat) // n
     if len(out) != count:
@@ -518,5 +522,5 @@ def outputs(
             raise TypeError(
                 f"{name}[{p}] must have the gradients' dtype {like.dtype}, got {x.dtype}"
             )
-        constant(f"{name}[{p}]", x)
+        no_gradient(f"{name}[{p}]", x)
         writable(f"{name}[{p}]", x)

@@ -1,5 +1,5 @@
-"""Which tensors share memory, as csrc/gradient_list.h tells it: by the bytes that they lie in. Of
-tensors with holes only those that begin together are told.
+"""Which tensors share memory, as csrc/gradient_list.h tells it: by where they begin and how much
+they hold. Of tensors with holes only those that begin together are told.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch import Tensor
 
 
 class Extent(NamedTuple):
-    """Where a tensor's bytes begin and end, and which tensor of a list it is."""
+    """The bytes from a tensor's first element on that as many elements without holes would lie in,
+    and which tensor of a list it is.
+    """
 
     first: int
     last: int
@@ -39,8 +41,8 @@ def same_order(x: Tensor, y: Tensor) -> bool:
     return all(size == 1 or one == other for size, one, other in steps)
 
 
-def is_expanded(x: Tensor) -> bool:
-    """Whether several elements must lie in one place: for want of a step, or of places."""
+def must_overlap_itself(x: Tensor) -> bool:
+    """Whether elements must share places, by a stride of 0 or too few of them: not all that do."""
     if x.numel() == 0 or x.is_contiguous():
         return False
     steps = [(size - 1, step) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1]

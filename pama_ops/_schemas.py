@@ -348,8 +348,7 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
 
 def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
     """Space for the p-th combined gradient, in the layout that the kernels walk."""
-    mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0]
-    mine = mine or [grads[p]]
+    mine = [x for x in grads[p :: len(grads) // n] if x.numel() > 0] or [grads[p]]
     if walked_in_place(mine) and not mine[0].is_contiguous():
         return mine[0].new_empty_strided(mine[0].shape, mine[0].stride())
     return mine[0].new_empty(mine[0].shape)
@@ -419,7 +418,9 @@ def _check_problem(takes: reference.Takes) -> Callable[..., None]:
         name = "preference" if takes.preference else "the vector beside gram"
         if takes.preference or vector.dtype != torch.int64:
             checks.floating(name, vector)
-        shapes = [(size,), (*gram.shape[:-2], size), *([()] if takes.vector and size == 1 else [])]
+        shapes: list[tuple[int, ...]] = [(size,), (*gram.shape[:-2], size)]
+        if takes.vector and size == 1:
+            shapes.append(())
         if vector.shape not in shapes:
             raise ValueError(
                 f"{name} must have the shape [{size}], or that for each matrix, "
@@ -459,8 +460,8 @@ duality_gap = _define(
 )
 
 # One op for each function in reference.WEIGHTINGS, under its name. `preference` stands for whatever
-# one number a row the weighting takes, `options` for its scalars, `rtol` for the relative error of
-# the matrix's entries, which is the eps of its dtype if None.
+# vector the weighting takes, `options` for its scalars (reference.TAKES); `rtol` is the relative
+# error of the matrix's entries, the eps of its dtype if None.
 for _name, _default in reference.WEIGHTINGS.items():
     globals()[_name] = _define(
         _name,

@@ -337,10 +337,11 @@ def _weights(
     weights = weighting(matrix)
     if not isinstance(weights, Tensor):
         raise TypeError(f"weighting must return a torch.Tensor, got {type(weights).__name__}")
-    if weights.shape != (n,) or not weights.dtype.is_floating_point:
+    usable = weights.dtype in check.FLOATING and weights.device == matrix.device
+    if weights.shape != (n,) or not usable:
         raise ValueError(
-            f"weighting must return {n} floating-point weights for the {n} losses, "
-            f"got {weights.dtype} {list(weights.shape)}"
+            f"weighting must return {n} floating-point weights (no float8) for the {n} losses on "
+            f"{matrix.device}, got {weights.dtype} {list(weights.shape)} on {weights.device}"
         )
     return weights.detach().clone(memory_format=torch.contiguous_format)
 
@@ -361,8 +362,8 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
             ops.write(ops.combine_into, to, sums, weights, True)
         except ValueError as error:
             raise ValueError(
-                "each .grad of parameters must share no memory with the gradients that losses give "
-                f"(as out and grads here), but {error}"
+                "a .grad that a gradient is added to must be that whole gradient or lie apart from "
+                f"all that losses give (out[k]: of the k-th parameter with a .grad): {error}"
             ) from error
     if fresh:
         sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)

@@ -89,7 +89,7 @@ def gram(
     if group is None and not sharded:
         try:
             result: Tensor = _gram(flat, n)
-        except Exception:
+        except Exception:  # of torch, too: for layouts that no kernel has
             check.gradients("grads", grads)  # finds the words for what the op refuses
             raise
     else:
@@ -179,7 +179,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
 
     Args:
         gram: G, [n, n] in float64, contiguous, written in place: no gradient flows to it or from
-            it.
+            it, and it may require none but under `torch.no_grad()`.
         grads: as for `gram`, on the same device.
 
     Returns:
@@ -205,7 +205,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
             raise ValueError(
                 f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
             )
-        check.constant("gram", gram)
+        check.no_gradient("gram", gram)
         check.writable("gram", gram)
         forward_mode.refuse("gram_accumulate", gram, *flat)
         ops.write(ops.gram_accumulate, gram, flat)
@@ -229,8 +229,8 @@ def combine(
         grads: as for `gram`.
         weights: w, [n], any floating dtype, on the gradients' device.
         out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
-            no gradient flows then, and none may require one. Each may be a whole gradient of its
-            own parameter, and shares no memory with any other tensor.
+            no gradient flows then, and none may require one but under `torch.no_grad()`. Each may
+            be a whole gradient of its own parameter, and shares no memory with any other tensor.
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable
@@ -261,8 +261,10 @@ def combine(
 
 
 def _targets(out: object) -> list[Tensor] | None:
-    if out is None or isinstance(out, Tensor):
-        return None if out is None else [out]
+    if out is None:
+        return None
+    if isinstance(out, Tensor):
+        return [out]
     entries = check.sequence(out)
     if entries is None:
         raise TypeError(f"out must be a tensor or a list of tensors, got {type(out).__name__}")

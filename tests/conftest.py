@@ -110,7 +110,7 @@ class Backend:
 
     @property
     def checks_values(self) -> bool:
-        """Whether the kernels check the values of masks and offsets by themselves."""
+        """Whether the ops check the values of masks and offsets by themselves."""
         return self.name in ("cpu", "default")
 
     def ops(self) -> dict[str, object]:

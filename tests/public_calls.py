@@ -70,7 +70,7 @@ def public_calls() -> dict[str, PublicCall]:
     rows = [grid(5, step=k) for k in (2, 3, 7)]
     lists = [[x, None if i == 1 else x[:2]] for i, x in enumerate(rows)]
     weights = torch.tensor([0.5, 0.25, 0.25])
-    token = {"mask": mask}
+    token = {"mask": mask.float()}
     calls = {
         "gae": PublicCall(po.gae, {"rewards": x, "values": y, "last_values": x[..., 0], **token}),
         "gae, ragged": PublicCall(
@@ -106,9 +106,7 @@ def public_calls() -> dict[str, PublicCall]:
         "duality_gap": PublicCall(po.duality_gap, {"gram": gram, "weights": weights}),
         "gram": PublicCall(po.gram, {"grads": rows}, ("grads",)),
         "gram of lists": PublicCall(po.gram, {"grads": lists}),
-        "gram_accumulate": PublicCall(
-            accumulated, {"gram": gram, "grads": lists}
-        ),
+        "gram_accumulate": PublicCall(accumulated, {"gram": gram, "grads": lists}),
         "combine": PublicCall(
             po.combine, {"grads": rows, "weights": weights}, ("grads", "weights")
         ),

@@ -452,7 +452,7 @@ def test_a_gradient_that_lies_in_its_grad_is_told():
     x = torch.ones(2, requires_grad=True)
     memory = torch.ones(3)
     x.grad = memory[:2]
-    words = "each .grad of parameters must share no memory with the gradients that losses give"
+    words = "a .grad that a gradient is added to must be that whole gradient or lie apart"
     with pytest.raises(ValueError, match=words):
         po.pareto_backward([Kept.apply(x, memory[1:]), x.sum()], [x])
     assert memory.tolist() == [1.0] * 3

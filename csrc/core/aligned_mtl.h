@@ -54,7 +54,7 @@ class AlignedMtl {
   }
 
  private:
-  static constexpr double kMin = 0, kMedian = 1, kRmse = 2;  // the option
+  static constexpr double kMin = 0, kRmse = 2;  // the option; any other is the median
 
   PAMA_HD double scale(double which) const {
     const int rank = eigen_.rank();

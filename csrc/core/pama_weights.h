@@ -150,7 +150,8 @@ class PamaWeights {
     settle(weights);
   }
 
-  // Size, mean value and spread of the support, in units of about its largest value.
+  // Size, mean value and spread of the support, in units of the power of 2 at or below its largest
+  // value.
   PAMA_HD void survey(const double* weights) {
     double size = 0, total = 0, largest = 0;
     PAMA_LANES(team_, i, 0, n_) {
@@ -174,7 +175,8 @@ class PamaWeights {
     spread_ = team_.sum(spread);
   }
 
-  // The value of a row of the support. In two factors, as the unit's inverse may be out of range.
+  // The value of an objective of the support in that unit. In two factors, as the unit's inverse
+  // may be out of range.
   PAMA_HD double value(int i) const { return slope_[i] * first_ * second_; }
 
   // How fast weight i falls as μ grows.
@@ -236,7 +238,8 @@ class PamaWeights {
   double* preference_;  // p_i / Σ p
   double* slope_;       // a_i, or their ranks
   double sign_ = 1;
-  double size_ = 0, first_ = 1, second_ = 1, mean_ = 0, spread_ = 1;
+  double first_ = 1, second_ = 1;  // whose product is sign_ / unit
+  double size_ = 0, mean_ = 0, spread_ = 1;
 };
 
 }  // namespace pama

@@ -137,7 +137,7 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
                                ratio_weighted);
   const Sequences& s = batch.sequences;
   check_token_values(mask, cu_seqlens, s);
-  if (batch.by_sequence) check_preference(preference);  // before ranks wait for each other
+  check_preference(preference);  // before ranks wait for each other
   const int64_t n = s.objectives, size = gathered_size(n, reduction, batch.by_sequence);
   Tensor result = allocate(advantages, {size}, ScalarType::Double);
   double* total = static_cast<double*>(result.mutable_data_ptr());

@@ -101,12 +101,6 @@ void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
   for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
 }
 
-std::string text_of(double x) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%g", x);
-  return text;
-}
-
 // What is wrong with a matrix that load_gram found bad.
 std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
   const int64_t start = gram.offset(b);

@@ -110,7 +110,7 @@ def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
     square, noise = c * c * max(float(p @ inner), 0.0), 16 * 2.0**-52 + 2 * rtol
     if not (c > 0 and square > 0):
         return p
-    if square == math.inf:
+    if square == math.inf:  # for c beyond 1e154, where the kernels still answer
         return torch.full_like(p, math.nan)
     tried: list[tuple[float, Tensor]] = []
 

@@ -63,7 +63,7 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
     """As csrc/gradient_list.h says."""
     count = len(out)
     for p, x in enumerate(out):
-        if memory.is_expanded(x):
+        if memory.must_overlap_itself(x):
             raise ValueError(
                 f"out[{p}] must have memory for each element, got one that shares some: clone() it"
             )
@@ -88,6 +88,6 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
 def combine_into(out: list[Tensor], grads: list[Tensor], weights: Tensor, accumulate: bool) -> None:
     _check_apart(out, grads)
     for to, combined in zip(out, combine(grads, weights), strict=True):
-        if to.numel() == 0:  # of whatever shape, as are the gradients that say so
+        if to.numel() == 0:  # its shape need not be that of the gradients, which are empty too
             continue
         to.copy_(to.detach().to(torch.float64) + combined if accumulate else combined)

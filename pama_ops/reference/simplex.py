@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 from torch import Tensor
@@ -29,9 +28,9 @@ def min_norm(
         kept = torch.nonzero(q > 2.0**-400).flatten()
         q = q[kept]
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
-        given = len(kept) > 0 and bool(m.isfinite().all())
-        w[b, kept] = _min_norm(m, q, tolerance(gram, rtol) / 2) if given else math.nan
-        if not given or bool(w[b].isnan().any()):
+        usable = len(kept) > 0 and bool(m.isfinite().all())
+        w[b, kept] = _min_norm(m, q, tolerance(gram, rtol) / 2) if usable else math.nan
+        if not usable or bool(w[b].isnan().any()):
             w[b] = math.nan
     return w.reshape(g.shape[:-1])
 
@@ -144,15 +143,15 @@ def duality_gap(
 
 
 def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Theorem 1; the point of the optimal face nearest to p by bisection on the bits of the root of
-    its multiplier, which thus has twice the range of numbers."""
+    """Theorem 1; the point of the optimal face nearest to p by bisection on the bits of the
+    multiplier's root: the multiplier may lie beyond the range of numbers."""
     a = values.detach().to(torch.float64)
     n = a.shape[-1]
     p = relative(preference, a)
     keep = torch.nonzero(p > 0).flatten()
     a, p = a[..., keep], p[keep]
     finite = a.isfinite().all(-1)
-    # The largest is brought to 2^990 or more, in two steps: nothing below underflows.
+    # Scaled up, in two steps, until the largest is 2^989 or more: no product below underflows.
     exponent = (torch.frexp(a.abs().amax(-1, keepdim=True)).exponent - 990).clamp(max=0)
     first = 2.0 ** (exponent // 2).double()
     second = 2.0 ** (exponent - exponent // 2).double()
@@ -184,7 +183,12 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         return c.scatter(-1, k, torch.where((new - old).abs() <= len(keep) * 2.0**-51, new, old))
 
     low = torch.zeros_like(winner, dtype=torch.int64)
-    high = (-b.amin(-1, keepdim=True)).rsqrt().clamp(max=sys.float_info.max).view(torch.int64)
+    high = (
+        (-b.amin(-1, keepdim=True))
+        .rsqrt()
+        .clamp(max=torch.finfo(torch.float64).max)
+        .view(torch.int64)
+    )
     for _ in range(64):
         middle = low + (high - low) // 2
         above = (nearest(middle.view(torch.float64)) * b).sum(-1, keepdim=True) > 0

@@ -21,7 +21,8 @@ def aligned_mtl(
         if not bool(kept.any()):
             return p
         values, vectors = values[kept], vectors[:, kept]
-        sigma = {0.0: values.amin, 2.0: values.mean}.get(which, values.median)()
+        least, mean = values.amin(), values.mean()
+        sigma = least if which == 0 else mean if which == 2 else values.median()
         w: Tensor = vectors @ ((sigma / values).sqrt() * (vectors.T @ p))
         return w
 

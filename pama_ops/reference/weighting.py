@@ -18,7 +18,8 @@ class Takes(NamedTuple):
     Attributes:
         options: how many scalars.
         preference: whether a preference or None.
-        vector: how many numbers, of n, has a vector that it cannot do without.
+        vector: of n objectives, how many numbers the vector has that it cannot do without; None:
+            it takes none.
     """
 
     options: int = 0
