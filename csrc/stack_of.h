@@ -12,8 +12,8 @@ namespace pama {
 inline Stack stack_of(const Tensor& x, int64_t dims, const Tensor& like, int64_t like_dims) {
   Stack stack{};
   if (like.dim() - like_dims > Stack::kMaxLead) {
-    throw std::invalid_argument((like_dims == 2 ? "gram" : "values") +
-                                (" must have at most " + std::to_string(Stack::kMaxLead)) +
+    const std::string name = like_dims == 2 ? "gram" : "values";
+    throw std::invalid_argument(name + " must have at most " + std::to_string(Stack::kMaxLead) +
                                 " leading dimensions, got " +
                                 std::to_string(like.dim() - like_dims));
   }

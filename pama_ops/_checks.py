@@ -105,7 +105,7 @@ def require(good: Tensor, message: str, got: Callable[[], object] | None = None)
     program that is compiled, which runs without this code.
     """
     if torch.compiler.is_compiling():
-        torch.ops.pama_ops.require(good, message)
+        torch.ops.pama_ops.require(good, message)  # of _schemas.py, which imports this module
     elif not bool(good.all()):
         raise ValueError(message if got is None else f"{message}, got {got()}")
 
@@ -236,6 +236,14 @@ def gram(name: str, x: object) -> Tensor:
     shape = x.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"{name} must have the shape [..., n, n] with n >= 1, got {list(shape)}")
+    return x
+
+
+def objective_values(name: str, x: object) -> Tensor:
+    """Values of n objectives, as Theorem 1 takes them."""
+    x = floating(name, x)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have the shape [..., n] with n >= 1, got {list(x.shape)}")
     return x
 
 
@@ -487,18 +495,21 @@ def no_gradient(name: str, x: Tensor) -> None:
         )
 
 
-def writable(name: str, x: Tensor) -> None:
-    """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and x.is_inference() and not torch.is_inference_mode_enabled():
+def inference_writable(name: str) -> None:
+    """An inference tensor may be written here."""
+    if not torch.is_inference_mode_enabled():
         raise ValueError(
             f"{name} must be no inference tensor, which can only be written under "
             "torch.inference_mode(): clone() it"
         )
-    if x.layout == torch.strided and memory.must_overlap_itself(x):
-        raise ValueError(
-            f"{name} must have memory for each element, got one that shares some: clone() it"
-        )
+
+
+def writable(name: str, x: Tensor) -> None:
+    """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
+    if not torch.compiler.is_compiling() and x.is_inference():
+        inference_writable(name)
+    if x.layout == torch.strided:
+        memory.refuse_overlap(name, x)
 
 
 def outputs(

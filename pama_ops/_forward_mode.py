@@ -49,6 +49,12 @@ def refuse(name: str, *tensors: Tensor | None) -> None:
         raise _refusal(name)
 
 
+def refuse_constants(name: str, **constants: Tensor | None) -> None:
+    """`refuse`, naming the argument, for those that the function `name` has no derivative in."""
+    for argument, x in constants.items():
+        refuse(f"{name} in {argument}", x)
+
+
 def _refusal(name: str) -> RuntimeError:
     return RuntimeError(
         f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "

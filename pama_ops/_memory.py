@@ -50,6 +50,13 @@ def must_overlap_itself(x: Tensor) -> bool:
     return places < x.numel() or any(step == 0 for _, step in steps)
 
 
+def refuse_overlap(name: str, x: Tensor) -> None:
+    if must_overlap_itself(x):
+        raise ValueError(
+            f"{name} must have memory for each element, got one that shares some: clone() it"
+        )
+
+
 def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """Two of the tensors that share memory, the lower index first; None if none do."""
     runs = extents(tensors)

@@ -91,14 +91,10 @@ def _writer(op: Any) -> Callable[..., None]:
 def _writable(op: Any, written: Tensor | list[Tensor]) -> list[Tensor]:
     """What has a version to raise, so that autograd finds what it saved to be overwritten."""
     tensors = [written] if isinstance(written, Tensor) else written
-    if not torch.is_inference_mode_enabled():
-        for p, x in enumerate(tensors):
-            if x.is_inference():
-                at = "" if isinstance(written, Tensor) else f"[{p}]"
-                raise ValueError(
-                    f"{op._schema.arguments[0].name}{at} must be no inference tensor, which can "
-                    "only be written under torch.inference_mode(): clone() it"
-                )
+    for p, x in enumerate(tensors):
+        if x.is_inference():
+            at = "" if isinstance(written, Tensor) else f"[{p}]"
+            checks.inference_writable(f"{op._schema.arguments[0].name}{at}")
     return [x for x in tensors if not x.is_inference()]
 
 
@@ -441,11 +437,8 @@ def _preferred_values(gram: Tensor, preference: Tensor | None, **_: Any) -> None
     checks.gram_matrix(gram)
 
 
-def _check_values_and_preference(values: Tensor, preference: Tensor | None) -> None:
-    if checks.floating("values", values).dim() == 0 or values.shape[-1] == 0:
-        raise ValueError(
-            f"values must have the shape [..., n] with n >= 1, got {list(values.shape)}"
-        )
+def _check_objective_values(values: Tensor, preference: Tensor | None) -> None:
+    checks.objective_values("values", values)
     if preference is not None:
         checks.match("preference", preference, values.shape[-1:], "values", values.device)
 
@@ -480,7 +473,7 @@ pama_weights = _define(
         values.new_empty(values.shape),
         values.new_empty(values.shape[:-1]),
     ),
-    _check_values_and_preference,
+    _check_objective_values,
     lambda values, preference: checks.preference_values(preference),
 )
 

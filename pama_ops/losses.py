@@ -75,7 +75,7 @@ def kl_divergence(
             check.values(mask, None, logp.shape[-1])
     kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
     kl: Tensor
-    forward_mode.refuse("kl_divergence in mask", mask)
+    forward_mode.refuse_constants("kl_divergence", mask=mask)
     if not forward_mode.carries(logp, ref_logp):
         kl = ops.kl_divergence(logp, ref_logp, mask, kind)
         return kl
@@ -163,14 +163,14 @@ def ppo_loss(
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():
-        for name, x in (
-            ("old_logp", old_logp),
-            ("advantages", advantages),
-            ("mask", mask),
-            ("ref_logp", ref_logp),
-            ("normalizer", norm),
-        ):
-            forward_mode.refuse(f"ppo_loss in {name}", x)
+        forward_mode.refuse_constants(
+            "ppo_loss",
+            old_logp=old_logp,
+            advantages=advantages,
+            mask=mask,
+            ref_logp=ref_logp,
+            normalizer=norm,
+        )
         logp, tangent = forward_mode.split(logp)
     loss, statistics, row_weights = ops.ppo_loss(
         logp,
@@ -254,13 +254,9 @@ def value_loss(
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():
-        for name, x in (
-            ("returns", returns),
-            ("mask", mask),
-            ("old_values", old_values),
-            ("normalizer", norm),
-        ):
-            forward_mode.refuse(f"value_loss in {name}", x)
+        forward_mode.refuse_constants(
+            "value_loss", returns=returns, mask=mask, old_values=old_values, normalizer=norm
+        )
         values, tangent = forward_mode.split(values)
     loss: Tensor
     loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)

@@ -644,11 +644,7 @@ def pama_weights(
     >>> pama_weights(torch.tensor([2.0, 1.0, 1.0]))
     PAMAWeights(weights=tensor([0.0000, 0.5000, 0.5000]), optimum=tensor(1.))
     """
-    check.floating("values", values)
-    if values.dim() == 0 or values.shape[-1] == 0:
-        raise ValueError(
-            f"values must have the shape [..., n] with n >= 1, got {list(values.shape)}"
-        )
+    check.objective_values("values", values)
     p = check.preference(preference, values.shape[-1], values)
     if check.flag("check_values", check_values):
         check.preference_values(p)

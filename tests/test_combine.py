@@ -207,17 +207,20 @@ ROOM = 24
 
 
 @st.composite
-def places(draw: st.DrawFn, size: int, dims: int, holes: bool) -> tuple[list[int], list[int], int]:
-    """Sizes, strides and offset of a tensor of `size` elements somewhere in ROOM numbers."""
-    sizes = [2, size // 2] if dims > 1 and size > 1 else [size]
+def places(draw: st.DrawFn, size: int, form: int, holes: bool) -> tuple[list[int], list[int], int]:
+    """Sizes, strides and offset of a tensor of `size` elements somewhere in ROOM numbers.
+
+    `form`: 1 is flat, 2 has two dimensions, 3 to 5 have one of size 1 as well, at 0 to 2.
+    """
+    sizes = [2, size // 2] if form > 1 and size > 1 else [size]
     layouts = [[size // 2, 1], [1, 2], [1, 1]] if len(sizes) == 2 else [[1]]
     layouts += [[0] * len(sizes)]
     if holes:
         layouts += [[size, 2]] if len(sizes) == 2 else [[2]]
     strides = draw(st.sampled_from(layouts))
     last = sum((many - 1) * step for many, step in zip(sizes, strides, strict=True))
-    if dims > 2:  # one of size 1, whose stride is never walked
-        at = min(dims - 3, len(sizes))
+    if form > 2:  # whose stride is never walked
+        at = min(form - 3, len(sizes))
         sizes = [*sizes[:at], 1, *sizes[at:]]
         strides = [*strides[:at], draw(st.integers(0, 9)), *strides[at:]]
     return sizes, strides, draw(st.integers(0, ROOM - 1 - max(last, 0)))
@@ -225,10 +228,10 @@ def places(draw: st.DrawFn, size: int, dims: int, holes: bool) -> tuple[list[int
 
 @given(data=st.data())
 def test_combined_gradients_lie_as_the_fake_kernel_says(backend, data):
-    size, dims = data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.integers(1, 5))
+    size, form = data.draw(st.sampled_from([0, 1, 2, 4, 6])), data.draw(st.integers(1, 5))
     n = data.draw(st.integers(1, 3))
     room = torch.zeros(ROOM, device=backend.device)
-    grads = [room.as_strided(*data.draw(places(size, dims, holes=True))) for _ in range(n)]
+    grads = [room.as_strided(*data.draw(places(size, form, holes=True))) for _ in range(n)]
     [got] = _schemas.combine(grads, torch.ones(n, device=backend.device))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         faked = [mode.from_tensor(x) for x in grads]

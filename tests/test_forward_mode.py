@@ -21,7 +21,7 @@ CONSTANT = [
     (name, x)
     for name, call in CALLS.items()
     for x in call.options
-    if call.name.split(" ")[0].rstrip(",") not in ("gram", "combine", "pareto_backward")
+    if name.split(" ")[0].rstrip(",") not in ("gram", "combine", "pareto_backward")
     and x not in call.differentiable
     and any(y.is_floating_point() for y in tensors_in(call.options[x]))
 ]

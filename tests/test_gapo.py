@@ -57,6 +57,8 @@ def test_gapo_of_parallel_gradients_that_oppose_each_other_is_stationary(backend
     rows = rows[torch.tensor(factors) != 0].to(backend.device)
     weights = po.gapo(po.gram(list(rows)))
     size = float((weights[:, None] * rows).norm(dim=1).sum())
+    # A weight is in error by n + 4 roundings (a root, a power, two divisions, a sum of n), what
+    # rows equal to rounding pass to each other by 4, the sum here by n: at most 16 n for n >= 1.
     assert float((weights @ rows).norm()) <= 16 * len(rows) * 2.0**-53 * size
 
 

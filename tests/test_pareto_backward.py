@@ -374,6 +374,9 @@ BAD = [
     (args(task_parameters=[[HELD], [HELD]]), ValueError, r"task_parameters\[1\] must not share"),
     (args(weighting=torch.Tensor.tolist), TypeError, "weighting must return .* got list"),
     (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .*\[2, 2\]"),
+    (args(weighting=lambda gram: gram[0].to(torch.float8_e5m2)), ValueError,
+     r"weighting must return 2 .*got torch\.float8"),
+    (args(weighting=lambda gram: gram[0].to("meta")), ValueError, "weighting must .* on meta"),
 ]  # fmt: skip
 
 
@@ -459,11 +462,13 @@ def test_a_gradient_that_lies_in_its_grad_is_told():
 
 
 def test_a_grad_with_a_graph_is_added_to_as_torch_does():
-    x = torch.ones(2, requires_grad=True)
-    x.grad = torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
-    assert x.grad.requires_grad
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    for leaf in x, y:
+        leaf.grad = torch.autograd.grad((leaf**3).sum(), leaf, create_graph=True)[0]
     po.pareto_backward([x.sum(), x.sum()], [x])
-    assert x.grad.tolist() == [4.0, 4.0]
+    y.sum().backward()
+    assert x.grad.tolist() == y.grad.tolist() == [4.0, 4.0]
+    assert x.grad.requires_grad == y.grad.requires_grad
 
 
 def test_adding_to_grad_raises_its_version():

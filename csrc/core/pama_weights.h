@@ -224,7 +224,7 @@ class PamaWeights {
     double total = 0;
     PAMA_LANES(team_, i, 0, n_) {
       if (!(weights[i] > 0)) continue;
-      weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);
+      weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);  // 1 for 0, too
       total += weights[i];
     }
     total = team_.sum(total);

@@ -63,10 +63,7 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
     """As csrc/gradient_list.h says."""
     count = len(out)
     for p, x in enumerate(out):
-        if memory.must_overlap_itself(x):
-            raise ValueError(
-                f"out[{p}] must have memory for each element, got one that shares some: clone() it"
-            )
+        memory.refuse_overlap(f"out[{p}]", x)
     if pair := memory.sharing(out):
         raise ValueError(f"out[{pair[1]}] must share no memory with out[{pair[0]}], but does")
     written = [run for run in memory.extents(out) if memory.is_dense(out[run.which])]

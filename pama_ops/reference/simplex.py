@@ -151,7 +151,8 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
     keep = torch.nonzero(p > 0).flatten()
     a, p = a[..., keep], p[keep]
     finite = a.isfinite().all(-1)
-    # Scaled up, in two steps, until the largest is 2^989 or more: no product below underflows.
+    # Scaled up, in two steps, until the largest is 2^989 or more: what is up to 2^2000 times
+    # smaller is then a normal number.
     exponent = (torch.frexp(a.abs().amax(-1, keepdim=True)).exponent - 990).clamp(max=0)
     first = 2.0 ** (exponent // 2).double()
     second = 2.0 ** (exponent - exponent // 2).double()
@@ -176,7 +177,7 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
 
     def balanced(c: Tensor) -> Tensor:
         """With the weight of the largest value, which may be small, as it balances the others;
-        left as it is where that is not the same to rounding."""
+        left as it is where that is not the same to rounding, four of each term of a sum of n."""
         largest, k = torch.where(c > 0, b, 0.0).max(-1, keepdim=True)
         others = (c * b).scatter(-1, k, 0.0).sum(-1, keepdim=True)
         new, old = (-others / largest).clamp(min=0), c.gather(-1, k)
