@@ -52,7 +52,8 @@ inline bool is_floating(const Tensor& x) {
 
 inline void check_floating(const char* name, const Tensor& x) {
   if (!is_floating(x)) {
-    refuse(std::string(name) + " must be float64, float32, float16 or bfloat16, got another dtype");
+    refuse(std::string(name) + " must be float64, float32, float16 or bfloat16, got " +
+           toString(x.scalar_type()));
   }
 }
 
@@ -85,10 +86,17 @@ inline void check_one(const char* name, const std::optional<Tensor>& x, const Te
   if (!x) return;
   if (x->numel() != 1)
     refuse(std::string(name) + " must hold one number, got " + text_of(x->sizes()));
+  dtype_of(*x, name);
   check_device(name, *x, like);
 }
 
 // --- tokens --------------------------------------------------------------------------------------
+
+inline void check_mask(const std::optional<Tensor>& mask, Sizes sizes, const Tensor& like) {
+  if (!mask) return;
+  dtype_of(*mask, "mask");
+  check_sizes("mask", *mask, sizes, like);
+}
 
 // `x` is [N, B, T] or [B, T] (`objectives` false), ragged without the B, and the mask fits it.
 inline void check_tokens(const char* name, const Tensor& x, const std::optional<Tensor>& mask,
@@ -101,13 +109,11 @@ inline void check_tokens(const char* name, const Tensor& x, const std::optional<
            (cu_seqlens ? "total]" : "B, T]") + (objectives ? " with N >= 1" : "") + ", got " +
            text_of(sizes));
   }
-  if (mask) {
-    check_sizes("mask", *mask, objectives ? Sizes(sizes.data() + 1, sizes.size() - 1) : sizes, x);
-  }
+  check_mask(mask, objectives ? Sizes(sizes.data() + 1, sizes.size() - 1) : sizes, x);
   if (!cu_seqlens) return;
   const ScalarType dtype = cu_seqlens->scalar_type();
   if (dtype != ScalarType::Int && dtype != ScalarType::Long) {
-    refuse("cu_seqlens must be int32 or int64, got another dtype");
+    refuse(std::string("cu_seqlens must be int32 or int64, got ") + toString(dtype));
   }
   if (cu_seqlens->dim() != 1 || cu_seqlens->size(0) == 0) {
     refuse("cu_seqlens must have the shape [B + 1], got " + text_of(cu_seqlens->sizes()));
@@ -155,7 +161,7 @@ inline void check_kl(const std::optional<Tensor>& grad, const Tensor& logp, cons
   check_rows("logp", logp);
   check_reals("ref_logp", ref_logp, logp.sizes(), logp);
   check_reals("grad", grad, logp.sizes(), logp);
-  if (mask) check_sizes("mask", *mask, logp.sizes(), logp);
+  check_mask(mask, logp.sizes(), logp);
 }
 
 inline void check_pama(const Tensor& advantages, const std::optional<Tensor>& mask,

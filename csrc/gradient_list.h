@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "overlap.h"
 
 namespace pama {
 
@@ -26,18 +27,6 @@ inline bool is_dense(const Tensor& x) {
     run *= sizes[d];
   }
   return true;
-}
-
-// Whether elements must share places, by a stride of 0 or too few of them: not all that overlap.
-inline bool must_overlap_itself(const Tensor& x) {
-  if (x.numel() == 0 || x.is_contiguous()) return false;
-  const auto sizes = x.sizes(), strides = x.strides();
-  int64_t places = 1;
-  for (size_t d = 0; d < sizes.size(); ++d) {
-    if (sizes[d] > 1 && strides[d] == 0) return true;
-    places += (sizes[d] - 1) * strides[d];
-  }
-  return places < x.numel();
 }
 
 // Whether walking a and b, of equal sizes and both dense, meets their elements in the same order.
@@ -133,7 +122,8 @@ class GradientList {
  private:
   static void check_alike(const Tensor& first, const Tensor& other) {
     if (other.scalar_type() != first.scalar_type()) {
-      refuse("the gradients of a parameter must have one dtype, got two");
+      refuse(std::string("the gradients of a parameter must have one dtype, got ") +
+             toString(other.scalar_type()) + " beside " + toString(first.scalar_type()));
     }
     check_sizes("a gradient", other, first.sizes(), first);
   }
@@ -200,54 +190,38 @@ void for_present(const GradientList& grads, const Body& body) {
   }
 }
 
-// The bytes from a tensor's first element on that as many elements without holes would lie in.
-struct Extent {
-  uintptr_t first, last;
-  int64_t parameter;
-
-  Extent(const void* data, int64_t bytes, int64_t parameter)
-      : first(reinterpret_cast<uintptr_t>(data)), last(first + bytes), parameter(parameter) {}
-  bool operator<(const Extent& other) const { return first < other.first; }
-};
-
 // No element is written twice, nor read after it has been written: a tensor of `out` shares no
 // memory with itself, with another one or with a gradient, but that it may be one whole gradient
-// of its own parameter. Of tensors with holes only those that begin together are told, and of those
-// that overlap themselves those that must_overlap_itself tells.
+// of its own parameter. What is read from a copy, or written from one, is not asked.
 inline void check_apart(const GradientList& grads, const std::vector<Tensor>& out) {
   const auto named = [](int64_t p) { return "out[" + std::to_string(p) + "]"; };
-  std::vector<Extent> dense, all;
+  std::vector<Span> dense, all;
   for (int64_t p = 0; p < grads.parameters; ++p) {
     const Tensor& x = out[p];
     if (x.numel() == 0) continue;
-    const Extent extent(x.const_data_ptr(), x.numel() * size_of(grads.dtype[p]), p);
-    all.push_back(extent);
-    if (is_dense(x)) dense.push_back(extent);
-    if (must_overlap_itself(x)) {
+    if (overlaps_itself(x)) {
       refuse(named(p) + " must have memory for each element, got one that shares some: clone() it");
     }
+    all.push_back(span_of(x, size_of(grads.dtype[p]), p));
+    if (is_dense(x)) dense.push_back(all.back());
   }
-  const auto refuse_where = [&](std::vector<Extent>& extents, auto meets) {
-    std::sort(extents.begin(), extents.end());
-    for (size_t k = 1; k < extents.size(); ++k) {
-      const Extent &one = extents[k - 1], &other = extents[k];
-      if (!meets(one, other)) continue;
-      const auto [first, last] = std::minmax(one.parameter, other.parameter);
-      refuse(named(last) + " must share no memory with " + named(first) + ", but does");
-    }
-  };
-  refuse_where(all, [](const Extent& a, const Extent& b) { return a.first == b.first; });
-  refuse_where(dense, [](const Extent& a, const Extent& b) { return b.first < a.last; });
+  if (const auto pair = sharing(all, out)) {
+    refuse(named(pair->second) + " must share no memory with " + named(pair->first) + ", but does");
+  }
+  std::sort(dense.begin(), dense.end());
   for (int64_t k = 0; !dense.empty() && k < static_cast<int64_t>(grads.data.size()); ++k) {
     if (!grads.data[k]) continue;
     const int64_t p = k % grads.parameters, i = k / grads.parameters;
-    const Extent run(grads.data[k], grads.size[p] * size_of(grads.dtype[p]), p);
-    auto at = std::upper_bound(dense.begin(), dense.end(), run);
+    const auto first = reinterpret_cast<uintptr_t>(grads.data[k]);
+    const int64_t unit = size_of(grads.dtype[p]);
+    const Span run{first, first + grads.size[p] * unit, unit, p};
+    auto at = std::upper_bound(dense.begin(), dense.end(), run,
+                               [](const Span& a, const Span& b) { return a.first < b.first; });
     if (at == dense.end() || at->first >= run.last) {
       if (at == dense.begin() || (--at)->last <= run.first) continue;
     }
-    if (at->parameter == p && at->first == run.first) continue;
-    refuse(named(at->parameter) + " must be a whole gradient of its parameter or share no memory " +
+    if (at->which == p && at->first == run.first) continue;
+    refuse(named(at->which) + " must be a whole gradient of its parameter or share no memory " +
            "with grads, but shares some with grads[" + std::to_string(i) + "][" +
            std::to_string(p) + "]");
   }

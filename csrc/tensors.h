@@ -16,9 +16,10 @@
 namespace pama {
 
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& x) {
+inline DType dtype_of(const Tensor& x, const char* name = "a tensor") {
   switch (x.scalar_type()) {
     case ScalarType::Bool:
       return DType::kBool;
@@ -41,7 +42,10 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Double:
       return DType::kDouble;
     default:
-      throw std::invalid_argument("a tensor's dtype is not one that pama_ops reads");
+      throw std::invalid_argument(std::string(name) +
+                                  " must be bool, integer or float (not complex, quantized, float8 "
+                                  "or uint16 to uint64), got " +
+                                  toString(x.scalar_type()));
   }
 }
 

@@ -508,8 +508,11 @@ def writable(name: str, x: Tensor) -> None:
     """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
     if not torch.compiler.is_compiling() and x.is_inference():
         inference_writable(name)
-    if x.layout == torch.strided:
-        memory.refuse_overlap(name, x)
+    if x.layout != torch.strided:
+        return
+    if x.is_neg():
+        raise ValueError(f"{name} must be no view with signs to turn: resolve_neg() it")
+    memory.refuse_overlap(name, x)
 
 
 def outputs(

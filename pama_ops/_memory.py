@@ -1,33 +1,83 @@
-"""Which tensors share memory, as csrc/gradient_list.h tells it: by where they begin and how much
-they hold. Of tensors with holes only those that begin together are told.
+"""Which tensors share memory, told exactly, as csrc/overlap.h tells it for kernels: also of those
+with holes, by their strides.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Extent(NamedTuple):
-    """The bytes from a tensor's first element on that as many elements without holes would lie in,
-    and which tensor of a list it is.
-    """
+class Span(NamedTuple):
+    """Where a tensor lies, the which-th of a list: the bytes from its first to its last."""
 
     first: int
     last: int
     which: int
 
 
-def extents(tensors: Iterable[Tensor]) -> list[Extent]:
+class Steps(NamedTuple):
+    """Some multiples of a step: 0 to `most` of them."""
+
+    step: int
+    most: int
+
+
+def spans(tensors: Iterable[Tensor]) -> list[Span]:
     """Of those that have elements and an address, in the order of their addresses."""
     begins = ((k, x, x.data_ptr()) for k, x in enumerate(tensors) if x.numel() > 0)
-    found = [Extent(at, at + x.nbytes, k) for k, x, at in begins if at != 0]
-    return sorted(found, key=lambda x: x.first)
+    return sorted(Span(at, at + _bytes(x), k) for k, x, at in begins if at != 0)
+
+
+def _bytes(x: Tensor) -> int:
+    if x.is_contiguous():
+        return x.nbytes
+    return x.itemsize + sum(step * most for step, most in _steps(x, x.itemsize))
+
+
+def _steps(x: Tensor, unit: int) -> list[Steps]:
+    """How far the dimensions step, in bytes of `unit` an element."""
+    sizes = zip(x.stride(), x.shape, strict=True)
+    return [Steps(step * unit, size - 1) for step, size in sizes if size > 1]
+
+
+def _makes(steps: list[Steps], total: int) -> bool:
+    """Whether `total` is a sum of steps, each in any number it allows. Where strides are so odd
+    that this is not found soon, it is said to be.
+    """
+    merged: list[Steps] = []
+    for step, most in sorted(steps):
+        if step == 0 or most == 0:
+            continue
+        if merged and step % merged[-1].step == 0 and step // merged[-1].step <= merged[-1].most + 1:
+            last = merged.pop()  # together without a gap
+            merged.append(Steps(last.step, last.most + step // last.step * most))
+        else:
+            merged.append(Steps(step, most))
+    largest = [0]  # of the first k
+    for step, most in merged:
+        largest.append(largest[-1] + step * most)
+    tries = 1 << 16
+
+    def holds(total: int, count: int) -> bool:
+        nonlocal tries
+        if not 0 <= total <= largest[count]:
+            return False
+        tries -= 1
+        if count == 0 or tries < 0:
+            return True
+        step, most = merged[count - 1]
+        least = max(total - largest[count - 1] + step - 1, 0) // step
+        return any(
+            holds(total - k * step, count - 1)
+            for k in range(min(most, total // step), least - 1, -1)
+        )
+
+    return holds(total, len(merged))
 
 
 def is_dense(x: Tensor) -> bool:
@@ -41,17 +91,29 @@ def same_order(x: Tensor, y: Tensor) -> bool:
     return all(size == 1 or one == other for size, one, other in steps)
 
 
-def must_overlap_itself(x: Tensor) -> bool:
-    """Whether elements must share places, by a stride of 0 or too few of them: not all that do."""
+def overlaps_itself(x: Tensor) -> bool:
+    """Whether two elements lie in one place: by a walk that takes a step or more on in one
+    dimension, any number on or back in the others, and ends where it began.
+    """
     if x.numel() == 0 or x.is_contiguous():
         return False
-    steps = [(size - 1, step) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1]
-    places = 1 + sum(most * step for most, step in steps)
-    return places < x.numel() or any(step == 0 for _, step in steps)
+    steps = sorted(_steps(x, 1))
+    reach, nested = 0, True
+    for step, most in steps:  # each longer than all shorter ones together?
+        nested = nested and step > reach
+        reach += step * most
+    if nested:
+        return False
+    for d, (step, most) in enumerate(steps):
+        walk = [Steps(x.step, 2 * x.most) for x in steps]  # from as far back as can be
+        walk[d] = Steps(step, most - 1)  # from one step on
+        if _makes(walk, reach - step * (most + 1)):
+            return True
+    return False
 
 
 def refuse_overlap(name: str, x: Tensor) -> None:
-    if must_overlap_itself(x):
+    if overlaps_itself(x):
         raise ValueError(
             f"{name} must have memory for each element, got one that shares some: clone() it"
         )
@@ -59,18 +121,26 @@ def refuse_overlap(name: str, x: Tensor) -> None:
 
 def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """Two of the tensors that share memory, the lower index first; None if none do."""
-    runs = extents(tensors)
-    for one, other in pairwise(runs):
-        if one.first == other.first:
-            return min(one.which, other.which), max(one.which, other.which)
-    for one, other in pairwise([run for run in runs if is_dense(tensors[run.which])]):
-        if other.first < one.last:
-            return min(one.which, other.which), max(one.which, other.which)
+    reaching: list[Span] = []  # to the one at hand
+    for b in spans(tensors):
+        reaching = [a for a in reaching if a.last > b.first]
+        for a in reaching:
+            if _meet(a, tensors[a.which], b, tensors[b.which]):
+                return min(a.which, b.which), max(a.which, b.which)
+        reaching.append(b)
     return None
 
 
-def meeting(run: Extent, apart: Sequence[Extent]) -> Extent | None:
-    """The one of some extents, in order and apart from each other, that shares bytes with `run`."""
+def _meet(a: Span, x: Tensor, b: Span, y: Tensor) -> bool:
+    """Whether a byte belongs to both: one is found from a's first byte on, the other from b's last
+    one back.
+    """
+    inside = Steps(1, x.itemsize - 1 + y.itemsize - 1)
+    return _makes([*_steps(x, x.itemsize), *_steps(y, y.itemsize), inside], b.last - 1 - a.first)
+
+
+def meeting(run: Span, apart: Sequence[Span]) -> Span | None:
+    """The one of some spans, in order and apart from each other, that shares bytes with `run`."""
     after = bisect_right(apart, run.first, key=lambda x: x.first)
     near = [*apart[after : after + 1], *apart[max(after - 1, 0) : after]]
     return next((x for x in near if x.first < run.last and run.first < x.last), None)

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -51,8 +52,9 @@ def pareto_backward(
     each call. Scaled losses (`scaler.scale(loss)` each) are fine: weights do not change with the
     scale, and gradients that are not finite give a `.grad` that is not, so that the scaler skips
     the step. What a loss does not reach counts as a gradient of zeros, and what none reaches keeps
-    its `.grad`. Parameters that require no gradient are passed over. Hooks on parameters' gradient
-    accumulation (DistributedDataParallel's) run with `features` only.
+    its `.grad`. Parameters that require no gradient are passed over. With `features`, torch's own
+    `backward()` writes `.grad` of all but `task_parameters`, with its checks alone, and hooks on
+    parameters' gradient accumulation (DistributedDataParallel's) run; without, they do not.
 
     In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
     as DistributedDataParallel has it. Plain parameters: gradients are taken without any hook and
@@ -372,11 +374,17 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
 
 
 def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
-    """`.grad` of each loss's own parameters += its own gradient."""
-    for head, grads in zip(heads, tasks, strict=True):
-        for x, grad in zip(head, grads, strict=True):
-            if grad is not None:
-                x.grad = grad if x.grad is None else x.grad.add_(grad)
+    """`.grad` of each loss's own parameters += its own gradient, which may be expanded, or memory
+    that autograd has given to another tensor too: it is copied.
+    """
+    with torch.no_grad():
+        for x, grad in zip(chain(*heads), chain(*tasks), strict=True):
+            if grad is None:
+                continue
+            if x.grad is None:
+                x.grad = torch.empty_like(x).copy_(grad)
+            else:
+                x.grad.add_(grad)
 
 
 # --- checks of the arguments --------------------------------------------------------------------

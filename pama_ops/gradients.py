@@ -230,8 +230,7 @@ def combine(
         weights: w, [n], any floating dtype, on the gradients' device.
         out: a tensor, or a list of P, of the gradients' shapes, dtypes and device, to write into;
             no gradient flows then, and none may require one but under `torch.no_grad()`. Each may
-            be a whole gradient of its own parameter, and shares no memory with any other tensor,
-            which is checked of those without holes.
+            be a whole gradient of its own parameter, and shares no memory with any other tensor.
 
     Returns:
         The sum: a list of P tensors for lists, a tensor for tensors; `out` if given. Differentiable

@@ -121,7 +121,8 @@ def min_norm(
             rounding, with |G_ij|² <= G_ii G_jj to that of bfloat16, else ValueError; on a GPU,
             where checking would synchronise, mirror elements are averaged, and weights of what is
             no Gram matrix mean nothing.
-        preference: n nonnegative numbers, uniform if None; 0 drops an objective.
+        preference: n nonnegative numbers, uniform if None; 0 drops an objective, and so does less
+            than 2⁻⁴⁰⁰ of the largest.
         ignore_zero: give objectives with G_ii = 0 a preference of 0, unless none is left then.
         check_values: check `gram` and a `preference` tensor on a GPU too (synchronises; on a CPU
             they always are).
@@ -625,7 +626,8 @@ def pama_weights(
 
     Args:
         values: a, [..., n], any floating dtype and strides; computed in float64.
-        preference: n nonnegative numbers, uniform if None; 0 drops an objective.
+        preference: n nonnegative numbers, uniform if None; 0 drops an objective, and so does less
+            than 2⁻¹⁰²² of the largest.
         check_values: check a `preference` tensor on a GPU too (synchronises).
 
     Returns:

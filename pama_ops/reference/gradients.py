@@ -66,14 +66,14 @@ def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
         memory.refuse_overlap(f"out[{p}]", x)
     if pair := memory.sharing(out):
         raise ValueError(f"out[{pair[1]}] must share no memory with out[{pair[0]}], but does")
-    written = [run for run in memory.extents(out) if memory.is_dense(out[run.which])]
+    written = [run for run in memory.spans(out) if memory.is_dense(out[run.which])]
     columns = ([x for x in grads[p::count] if x.numel() > 0] for p in range(count))
     in_place = [not column or walked_in_place(column) for column in columns]
     for k, x in enumerate(grads):
         i, p = divmod(k, count)
         if not in_place[p] and not x.is_contiguous():
             continue  # read from a copy
-        for run in memory.extents([x]):
+        for run in memory.spans([x]):
             met = memory.meeting(run, written)
             if met and not (met.which == p and met.first == run.first):
                 raise ValueError(

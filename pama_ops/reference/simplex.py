@@ -20,12 +20,12 @@ def min_norm(
     """Wolfe's method with a dense solve on each corral, problem by problem."""
     g = gram.detach().to(torch.float64)
     n = g.shape[-1]
-    p = relative(preference, g).expand(g.shape[:-1]).reshape(-1, n)
+    # Dividing by less would overflow; the weight of such an objective tends to 0.
+    p = relative(preference, g, 2.0**-400).expand(g.shape[:-1]).reshape(-1, n)
     w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
     for b, m in enumerate(g.reshape(-1, n, n)):
         q = p[b]
-        # Dividing by less would overflow; the weight of such an objective tends to 0.
-        kept = torch.nonzero(q > 2.0**-400).flatten()
+        kept = torch.nonzero(q > 0).flatten()
         q = q[kept]
         m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
         usable = len(kept) > 0 and bool(m.isfinite().all())
@@ -175,11 +175,18 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         rank = ((ordered * size > excess) * size).amax(-1, keepdim=True).clamp(min=1)
         return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
 
+    def supported(c: Tensor) -> Tensor:
+        """The values with a weight, scaled up as far as they go: no product of theirs underflows."""
+        x = torch.where(c > 0, b, 0.0)
+        up = (990 - torch.frexp(x.abs().amax(-1, keepdim=True)).exponent).clamp(min=0)
+        return x * 2.0 ** (up // 2).double() * 2.0 ** (up - up // 2).double()
+
     def balanced(c: Tensor) -> Tensor:
         """With the weight of the largest value, which may be small, as it balances the others;
         left as it is where that is not the same to rounding, four of each term of a sum of n."""
-        largest, k = torch.where(c > 0, b, 0.0).max(-1, keepdim=True)
-        others = (c * b).scatter(-1, k, 0.0).sum(-1, keepdim=True)
+        x = supported(c)
+        largest, k = x.max(-1, keepdim=True)
+        others = (c * x).scatter(-1, k, 0.0).sum(-1, keepdim=True)
         new, old = (-others / largest).clamp(min=0), c.gather(-1, k)
         return c.scatter(-1, k, torch.where((new - old).abs() <= len(keep) * 2.0**-51, new, old))
 
@@ -192,7 +199,8 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
     )
     for _ in range(64):
         middle = low + (high - low) // 2
-        above = (nearest(middle.view(torch.float64)) * b).sum(-1, keepdim=True) > 0
+        c = nearest(middle.view(torch.float64))
+        above = (c * supported(c)).sum(-1, keepdim=True) > 0
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     c = torch.where(straddles, balanced(nearest(high.view(torch.float64))), one_sided)
     s = (winner + (c * (a - winner)).sum(-1, keepdim=True)) * first * second

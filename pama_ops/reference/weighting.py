@@ -48,12 +48,17 @@ def tolerance(gram: Tensor, rtol: float | None) -> float:
     return torch.finfo(gram.dtype).eps if rtol is None else rtol
 
 
-def relative(preference: Tensor | None, like: Tensor) -> Tensor:
-    """A preference, or one for each matrix, relative to its largest entry: a uniform one is 1."""
+def relative(
+    preference: Tensor | None, like: Tensor, least: float = torch.finfo(torch.float64).tiny
+) -> Tensor:
+    """A preference, or one for each matrix, relative to its largest entry: a uniform one is 1.
+    Entries below `least` are 0, as in csrc/core/preference.h.
+    """
     if preference is None:
         return like.new_ones(like.shape[-1])
     p = preference.detach().to(torch.float64)
-    return p / p.amax(-1, keepdim=True)
+    p = p / p.amax(-1, keepdim=True)
+    return torch.where(p >= least, p, 0.0)
 
 
 def share(preference: Tensor | None, like: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+// Which tensors share memory, told exactly: also of those with holes, by their strides.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "tensors.h"
+
+namespace pama {
+
+// Where a tensor lies, the which-th of a list: the bytes from its first to its last, and how many
+// of them an element has.
+struct Span {
+  uintptr_t first, last;
+  int64_t unit, which;
+
+  bool operator<(const Span& other) const {
+    return first < other.first || (first == other.first && which < other.which);
+  }
+};
+
+// Some multiples of a step: 0 to `most` of them.
+struct Steps {
+  int64_t step, most;
+};
+
+// The sums that some steps, each in any number it allows, can make.
+class Sums {
+ public:
+  explicit Sums(std::vector<Steps> given) {
+    std::sort(given.begin(), given.end(),
+              [](const Steps& a, const Steps& b) { return a.step < b.step; });
+    for (const Steps& x : given) {
+      if (x.step == 0 || x.most == 0) continue;
+      if (!steps_.empty() && x.step % steps_.back().step == 0 &&
+          x.step / steps_.back().step <= steps_.back().most + 1) {  // together without a gap
+        steps_.back().most += x.step / steps_.back().step * x.most;
+      } else {
+        steps_.push_back(x);
+      }
+    }
+    largest_ = {0};  // of the first k
+    for (const Steps& x : steps_) largest_.push_back(largest_.back() + x.step * x.most);
+  }
+
+  // Whether `sum` is one. Where strides are so odd that this is not found soon, it is said to be.
+  bool hold(int64_t sum) const {
+    int tries = 1 << 16;
+    return hold(sum, steps_.size(), tries);
+  }
+
+ private:
+  bool hold(int64_t sum, size_t count, int& tries) const {
+    if (sum < 0 || sum > largest_[count]) return false;
+    if (count == 0 || --tries < 0) return true;
+    const auto [step, most] = steps_[count - 1];
+    const int64_t least = std::max<int64_t>(sum - largest_[count - 1] + step - 1, 0) / step;
+    for (int64_t k = std::min(most, sum / step); k >= least; --k) {
+      if (hold(sum - k * step, count - 1, tries)) return true;
+    }
+    return false;
+  }
+
+  std::vector<Steps> steps_;  // ascending
+  std::vector<int64_t> largest_;
+};
+
+// How far a tensor's dimensions step, in bytes of `unit` an element.
+inline std::vector<Steps> steps_of(const Tensor& x, int64_t unit) {
+  const auto sizes = x.sizes(), strides = x.strides();
+  std::vector<Steps> steps;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1) steps.push_back({strides[d] * unit, sizes[d] - 1});
+  }
+  return steps;
+}
+
+// Of a tensor with elements.
+inline Span span_of(const Tensor& x, int64_t unit, int64_t which) {
+  const auto first = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+  int64_t bytes = unit;
+  for (const auto [step, most] : steps_of(x, unit)) bytes += step * most;
+  return {first, first + bytes, unit, which};
+}
+
+// Whether two elements lie in one place: by a walk that takes a step or more on in one dimension,
+// any number on or back in the others, and ends where it began.
+inline bool overlaps_itself(const Tensor& x) {
+  if (x.numel() == 0 || x.is_contiguous()) return false;
+  std::vector<Steps> steps = steps_of(x, 1);
+  std::sort(steps.begin(), steps.end(),
+            [](const Steps& a, const Steps& b) { return a.step < b.step; });
+  int64_t reach = 0;
+  bool nested = true;  // each step is longer than all shorter ones together
+  for (const auto [step, most] : steps) {
+    nested &= step > reach;
+    reach += step * most;
+  }
+  for (size_t d = 0; d < steps.size() && !nested; ++d) {
+    std::vector<Steps> walk = steps;
+    for (Steps& x : walk) x.most *= 2;  // from as far back as can be
+    walk[d].most = steps[d].most - 1;   // from one step on
+    if (Sums(walk).hold(reach - steps[d].step * (steps[d].most + 1))) return true;
+  }
+  return false;
+}
+
+// Whether a byte belongs to both: one is found from a's first byte on, the other from b's last one
+// back.
+inline bool meet(const Span& a, const Tensor& x, const Span& b, const Tensor& y) {
+  std::vector<Steps> steps = steps_of(x, a.unit), others = steps_of(y, b.unit);
+  steps.insert(steps.end(), others.begin(), others.end());
+  steps.push_back({1, a.unit - 1 + b.unit - 1});
+  return Sums(steps).hold(static_cast<int64_t>(b.last - 1 - a.first));
+}
+
+// Two of the tensors that spans are of which share memory, the lower index first.
+inline std::optional<std::pair<int64_t, int64_t>> sharing(std::vector<Span> spans,
+                                                          const std::vector<Tensor>& tensors) {
+  std::sort(spans.begin(), spans.end());
+  std::vector<Span> open;  // that reach to the one at hand
+  for (const Span& b : spans) {
+    open.erase(
+        std::remove_if(open.begin(), open.end(), [&](const Span& a) { return a.last <= b.first; }),
+        open.end());
+    for (const Span& a : open) {
+      if (meet(a, tensors[a.which], b, tensors[b.which])) return std::minmax(a.which, b.which);
+    }
+    open.push_back(b);
+  }
+  return std::nullopt;
+}
+
+}  // namespace pama
