@@ -526,7 +526,7 @@ def outputs(
         return
     count = len(flat) // n
     if len(out) != count:
-        raise ValueError(f"{name} must have {count} tensors like grads[0], got {len(out)}")
+        raise ValueError(f"{name} must have as many tensors as grads[0], {count}, got {len(out)}")
     for p, x in enumerate(out):
         like = flat[p]
         for other in flat[p::count]:  # the largest, those of None being empty; Dynamo knows no key=

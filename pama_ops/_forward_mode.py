@@ -52,13 +52,17 @@ def refuse(name: str, *tensors: Tensor | None) -> None:
 def refuse_constants(name: str, **constants: Tensor | None) -> None:
     """`refuse`, naming the argument, for those that the function `name` has no derivative in."""
     for argument, x in constants.items():
-        refuse(f"{name} in {argument}", x)
+        if carries(x):
+            raise _refusal(name, argument)
 
 
-def _refusal(name: str) -> RuntimeError:
+def _refusal(name: str, argument: str | None = None) -> RuntimeError:
+    which = (
+        "here, and one of its arguments has" if argument is None else f"in {argument}, which has"
+    )
     return RuntimeError(
-        f"pama_ops.{name} has no forward-mode derivative here, and one of its arguments has a "
-        "tangent (torch.func.jvp, torch.autograd.forward_ad). Detach that argument"
+        f"pama_ops.{name} has no forward-mode derivative {which} a tangent (torch.func.jvp, "
+        "torch.autograd.forward_ad). Detach that argument"
     )
 
 

@@ -30,7 +30,8 @@ class Steps(NamedTuple):
 def spans(tensors: Iterable[Tensor]) -> list[Span]:
     """Of those that have elements and an address, in the order of their addresses."""
     begins = ((k, x, x.data_ptr()) for k, x in enumerate(tensors) if x.numel() > 0)
-    return sorted(Span(at, at + _bytes(x), k) for k, x, at in begins if at != 0)
+    found = [Span(at, at + _bytes(x), k) for k, x, at in begins if at != 0]
+    return sorted(found, key=lambda x: (x.first, x.which))
 
 
 def _bytes(x: Tensor) -> int:
@@ -53,7 +54,11 @@ def _makes(steps: list[Steps], total: int) -> bool:
     for step, most in sorted(steps):
         if step == 0 or most == 0:
             continue
-        if merged and step % merged[-1].step == 0 and step // merged[-1].step <= merged[-1].most + 1:
+        if (
+            merged
+            and step % merged[-1].step == 0
+            and step // merged[-1].step <= merged[-1].most + 1
+        ):
             last = merged.pop()  # together without a gap
             merged.append(Steps(last.step, last.most + step // last.step * most))
         else:

@@ -127,10 +127,10 @@ BAD = [
     ({"weights": torch.ones(3)}, ValueError, r"weights must have the shape \[2\] .* got \[3\]"),
     ({"weights": [1.0, 2.0]}, TypeError, "weights must be a torch.Tensor, got list"),
     ({"weights": torch.ones(2, device="meta")}, ValueError, "weights must be on cpu like grads"),
-    ({"out": [torch.ones(4)] * 2}, ValueError, "out must have 1 tensors like grads"),
+    ({"out": [torch.ones(4)] * 2}, ValueError, "out must have as many tensors as .*, 1, got 2"),
     ({"out": torch.ones(3)}, ValueError, r"out\[0\] must have the shape \[4\] .* got \[3\]"),
     ({"out": torch.ones(4).half()}, TypeError, r"out\[0\] .* dtype .*float32, .*float16"),
-    ({"out": torch._neg_view(torch.ones(4))}, ValueError, r"out\[0\] .* signs to turn: resolve_neg"),
+    ({"out": torch._neg_view(torch.ones(4))}, ValueError, "signs to turn: resolve_neg"),
     ({"out": torch.ones(4).to_sparse()}, TypeError, r"out\[0\] must be a dense tensor, .*sparse"),
     ({"grads": [None, None], "out": torch.ones(4)}, ValueError, "grads must hold at least one"),
 ]  # fmt: skip
@@ -193,11 +193,13 @@ def test_what_is_written_shares_memory_with_nothing_else(backend):
     # Holes of one are the other's elements, or are not.
     refused(
         r"out\[1\] must share no memory with out\[0\]",
-        [[a[:4], b[:4]], [b[:4], b[:4]]], [memory[10:18:2], memory[12:20:2]],
+        [[a[:4], b[:4]], [b[:4], b[:4]]],
+        [memory[10:18:2], memory[12:20:2]],
     )
     refused(
         r"out\[1\] must share no memory with out\[0\]",
-        [[a[:4], b[:4]], [b[:4], b[:4]]], [memory[10:18:2], memory[12:16]],
+        [[a[:4], b[:4]], [b[:4], b[:4]]],
+        [memory[10:18:2], memory[12:16]],
     )
     po.combine(grads, weights, out=[wide, memory.view(4, 10)[:, 1::2]])
     assert bool((memory == 3).all())

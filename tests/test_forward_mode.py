@@ -108,7 +108,10 @@ def test_constants_refuse_tangents(call_of, name, argument, how):
         torch.func.jvp(function, (x,), (tangent_like(x),))
 
     spoken = name.split(" ")[0].rstrip(",")
-    with pytest.raises(RuntimeError, match=rf"pama_ops\.{spoken}.* has no forward-mode"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"pama_ops\.{spoken} has no forward-mode derivative (here|in {argument})",
+    ):
         (by_func if how == "func" else by_dual_numbers)()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pama_ops import _memory
 
 ROOM = 96
@@ -25,7 +26,7 @@ def strided(draw: st.DrawFn, memory: torch.Tensor) -> torch.Tensor:
     return memory.view(dtype).as_strided(sizes, strides, draw(st.integers(0, room)))
 
 
-def places(x: torch.Tensor, memory: torch.Tensor) -> list[set[int]]:
+def places(x: torch.Tensor) -> list[set[int]]:
     """The bytes of each element."""
     spots = torch.arange(ROOM).as_strided(x.shape, x.stride(), x.storage_offset()).flatten()
     unit = x.itemsize
@@ -36,7 +37,7 @@ def places(x: torch.Tensor, memory: torch.Tensor) -> list[set[int]]:
 def test_shared_memory_is_told_exactly(data):
     memory = torch.zeros(ROOM, dtype=torch.uint8)
     x, y = data.draw(strided(memory)), data.draw(strided(memory))
-    mine, other = places(x, memory), places(y, memory)
+    mine, other = places(x), places(y)
     assert _memory.overlaps_itself(x) == (len({min(k) for k in mine}) < len(mine))
     shared = bool(set.union(*mine) & set.union(*other))
     assert _memory.sharing([y, x]) == ((0, 1) if shared else None)

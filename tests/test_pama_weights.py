@@ -69,6 +69,8 @@ ANYWHERE = st.builds(
 @given(st.lists(ANYWHERE, min_size=2, max_size=5).flatmap(
     lambda values: st.tuples(st.just(values), preferences(len(values)))
 ))  # fmt: skip
+@example(([1e-320, -1e-320, -1e300], [1.0, 2.0, 1.0]))
+@example(([1e300, -1e-320, 1e-320, 3.0], [1.0] * 4))
 @example(([-3.35e233, -1.85e-80, 1.78e-268, -3.5e-66, 3.65e-114], [1.0] * 5))
 def test_pama_weights_of_values_anywhere_is_the_exact_projection(backend, drawn):
     values, p = drawn
@@ -78,6 +80,15 @@ def test_pama_weights_of_values_anywhere_is_the_exact_projection(backend, drawn)
         assert got.optimum == 0
         for w, c in zip(got.weights.tolist(), exact_projection(values, p), strict=True):
             assert abs(float(Fraction(w) - c)) <= 8 * len(values) * U
+
+
+@pytest.mark.parametrize("least", [5e-324, 2.2e-308])
+def test_a_preference_too_small_to_divide_by_drops_its_objective(backend, least):
+    for scale in 1.0, 2.0**-30:
+        got = po.pama_weights(on(backend, [1.0, -1.0, 5.0]), preference=[1.0, least, scale])
+        want = po.pama_weights(on(backend, [1.0, -1.0, 5.0]), preference=[1.0, 0.0, scale])
+        assert torch.equal(got.weights, want.weights)
+        assert torch.equal(got.optimum, want.optimum)
 
 
 def straddles(values: list[float], preference: list[float]) -> bool:

@@ -409,12 +409,13 @@ def test_a_gradient_that_no_one_may_write_is_refused_before_anything_is_written(
     losses = [(x + y).sum(), (x * y).sum()]
     with torch.inference_mode():
         inference = torch.zeros(2)
-    one, two = torch.zeros(2), torch.zeros(3)
+    one, two, many = torch.zeros(2), torch.zeros(3), torch.zeros(5)
     for grads, message in (
         ((None, torch.zeros(1).expand(2)), r"parameters\[1\]\.grad must have memory for each"),
         ((None, inference), r"parameters\[1\]\.grad must be no inference tensor"),
         ((one, one), r"parameters\[1\]\.grad must share no memory with parameters\[0\]\.grad"),
         ((two[:2], two[1:]), r"parameters\[1\]\.grad must share no memory with parameters\[0\]"),
+        ((many[0:3:2], many[2:5:2]), r"parameters\[1\]\.grad must share no memory with"),
     ):
         x.grad, y.grad = grads
         with pytest.raises(ValueError, match=message):
@@ -441,17 +442,20 @@ def test_grads_of_heads_and_trunk_that_share_memory_are_told_by_name():
     assert not bool(memory.any())
 
 
+class Kept(torch.autograd.Function):
+    """The sum, whose gradient is a tensor that the caller keeps."""
+
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.slope = slope
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, _grad):
+        return ctx.slope, None
+
+
 def test_a_gradient_that_lies_in_its_grad_is_told():
-    class Kept(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, slope):
-            ctx.slope = slope
-            return x.sum()
-
-        @staticmethod
-        def backward(ctx, _grad):
-            return ctx.slope, None
-
     x = torch.ones(2, requires_grad=True)
     memory = torch.ones(3)
     x.grad = memory[:2]
@@ -459,6 +463,23 @@ def test_a_gradient_that_lies_in_its_grad_is_told():
     with pytest.raises(ValueError, match=words):
         po.pareto_backward([Kept.apply(x, memory[1:]), x.sum()], [x])
     assert memory.tolist() == [1.0] * 3
+
+
+def test_the_grad_of_a_head_is_memory_of_its_own():
+    """Whether autograd's gradient is expanded, given to two tensors, or kept by a function."""
+    w, a, b, c, d = (torch.arange(1.0, 4.0).requires_grad_() for _ in range(5))
+    kept = torch.ones(3)
+    for calls in 1, 2:
+        losses = [
+            (w + a).sum(),
+            (w * (b + c) * torch.arange(3.0)).sum(),
+            w.sum() + Kept.apply(d, kept),
+        ]
+        po.pareto_backward(losses, [w], task_parameters=[[a], [b, c], [d]])
+        assert a.grad.tolist() == d.grad.tolist() == [calls] * 3
+        assert b.grad.tolist() == c.grad.tolist() == (calls * w * torch.arange(3.0)).tolist()
+    torch.nn.utils.clip_grad_norm_([w, a, b, c, d], 1.0)
+    assert kept.tolist() == [1.0] * 3
 
 
 def test_a_grad_with_a_graph_is_added_to_as_torch_does():
@@ -469,6 +490,16 @@ def test_a_grad_with_a_graph_is_added_to_as_torch_does():
     y.sum().backward()
     assert x.grad.tolist() == y.grad.tolist() == [4.0, 4.0]
     assert x.grad.requires_grad == y.grad.requires_grad
+
+
+def test_a_grad_that_is_a_leaf_of_its_own_is_added_to_as_torch_does():
+    x, a, b = (torch.ones(2, requires_grad=True) for _ in range(3))
+    for leaf in x, a, b:
+        leaf.grad = torch.ones(2, requires_grad=True)
+    po.pareto_backward([(x * a).sum(), x.sum()], [x], task_parameters=[[a], []])
+    b.sum().backward()
+    assert x.grad.tolist() == a.grad.tolist() == b.grad.tolist() == [2.0, 2.0]
+    assert x.grad.requires_grad == a.grad.requires_grad == b.grad.requires_grad
 
 
 def test_adding_to_grad_raises_its_version():

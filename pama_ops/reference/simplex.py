@@ -176,7 +176,7 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         return (y - excess.gather(-1, rank - 1) / rank).clamp(min=0)
 
     def supported(c: Tensor) -> Tensor:
-        """The values with a weight, scaled up as far as they go: no product of theirs underflows."""
+        """The values with a weight, scaled up until no product of theirs underflows."""
         x = torch.where(c > 0, b, 0.0)
         up = (990 - torch.frexp(x.abs().amax(-1, keepdim=True)).exponent).clamp(min=0)
         return x * 2.0 ** (up // 2).double() * 2.0 ** (up - up // 2).double()
