@@ -178,7 +178,7 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
     def supported(c: Tensor) -> Tensor:
         """The values with a weight, scaled up until no product of theirs underflows."""
         x = torch.where(c > 0, b, 0.0)
-        up = (990 - torch.frexp(x.abs().amax(-1, keepdim=True)).exponent).clamp(min=0)
+        up = (990 - torch.frexp(x.abs().amax(-1, keepdim=True)).exponent).clamp(0, 2046)
         return x * 2.0 ** (up // 2).double() * 2.0 ** (up - up // 2).double()
 
     def balanced(c: Tensor) -> Tensor:
