@@ -505,14 +505,14 @@ def inference_writable(name: str) -> None:
 
 
 def writable(name: str, x: Tensor) -> None:
-    """`x` may be written in place; whether it is an inference tensor, a compiler cannot ask."""
-    if not torch.compiler.is_compiling() and x.is_inference():
-        inference_writable(name)
-    if x.layout != torch.strided:
-        return
-    if x.is_neg():
-        raise ValueError(f"{name} must be no view with signs to turn: resolve_neg() it")
-    memory.refuse_overlap(name, x)
+    """`x` may be written in place; a compiler can only ask whether it overlaps itself."""
+    if not torch.compiler.is_compiling():
+        if x.is_inference():
+            inference_writable(name)
+        if x.is_neg():
+            raise ValueError(f"{name} must be no view with signs to turn: resolve_neg() it")
+    if x.layout == torch.strided:
+        memory.refuse_overlap(name, x)
 
 
 def outputs(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -102,12 +103,15 @@ def overlaps_itself(x: Tensor) -> bool:
     """
     if x.numel() == 0 or x.is_contiguous():
         return False
-    steps = sorted(_steps(x, 1))
-    reach, nested = 0, True
-    for step, most in steps:  # each longer than all shorter ones together?
-        nested = nested and step > reach
-        reach += step * most
-    if nested:
+    steps = _steps(x, 1)
+    reach = sum(step * most for step, most in steps)
+    if reach + 1 < x.numel() or any(step == 0 for step, _ in steps):
+        return True
+    if torch.compiler.is_compiling():  # sizes may be symbols; the op that writes asks again
+        return False
+    steps.sort()
+    shorter = accumulate((step * most for step, most in steps), initial=0)
+    if all(step > below for (step, _), below in zip(steps, shorter, strict=False)):
         return False
     for d, (step, most) in enumerate(steps):
         walk = [Steps(x.step, 2 * x.most) for x in steps]  # from as far back as can be

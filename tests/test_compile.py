@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from strategies import normal
@@ -101,3 +103,20 @@ def test_what_writes_and_what_checks_compiles_whole():
     compiled(x, y, saved.detach(), total)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         h.backward()
+
+
+def test_out_of_any_size_and_layout_compiles_whole():
+    @functools.partial(torch.compile, fullgraph=True, dynamic=True, backend="aot_eager")
+    def step(grads, weights, out):
+        po.combine(grads, weights, out=out)
+
+    weights = torch.tensor([0.5, 2.0])
+    for size in 4, 6, 9:
+        grads = [torch.ones(size, 3), torch.ones(size, 3)]
+        holes, turned = torch.zeros(size, 6), torch.zeros(3, size)
+        step(grads, weights, holes[:, ::2])
+        step(grads, weights, turned.t())
+        assert bool((turned == 2.5).all())
+        assert holes.unique(dim=1).tolist() == [[0.0, 2.5]] * size
+        with pytest.raises(ValueError, match=r"out\[0\] must have memory for each"):
+            step(grads, weights, torch.zeros(3 * size + 10).as_strided((size, 3), (3, 6)))
