@@ -371,12 +371,23 @@ def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, f
         return None, 0.0
     if not isinstance(x, Tensor):
         return None, float(positive("normalizer", x))
-    x = tensor("normalizer", x)
+    return one_number("normalizer", x, like.device), 0.0
+
+
+def one_number(name: str, x: object, device: torch.device) -> Tensor:
+    x = tensor(name, x)
     if x.dtype not in READABLE or x.numel() != 1:
-        raise ValueError(f"normalizer must hold one real number, got {x.dtype} {list(x.shape)}")
-    if x.device != like.device:
-        raise ValueError(f"normalizer must be on {like.device} like the loss, got {x.device}")
-    return x, 0.0
+        raise ValueError(f"{name} must hold one real number, got {x.dtype} {list(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device} like the loss, got {x.device}")
+    return x
+
+
+def rows(name: str, x: object) -> Tensor:
+    x = floating(name, x)
+    if x.dim() not in (1, 2):
+        raise ValueError(f"{name} must have 1 or 2 dimensions, got {list(x.shape)}")
+    return x
 
 
 def normalizer_value(x: Tensor | None) -> None:

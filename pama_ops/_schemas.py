@@ -38,17 +38,17 @@ def _define(
     schema: str,
     default: Callable[..., Any],
     fake: Callable[..., Any],
-    check: Callable[..., None] = lambda *_: None,
+    check: Callable[..., None] = lambda **_: None,
     values: Callable[..., None] = lambda **_: None,
 ) -> Any:
     """Define an op whose default rounds the float64 reference to the dtypes the fake declares.
 
-    `check` raises for arguments that the compiled kernels refuse. `values`, given them by name,
-    raises for values of tensors that a CPU's kernels refuse; a GPU would be waited for.
+    Given arguments by name, `check` raises for those that the compiled kernels refuse, and `values`
+    for values of tensors that a CPU's kernels refuse; a GPU would be waited for.
     """
 
     def declare(*args: Any) -> Any:
-        check(*args)
+        check(**dict(zip(names, args, strict=False)))
         return fake(*args)
 
     def rounded(*args: Any) -> Any:
@@ -188,9 +188,41 @@ def refused(grad: Tensor, name: str, inputs: Alike) -> list[Tensor]:
 # --- advantages ---------------------------------------------------------------------------------
 
 
+def _check_tokens(
+    first: str,
+    *alike: str,
+    objectives: bool = True,
+    of_objective: Sequence[str] = (),
+    of_sequence: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> Callable[..., None]:
+    """The check of an op on tokens `first`, [N, B, T] or, without `objectives`, [B, T], with a mask
+    and offsets. `alike` are of its shape, others one for each of its tokens without the objectives,
+    for each sequence (of an objective), or one number.
+    """
+
+    def check(**given: Any) -> None:
+        offsets = given.get("cu_seqlens")
+        x, rows = checks.tokens(first, given[first], given["mask"], offsets, objectives=objectives)
+        if offsets is None and not objectives:
+            rows = (torch.sym_min(x.shape[0], x.numel()),)  # none where T is 0, however large B is
+        shapes = dict.fromkeys(alike, tuple(x.shape))
+        shapes |= dict.fromkeys(of_objective, tuple(x.shape[1:]))
+        shapes |= dict.fromkeys(of_sequence, (*x.shape[:1], *rows) if objectives else rows)
+        for name, shape in shapes.items():
+            if given[name] is not None:
+                checks.match(name, given[name], shape, first, x.device)
+        for name in numbers:
+            if given[name] is not None:
+                checks.one_number(name, given[name], x.device)
+
+    return check
+
+
 def _token_values(**arguments: Any) -> None:
-    """Of an op on tokens, which come first."""
-    tokens: Tensor = next(iter(arguments.values()))
+    """Of an op on tokens: one of its arguments that have any."""
+    of_tokens = ("rewards", "x", "advantages", "logp", "values")
+    tokens: Tensor = next(arguments[name] for name in of_tokens if name in arguments)
     checks.values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
     checks.normalizer_value(arguments.get("normalizer"))
     preference = arguments.get("preference")
@@ -206,7 +238,8 @@ gae = _define(
         rewards.new_empty(rewards.shape, dtype=result_dtype(rewards, values, last_values))
         for _ in range(2)
     ),
-    values=_token_values,
+    _check_tokens("rewards", "values", of_sequence=["last_values"]),
+    _token_values,
 )
 
 whiten_moments = _define(
@@ -214,22 +247,40 @@ whiten_moments = _define(
     "(Tensor x, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
     reference.whiten_moments,
     lambda x, mask, cu_seqlens: x.new_empty((x.shape[0], 3), dtype=torch.float64),
-    values=_token_values,
+    _check_tokens("x"),
+    _token_values,
 )
+
+
+def _check_whiten_apply(x: Tensor, moments: Tensor, **given: Any) -> None:
+    _check_tokens("x")(x=x, **given)
+    lead = checks.floating("moments", moments).shape[:1]
+    checks.match("moments", moments, (*lead, x.shape[0], 3), "x", x.device)
+
 
 whiten_apply = _define(
     "whiten_apply",
     "(Tensor x, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
     reference.whiten_apply,
     lambda x, mask, cu_seqlens, moments, eps: x.new_empty(x.shape, dtype=result_dtype(x)),
-    values=_token_values,
+    _check_whiten_apply,
+    _token_values,
 )
+
+
+def _check_groups(rewards: Tensor, group_size: int, **_: Any) -> None:
+    checks.rows("rewards", rewards)
+    length = rewards.shape[-1]
+    if group_size < 1 or length % group_size != 0:
+        raise ValueError(f"group_size must be positive and divide {length}, got {group_size}")
+
 
 group_normalize = _define(
     "group_normalize",
     "(Tensor rewards, int group_size, float eps) -> Tensor",
     reference.group_normalize,
     lambda rewards, group_size, eps: rewards.new_empty(rewards.shape, dtype=result_dtype(rewards)),
+    _check_groups,
 )
 
 group_informative = _define(
@@ -237,12 +288,28 @@ group_informative = _define(
     "(Tensor rewards, int group_size) -> Tensor",
     reference.group_informative,
     lambda rewards, group_size: rewards.new_empty(rewards.shape, dtype=torch.bool),
+    _check_groups,
 )
 
 
 def _by_sequence(preference: Tensor | None) -> bool:
     """Whether a preference is [N, B]."""
     return preference is not None and preference.dim() == 2
+
+
+def _check_pama(advantages: Tensor, preference: Tensor | None, **given: Any) -> None:
+    _check_tokens("advantages", of_objective=["log_ratio"])(advantages=advantages, **given)
+    if not 0 <= given["reduction"] <= reference.BATCH:
+        raise ValueError(f"reduction must be 0, 1, 2 or 3, got {given['reduction']}")
+    offsets, n = given["cu_seqlens"], advantages.shape[0]
+    rows = advantages.shape[1] if offsets is None else offsets.shape[0] - 1
+    checks.preference(preference, n, advantages, rows)
+    if (statistics := given.get("statistics")) is None:
+        return
+    size = (statistics_size(n, given["reduction"]),)
+    checks.match("statistics", statistics, size, "advantages", advantages.device)
+    if statistics.dtype != torch.float64 or not statistics.is_contiguous():
+        raise ValueError("statistics must be contiguous float64, as pama_statistics returns them")
 
 
 def _fake_pama_statistics(
@@ -267,7 +334,8 @@ pama_statistics = _define(
     " int reduction, float low, float high, bool noon, bool ratio_weighted) -> Tensor",
     reference.pama_statistics,
     _fake_pama_statistics,
-    values=_token_values,
+    _check_pama,
+    _token_values,
 )
 
 
@@ -312,7 +380,8 @@ pama_combine = _define(
     " -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
     reference.pama_combine,
     _fake_pama_combine,
-    values=_token_values,
+    _check_pama,
+    _token_values,
 )
 
 # --- gradients ----------------------------------------------------------------------------------
@@ -323,6 +392,10 @@ pama_combine = _define(
 
 def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = None) -> None:
     """What the compiled kernels refuse, for the definitions to refuse as well."""
+    if n < 1 or len(grads) == 0 or len(grads) % n != 0:
+        raise ValueError(
+            f"grads must hold as many tensors for each of {n} objectives, got {len(grads)}"
+        )
     count = len(grads) // n
     if out is not None and len(out) != count:
         raise ValueError(f"out must hold {count} tensors, got {len(out)}")
@@ -334,12 +407,29 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
             present.append(out[p])
         for x in present:
             same = x.shape == like.shape and x.dtype == like.dtype and x.device == grads[0].device
-            if not (same and x.dtype.is_floating_point and x.layout == torch.strided):
+            if not (same and x.dtype in checks.FLOATING and x.layout == torch.strided):
                 raise ValueError(
                     "the gradients of a parameter must be dense, of one floating dtype, one shape "
                     f"and one device, got {x.layout} {x.dtype} {list(x.shape)} on {x.device} "
                     f"beside {like.dtype} {list(like.shape)} on {grads[0].device}"
                 )
+
+
+def _check_accumulate(gram: Tensor, grads: list[Tensor]) -> None:
+    square = gram.dim() == 2 and gram.shape[0] == gram.shape[1]
+    if not (square and gram.dtype == torch.float64 and gram.is_contiguous()):
+        raise ValueError(
+            f"gram must be a contiguous float64 matrix [n, n], got {gram.dtype} {list(gram.shape)}"
+        )
+    _check_gradients(grads, gram.shape[0])
+
+
+def _check_combine(
+    grads: list[Tensor], weights: Tensor, out: list[Tensor] | None = None, **_: Any
+) -> None:
+    if checks.floating("weights", weights).dim() != 1:
+        raise ValueError(f"weights must have the shape [n], got {list(weights.shape)}")
+    _check_gradients(grads, weights.shape[0], out)
 
 
 def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
@@ -368,7 +458,7 @@ gram_accumulate = _define(
     "(Tensor(a!) gram, Tensor[] grads) -> ()",
     reference.gram_accumulate,
     lambda gram, grads: None,
-    lambda gram, grads: _check_gradients(grads, gram.shape[0]),
+    _check_accumulate,
 )
 
 combine = _define(
@@ -376,7 +466,7 @@ combine = _define(
     "(Tensor[] grads, Tensor weights) -> Tensor[]",
     reference.combine,
     _fake_combine,
-    lambda grads, weights: _check_gradients(grads, weights.shape[0]),
+    _check_combine,
 )
 
 combine_into = _define(
@@ -384,7 +474,7 @@ combine_into = _define(
     "(Tensor(a!)[] out, Tensor[] grads, Tensor weights, bool accumulate) -> ()",
     reference.combine_into,
     lambda out, grads, weights, accumulate: None,
-    lambda out, grads, weights, accumulate: _check_gradients(grads, weights.shape[0], out),
+    _check_combine,
 )
 
 # --- weights ------------------------------------------------------------------------------------
@@ -394,8 +484,13 @@ def _check_problem(takes: reference.Takes) -> Callable[..., None]:
     """As check_problem in csrc/arguments.h."""
 
     def check(
-        gram: Tensor, vector: Tensor | None, options: Sequence[float], rtol: float | None = None
+        gram: Tensor,
+        options: Sequence[float],
+        rtol: float | None = None,
+        preference: Tensor | None = None,
+        weights: Tensor | None = None,  # of duality_gap
     ) -> None:
+        vector = preference if weights is None else weights
         n = checks.gram("gram", gram).shape[-1]
         if len(options) != takes.options:
             raise ValueError(
@@ -479,6 +574,18 @@ pama_weights = _define(
 
 # --- losses -------------------------------------------------------------------------------------
 
+
+def _check_kl(
+    logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int, grad: Tensor | None = None
+) -> None:
+    checks.rows("logp", logp)
+    for name, x in ("ref_logp", ref_logp), ("grad", grad):
+        if x is not None:
+            checks.match(name, x, logp.shape, "logp", logp.device)
+    if mask is not None:
+        checks.token_mask(mask, logp.shape, "logp", logp.device)
+
+
 kl_divergence = _define(
     "kl_divergence",
     "(Tensor logp, Tensor ref_logp, Tensor? mask, int estimator) -> Tensor",
@@ -486,7 +593,8 @@ kl_divergence = _define(
     lambda logp, ref_logp, mask, estimator: logp.new_empty(
         logp.shape, dtype=result_dtype(logp, ref_logp)
     ),
-    values=_token_values,
+    _check_kl,
+    _token_values,
 )
 
 kl_divergence_backward = _define(
@@ -496,6 +604,8 @@ kl_divergence_backward = _define(
     lambda grad, logp, ref_logp, mask, estimator: logp.new_empty(
         logp.shape, dtype=result_dtype(logp, ref_logp)
     ),
+    _check_kl,
+    _token_values,
 )
 
 ppo_loss = _define(
@@ -517,7 +627,10 @@ ppo_loss = _define(
             dtype=torch.float64,
         ),
     ),
-    values=_token_values,
+    _check_tokens(
+        "logp", "old_logp", "advantages", "ref_logp", objectives=False, numbers=["normalizer"]
+    ),
+    _token_values,
 )
 
 ppo_loss_backward = _define(
@@ -527,7 +640,12 @@ ppo_loss_backward = _define(
     " int estimator) -> Tensor",
     reference.ppo_loss_backward,
     lambda grad, row_weights, logp, *_: logp.new_empty(logp.shape, dtype=result_dtype(logp)),
-)
+    _check_tokens(
+        "logp", "old_logp", "advantages", "ref_logp",
+        objectives=False, of_sequence=["row_weights"], numbers=["grad"],
+    ),
+    _token_values,
+)  # fmt: skip
 
 value_loss = _define(
     "value_loss",
@@ -538,8 +656,15 @@ value_loss = _define(
         values.new_empty((values.shape[0],), dtype=result_dtype(values, returns, old_values)),
         values.new_empty((), dtype=torch.float64),
     ),
-    values=_token_values,
+    _check_tokens("values", "returns", "old_values", numbers=["normalizer"]),
+    _token_values,
 )
+
+
+def _check_value_backward(grad: Tensor, values: Tensor, **given: Any) -> None:
+    _check_tokens("values", "returns", "old_values", numbers=["scale"])(values=values, **given)
+    checks.match("grad", grad, values.shape[:1], "values", values.device)
+
 
 value_loss_backward = _define(
     "value_loss_backward",
@@ -547,6 +672,8 @@ value_loss_backward = _define(
     " Tensor? cu_seqlens, float clip) -> Tensor",
     reference.value_loss_backward,
     lambda grad, scale, values, *_: values.new_empty(values.shape, dtype=result_dtype(values)),
+    _check_value_backward,
+    _token_values,
 )
 
 # --- autograd -----------------------------------------------------------------------------------

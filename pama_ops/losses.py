@@ -64,9 +64,7 @@ def kl_divergence(
     >>> kl_divergence(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), estimator="k1")
     tensor([[0.5000]])
     """
-    logp = check.floating("logp", logp)
-    if logp.dim() not in (1, 2):
-        raise ValueError(f"logp must have 1 or 2 dimensions, got {list(logp.shape)}")
+    logp = check.rows("logp", logp)
     check.match("ref_logp", ref_logp, logp.shape, "logp", logp.device)
     checked = check.flag("check_values", check_values)
     if mask is not None:

@@ -25,14 +25,8 @@ def ops_of(request):
     return getattr(torch.ops, f"pama_ops_{request.param}")
 
 
-@pytest.fixture(params=["cpu", "emulated"])
-def ops(request):
-    return ops_of(request)
-
-
 @pytest.fixture(params=["cpu", "emulated", "default"])
-def solvers(request):
-    """For what the defaults check as well."""
+def ops(request):
     return ops_of(request)
 
 
@@ -63,7 +57,7 @@ def test_ops_refuse_what_would_make_them_read_past_an_end(ops):
         for what, (name, arguments) in spoilt(call):
             try:
                 run(getattr(ops, name), arguments)
-            except ValueError:
+            except (ValueError, TypeError):
                 continue
             missed.append(what)
     assert missed == []
@@ -73,9 +67,9 @@ SOLVERS = sorted({*po.reference.WEIGHTINGS, "duality_gap"})
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solvers_count_their_options_and_miss_no_vector(solvers, name):
+def test_solvers_count_their_options_and_miss_no_vector(ops, name):
     """Neither is read past its end."""
-    op = getattr(solvers, name)
+    op = getattr(ops, name)
     arguments = next(arguments for called, arguments in calls() if called == name)
     gram, vector, options = arguments
     op(*arguments)
@@ -105,17 +99,17 @@ def test_solvers_count_their_options_and_miss_no_vector(solvers, name):
 
 
 @pytest.mark.parametrize("name", [x for x, takes in po.reference.TAKES.items() if takes.options])
-def test_solvers_end_whatever_their_options(solvers, name):
+def test_solvers_end_whatever_their_options(ops, name):
     rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.5, -1.0], [0.0, 0.0]]).double()
     for n in (4, 3, 2, 1):
         gram = po.gram(list(rows[:n]))
         for option in (torch.nan, torch.inf, -torch.inf, -1.0, 0.0, 5e-324, 1e308, 0.5):
-            assert getattr(solvers, name)(gram, None, [option]).shape == (n,)
+            assert getattr(ops, name)(gram, None, [option]).shape == (n,)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
-def test_fairgrad_of_no_alpha_is_nan_and_ends(solvers, alpha):
-    assert bool(solvers.fairgrad(torch.eye(3), None, [alpha]).isnan().all())
+def test_fairgrad_of_no_alpha_is_nan_and_ends(ops, alpha):
+    assert bool(ops.fairgrad(torch.eye(3), None, [alpha]).isnan().all())
 
 
 def test_ops_refuse_numbers_that_their_loops_rely_on(ops):
