@@ -192,7 +192,8 @@ void for_present(const GradientList& grads, const Body& body) {
 
 // No element is written twice, nor read after it has been written: a tensor of `out` shares no
 // memory with itself, with another one or with a gradient, but that it may be one whole gradient
-// of its own parameter. What is read from a copy, or written from one, is not asked.
+// of its own parameter. Of gradients that are read from copies, and of tensors with holes, which
+// are written from copies once all is read, it is not asked whether they meet each other.
 inline void check_apart(const GradientList& grads, const std::vector<Tensor>& out) {
   const auto named = [](int64_t p) { return "out[" + std::to_string(p) + "]"; };
   std::vector<Span> dense, all;

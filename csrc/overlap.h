@@ -1,8 +1,10 @@
-// Which tensors share memory, told exactly: also of those with holes, by their strides.
+// Which tensors share memory, told exactly: also of those with holes, by their strides. Where these
+// are so odd that it is not found out soon, memory is said to be shared.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -46,7 +48,7 @@ class Sums {
     for (const Steps& x : steps_) largest_.push_back(largest_.back() + x.step * x.most);
   }
 
-  // Whether `sum` is one. Where strides are so odd that this is not found soon, it is said to be.
+  // Whether `sum` is one; also true where the search is given up.
   bool hold(int64_t sum) const {
     int tries = 1 << 16;
     return hold(sum, steps_.size(), tries);
@@ -56,6 +58,11 @@ class Sums {
   bool hold(int64_t sum, size_t count, int& tries) const {
     if (sum < 0 || sum > largest_[count]) return false;
     if (count == 0 || --tries < 0) return true;
+    int64_t common = 0;
+    for (size_t k = count; k-- > 0;) {  // what the longer steps leave, the shorter ones must make
+      common = std::gcd(common, steps_[k].step);
+      if (sum % common > largest_[k]) return false;
+    }
     const auto [step, most] = steps_[count - 1];
     const int64_t least = std::max<int64_t>(sum - largest_[count - 1] + step - 1, 0) / step;
     for (int64_t k = std::min(most, sum / step); k >= least; --k) {
@@ -101,8 +108,8 @@ inline bool overlaps_itself(const Tensor& x) {
   }
   for (size_t d = 0; d < steps.size() && !nested; ++d) {
     std::vector<Steps> walk = steps;
-    for (Steps& x : walk) x.most *= 2;  // from as far back as can be
-    walk[d].most = steps[d].most - 1;   // from one step on
+    for (Steps& each : walk) each.most *= 2;  // from as far back as can be
+    walk[d].most = steps[d].most - 1;         // from one step on
     if (Sums(walk).hold(reach - steps[d].step * (steps[d].most + 1))) return true;
   }
   return false;

@@ -1,9 +1,11 @@
 """Which tensors share memory, told exactly, as csrc/overlap.h tells it for kernels: also of those
-with holes, by their strides.
+with holes, by their strides. Where these are so odd that it is not found out soon, memory is said
+to be shared. Tensors whose spans meet are asked pair by pair.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -48,8 +50,8 @@ def _steps(x: Tensor, unit: int) -> list[Steps]:
 
 
 def _makes(steps: list[Steps], total: int) -> bool:
-    """Whether `total` is a sum of steps, each in any number it allows. Where strides are so odd
-    that this is not found soon, it is said to be.
+    """Whether `total` is a sum of steps, each in any number it allows; also true where the search
+    is given up.
     """
     merged: list[Steps] = []
     for step, most in sorted(steps):
@@ -76,6 +78,11 @@ def _makes(steps: list[Steps], total: int) -> bool:
         tries -= 1
         if count == 0 or tries < 0:
             return True
+        common = 0
+        for k in reversed(range(count)):  # what the longer steps leave, the shorter ones must make
+            common = math.gcd(common, merged[k].step)
+            if total % common > largest[k]:
+                return False
         step, most = merged[count - 1]
         least = max(total - largest[count - 1] + step - 1, 0) // step
         return any(
@@ -113,10 +120,10 @@ def overlaps_itself(x: Tensor) -> bool:
     shorter = accumulate((step * most for step, most in steps), initial=0)
     if all(step > below for (step, _), below in zip(steps, shorter, strict=False)):
         return False
-    for d, (step, most) in enumerate(steps):
-        walk = [Steps(x.step, 2 * x.most) for x in steps]  # from as far back as can be
-        walk[d] = Steps(step, most - 1)  # from one step on
-        if _makes(walk, reach - step * (most + 1)):
+    for d, one in enumerate(steps):
+        walk = [Steps(step, 2 * most) for step, most in steps]  # from as far back as can be
+        walk[d] = Steps(one.step, one.most - 1)  # from one step on
+        if _makes(walk, reach - one.step * (one.most + 1)):
             return True
     return False
 

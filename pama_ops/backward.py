@@ -124,6 +124,7 @@ def pareto_backward(
     weights = _weights(weighting, rows, name, group, ranks, summed=through)
     for over in distributed.meeting(shared, ranks, group):  # one rank's chance and processor
         distributed.same(weights, over)
+    _copy_own(heads, tasks)
     if through:
         rows.clear()
         _backward(terms, heads, weights, retain_graph)
@@ -373,18 +374,24 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
             parameters[p].grad = distributed.laid_out_as(layouts[p], x)
 
 
-def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
-    """`.grad` of each loss's own parameters += its own gradient, which may be expanded, or memory
-    that autograd has given to another tensor too: it is copied.
+def _copy_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
+    """Replace each head's gradient, which may be expanded, another tensor's too, or a `.grad` that
+    is about to be written, by a copy laid out as its parameter is.
     """
+    for head, grads in zip(heads, tasks, strict=True):
+        for p, (x, grad) in enumerate(zip(head, grads, strict=True)):
+            if grad is not None and grad.layout != torch.strided:
+                grads[p] = grad.clone()
+            elif grad is not None:
+                grads[p] = torch.empty_like(x, requires_grad=False).copy_(grad)
+
+
+def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
+    """`.grad` of each loss's own parameters += its own gradient."""
     with torch.no_grad():
         for x, grad in zip(chain(*heads), chain(*tasks), strict=True):
-            if grad is None:
-                continue
-            if x.grad is None:
-                x.grad = torch.empty_like(x).copy_(grad)
-            else:
-                x.grad.add_(grad)
+            if grad is not None:
+                x.grad = grad if x.grad is None else x.grad.add_(grad)
 
 
 # --- checks of the arguments --------------------------------------------------------------------

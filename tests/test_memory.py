@@ -45,18 +45,26 @@ def test_shared_memory_is_told_exactly(data):
 
 def test_large_views_that_interleave_are_told_apart_at_once():
     wide = torch.empty(1 << 20, 96)
-    cube = wide.view(1 << 10, 1 << 10, 96)
+    cube, flat = wide.view(1 << 10, 1 << 10, 96), wide.flatten()
     apart = [
         [wide[:, :40], wide[:, 40:]],
         [wide[:, k] for k in range(5)],
         [wide[::2], wide[1::2, :95]],
         [wide[::2, ::3], wide[1::4], wide[3::4], wide[::2, 1::3], wide[::2, 2::3]],
         [cube[:, :7], cube[:, 7:, :3], cube[:, 7:, 3:].transpose(0, 2)],
+        [wide[::2, :40], wide[1::3, 40:]],
+        [flat[0::4], flat[1::6]],
+        [flat[j::800] for j in range(0, 60, 2)] + [flat[j::1200] for j in range(1, 60, 2)],
     ]
     for views in apart:
         assert _memory.sharing(views) is None
         assert not any(map(_memory.overlaps_itself, views))
-    assert _memory.sharing([wide[:, :40], wide[:, 40:], wide[77::1000, 39:41]]) == (0, 2)
+    together = [
+        [wide[:, :40], wide[:, 40:], wide[77::1000, 39:41]],
+        [wide[::2, :40], wide[1::2, 40:], wide[4::3, 39:]],
+        [flat[0::4], flat[1::4], flat[2::6]],
+    ]
+    assert [*map(_memory.sharing, together)] == [(0, 2)] * 3
 
 
 @pytest.mark.parametrize("form", [((2, 3), (2, 2)), ((3, 2), (3, 3)), ((4, 3), (2, 3))])

@@ -482,6 +482,39 @@ def test_the_grad_of_a_head_is_memory_of_its_own():
     assert kept.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize("through", [False, True])
+def test_a_head_whose_gradient_is_a_grad_gets_what_that_was(through):
+    """Read before any `.grad` is written: of the trunk, of another head, or partly its own."""
+    for whose in "trunk", "head", "own":
+        w, a, b = (torch.ones(3, requires_grad=True) for _ in range(3))
+        memory = torch.arange(4.0)
+        w.grad, a.grad = torch.full((3,), 5.0), torch.full((3,), 7.0)
+        slope = {"trunk": w.grad, "head": a.grad, "own": memory[1:]}[whose]
+        if whose == "own":
+            b.grad = memory[:3]
+        z = w * 2
+        losses = [(z * a).sum(), z.sum() + Kept.apply(b, slope)]
+        want = slope.clone() + (0 if b.grad is None else b.grad)
+        shared = {"features": z} if through else {"parameters": [w]}
+        po.pareto_backward(losses, **shared, task_parameters=[[a], [b]])
+        assert torch.equal(b.grad, want)
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_head_may_have_sparse_gradients(through):
+    w, table = torch.ones(3, requires_grad=True), nn.EmbeddingBag(5, 3, sparse=True)
+    dense = nn.EmbeddingBag(5, 3)
+    dense.load_state_dict(table.state_dict())
+    words = torch.tensor([[1, 2]])
+    for head in table, dense:
+        z = w * 2
+        shared = {"features": z} if through else {"parameters": [w]}
+        losses = [(z * head(words)).sum(), z.sum()]
+        po.pareto_backward(losses, **shared, task_parameters=[head.parameters(), []])
+    assert table.weight.grad.is_sparse
+    assert torch.equal(table.weight.grad.to_dense(), dense.weight.grad)
+
+
 def test_a_grad_with_a_graph_is_added_to_as_torch_does():
     x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
     for leaf in x, y:
