@@ -3,6 +3,7 @@
 // One function an op, for both back ends.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 #include <cstdio>
 #include <optional>
@@ -137,7 +138,8 @@ inline void check_gae(const Tensor& rewards, const Tensor& values,
 
 inline void check_moments(const Tensor& moments, const Tensor& x) {
   check_floating("moments", moments);
-  check_sizes("moments", moments, {moments.dim() > 0 ? moments.size(0) : 1, x.size(0), 3}, x);
+  const int64_t steps = moments.dim() > 0 ? std::max<int64_t>(moments.size(0), 1) : 1;
+  check_sizes("moments", moments, {steps, x.size(0), 3}, x);
 }
 
 inline void check_rows(const char* name, const Tensor& x) {

@@ -1,5 +1,5 @@
-// Which tensors share memory, told exactly: also of those with holes, by their strides. Where these
-// are so odd that it is not found out soon, memory is said to be shared.
+// Which tensors share memory, also of those with holes, by their strides. None that do are missed;
+// where strides are so odd that an answer is not found soon, they are said to.
 #pragma once
 
 #include <algorithm>

@@ -379,7 +379,7 @@ def one_number(name: str, x: object, device: torch.device) -> Tensor:
     if x.dtype not in READABLE or x.numel() != 1:
         raise ValueError(f"{name} must hold one real number, got {x.dtype} {list(x.shape)}")
     if x.device != device:
-        raise ValueError(f"{name} must be on {device} like the loss, got {x.device}")
+        raise ValueError(f"{name} must be on {device} like the other arguments, got {x.device}")
     return x
 
 

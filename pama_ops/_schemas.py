@@ -220,7 +220,7 @@ def _check_tokens(
 
 
 def _token_values(**arguments: Any) -> None:
-    """Of an op on tokens: one of its arguments that have any."""
+    """Of an op on tokens: one of its arguments that have them all in the last dimension."""
     of_tokens = ("rewards", "x", "advantages", "logp", "values")
     tokens: Tensor = next(arguments[name] for name in of_tokens if name in arguments)
     checks.values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
@@ -254,8 +254,8 @@ whiten_moments = _define(
 
 def _check_whiten_apply(x: Tensor, moments: Tensor, **given: Any) -> None:
     _check_tokens("x")(x=x, **given)
-    lead = checks.floating("moments", moments).shape[:1]
-    checks.match("moments", moments, (*lead, x.shape[0], 3), "x", x.device)
+    steps = checks.floating("moments", moments).shape[0] if moments.dim() > 0 else 1
+    checks.match("moments", moments, (max(steps, 1), x.shape[0], 3), "x", x.device)
 
 
 whiten_apply = _define(
@@ -402,8 +402,8 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
     for p in range(count):
         column = grads[p::count]
         like = max(column, key=Tensor.numel)
-        present = [x for x in column if x.numel() > 0]
-        if out is not None and (present or out[p].numel() > 0):
+        present = [x for x in column if x.numel() > 0] or [like]
+        if out is not None and (like.numel() > 0 or out[p].numel() > 0):
             present.append(out[p])
         for x in present:
             same = x.shape == like.shape and x.dtype == like.dtype and x.device == grads[0].device
@@ -422,6 +422,7 @@ def _check_accumulate(gram: Tensor, grads: list[Tensor]) -> None:
             f"gram must be a contiguous float64 matrix [n, n], got {gram.dtype} {list(gram.shape)}"
         )
     _check_gradients(grads, gram.shape[0])
+    _check_beside("gram", gram, grads)
 
 
 def _check_combine(
@@ -430,6 +431,12 @@ def _check_combine(
     if checks.floating("weights", weights).dim() != 1:
         raise ValueError(f"weights must have the shape [n], got {list(weights.shape)}")
     _check_gradients(grads, weights.shape[0], out)
+    _check_beside("weights", weights, grads)
+
+
+def _check_beside(name: str, x: Tensor, grads: list[Tensor]) -> None:
+    if x.device != grads[0].device:
+        raise ValueError(f"{name} must be on {grads[0].device} like grads, got {x.device}")
 
 
 def _empty_combination(grads: list[Tensor], n: int, p: int) -> Tensor:
@@ -488,9 +495,9 @@ def _check_problem(takes: reference.Takes) -> Callable[..., None]:
         options: Sequence[float],
         rtol: float | None = None,
         preference: Tensor | None = None,
-        weights: Tensor | None = None,  # of duality_gap
+        weights: Tensor | None = None,
     ) -> None:
-        vector = preference if weights is None else weights
+        vector = preference if weights is None else weights  # duality_gap calls it so
         n = checks.gram("gram", gram).shape[-1]
         if len(options) != takes.options:
             raise ValueError(

@@ -76,7 +76,7 @@ def pareto_backward(
         features: a tensor, or several, that all losses are computed from.
         task_parameters: for each loss the parameters that belong to it alone (its head). They get
             that loss's own gradient, unweighted, and stay out of G: a head whose weight is 0 would
-            never train.
+            never train. Their gradients may be sparse, unless data ranks average them.
         group: process group whose ranks hold disjoint parts of `parameters` (or of `features`).
         data_group: process group whose ranks hold disjoint data and the same parameters; all must
             call. "world" is the default group of torch.distributed, if that is initialised,
@@ -93,7 +93,8 @@ def pareto_backward(
             nothing has been written then. Reentrant activation checkpointing is refused, since
             autograd cannot take gradients of chosen tensors through it.
 
-    Complexity: n backwards, two reads of the gradients; memory for n + 1 gradients at most.
+    Complexity: n backwards, two reads of the gradients, and a copy of those of `task_parameters`;
+        memory for n + 1 gradients at most.
     Source: Désidéri 2012; Sener & Koltun, arXiv 1810.04650.
 
     >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -234,7 +235,10 @@ def _gradients_of_all(
     sharded = _sharded([shared, *heads])
     try:
         rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
-        _dense(name, rows)
+        for i, row in enumerate(rows):
+            _dense(name, i, row)
+        for i, row in enumerate(tasks if ranks is not None else []):  # which are averaged
+            _dense(f"task_parameters[{i}]", i, row)
         if through or ranks is None:
             _reached(name, rows)
     except Exception as error:
@@ -313,13 +317,12 @@ def _graph(losses: list[Tensor], shared: list[Tensor]) -> Iterator[torch.autogra
         nodes.extend(following for following, _ in node.next_functions)
 
 
-def _dense(name: str, rows: list[list[Tensor | None]]) -> None:
-    for i, row in enumerate(rows):
-        for p, x in enumerate(row):
-            if x is not None and x.layout != torch.strided:
-                raise TypeError(
-                    f"{name}[{p}] must have dense gradients, got {x.layout} from losses[{i}]"
-                )
+def _dense(name: str, i: int, row: list[Tensor | None]) -> None:
+    for p, x in enumerate(row):
+        if x is not None and x.layout != torch.strided:
+            raise TypeError(
+                f"{name}[{p}] must have dense gradients, got {x.layout} from losses[{i}]"
+            )
 
 
 def _weights(
@@ -358,40 +361,49 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     targets = [cast("Tensor", parameters[p].grad) for p in there]
     distributed.check_shards("gradients and .grad", [*(layouts[p] for p in there), *targets], 2)
     flat = [distributed.local(x) for x in flat]
+
+    def of(some: list[int]) -> list[Tensor]:
+        return [flat[i * count + p] for i in range(n) for p in some]
+
+    # First what is new: its gradients may lie in a .grad that is written next.
+    new = ops.combine(of(fresh), weights) if fresh else []
     if there:
-        sums = [flat[i * count + p] for i in range(n) for p in there]
         to = [distributed.local(x) for x in targets]
         try:
-            ops.write(ops.combine_into, to, sums, weights, True)
+            ops.write(ops.combine_into, to, of(there), weights, True)
         except ValueError as error:
             raise ValueError(
                 "a .grad that a gradient is added to must be that whole gradient or lie apart from "
                 f"all that losses give (out[k]: of the k-th parameter with a .grad): {error}"
             ) from error
-    if fresh:
-        sums = ops.combine([flat[i * count + p] for i in range(n) for p in fresh], weights)
-        for p, x in zip(fresh, sums, strict=True):
-            parameters[p].grad = distributed.laid_out_as(layouts[p], x)
+    for p, x in zip(fresh, new, strict=True):
+        parameters[p].grad = distributed.laid_out_as(layouts[p], x)
 
 
+@torch.no_grad()
 def _copy_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
     """Replace each head's gradient, which may be expanded, another tensor's too, or a `.grad` that
     is about to be written, by a copy laid out as its parameter is.
     """
     for head, grads in zip(heads, tasks, strict=True):
         for p, (x, grad) in enumerate(zip(head, grads, strict=True)):
-            if grad is not None and grad.layout != torch.strided:
-                grads[p] = grad.clone()
-            elif grad is not None:
-                grads[p] = torch.empty_like(x, requires_grad=False).copy_(grad)
-
-
-def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
-    """`.grad` of each loss's own parameters += its own gradient."""
-    with torch.no_grad():
-        for x, grad in zip(chain(*heads), chain(*tasks), strict=True):
             if grad is not None:
-                x.grad = grad if x.grad is None else x.grad.add_(grad)
+                dense = grad.layout == torch.strided
+                grads[p] = torch.empty_like(x).copy_(grad) if dense else grad.clone()
+
+
+@torch.no_grad()
+def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
+    """`.grad` of each loss's own parameters += its own gradient; of either, one may be sparse."""
+    for x, grad in zip(chain(*heads), chain(*tasks), strict=True):
+        if grad is None:
+            continue
+        if x.grad is None:
+            x.grad = grad
+        elif x.grad.layout == torch.strided or grad.layout != torch.strided:
+            x.grad.add_(grad)
+        else:
+            x.grad = grad.add_(x.grad)
 
 
 # --- checks of the arguments --------------------------------------------------------------------
@@ -455,8 +467,10 @@ def _losses(losses: object) -> list[Tensor]:
     return list(losses)
 
 
-def _parameters(name: str, parameters: object) -> dict[str, Tensor]:
-    """Those that require a gradient, each once, by where they stand; with dense `.grad`."""
+def _parameters(name: str, parameters: object, *, sparse: bool = False) -> dict[str, Tensor]:
+    """Those that require a gradient, each once, by where they stand; with a dense `.grad`, or a
+    sparse one too.
+    """
     if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
         raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
     kept: dict[str, Tensor] = {}
@@ -469,7 +483,8 @@ def _parameters(name: str, parameters: object) -> dict[str, Tensor]:
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
         if x.grad is not None:
-            if x.grad.layout != torch.strided or x.grad.dtype != x.dtype:
+            usable = x.grad.layout == torch.strided or (sparse and x.grad.is_sparse)
+            if not usable or x.grad.dtype != x.dtype:
                 raise TypeError(
                     f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
                     f"got {x.grad.layout} {x.grad.dtype}"
@@ -481,7 +496,11 @@ def _parameters(name: str, parameters: object) -> dict[str, Tensor]:
 
 def _check_apart(parameters: dict[str, Tensor]) -> None:
     """That no `.grad` shares memory with another one."""
-    grads = {at: distributed.local(x.grad) for at, x in parameters.items() if x.grad is not None}
+    grads = {
+        at: distributed.local(x.grad)
+        for at, x in parameters.items()
+        if x.grad is not None and x.grad.layout == torch.strided
+    }
     if pair := memory.sharing([*grads.values()]):
         first, last = (list(grads)[k] for k in pair)
         raise ValueError(f"{last}.grad must share no memory with {first}.grad, but does")
@@ -512,7 +531,9 @@ def _heads(task_parameters: object, n: int) -> tuple[list[list[Tensor]], dict[st
             f"task_parameters must have one entry for each of the {n} losses, "
             f"got {len(task_parameters)}"
         )
-    heads = [_parameters(f"task_parameters[{i}]", x) for i, x in enumerate(task_parameters)]
+    heads = [
+        _parameters(f"task_parameters[{i}]", x, sparse=True) for i, x in enumerate(task_parameters)
+    ]
     owner: dict[int, int] = {}
     for i, head in enumerate(heads):
         for x in head.values():

@@ -802,6 +802,21 @@ def test_data_group_none_averages_nothing(ranks):
         assert torch.equal(grad, own)
 
 
+def sparse_head(rank: int) -> str:
+    w, table = torch.ones(3, requires_grad=True), nn.EmbeddingBag(5, 3, sparse=True)
+    own = table(torch.tensor([[1, 2]]))
+    losses = [(w * own).sum(), w.sum()]
+    said = message(po.pareto_backward, losses, [w], task_parameters=[table.parameters(), []])
+    assert w.grad is None
+    assert table.weight.grad is None
+    return said
+
+
+def test_sparse_gradients_that_would_be_averaged_are_refused_by_name(ranks):
+    for said in ranks(sparse_head):
+        assert said.startswith("TypeError: task_parameters[0][0] must have dense gradients")
+
+
 # --- the mistakes that the documentation warns of -----------------------------------------------
 
 

@@ -137,6 +137,7 @@ NOT_ALIKE = {
     "shape": [X, X.mT],
     "dtype": [X, X.double()],
     "integers": [X.int(), X.int()],
+    "no integers": [X[:0].int(), X[:0].int()],
     "layout": [X, X.to_sparse()],
     "device": [X, X.to("meta")],
 }
@@ -159,6 +160,18 @@ def test_lists_not_alike_are_refused_by_every_implementation(backend, what):
     ):
         with pytest.raises(ValueError, match="must"):
             refusing()
+
+
+def test_what_is_beside_a_list_must_lie_where_it_does():
+    """Asked of the defaults, and so of fake tensors: the other device may have no kernel here."""
+    matrix = torch.zeros(2, 2, dtype=torch.float64, device="meta")
+    for name, arguments in (
+        ("combine", ([X, X], torch.ones(2, device="meta"))),
+        ("combine_into", ([X.clone()], [X, X], torch.ones(2, device="meta"), False)),
+        ("gram_accumulate", (matrix, [X, X])),
+    ):
+        with pytest.raises(ValueError, match="must be on cpu like grads, got meta"):
+            _schemas.DEFAULTS[name](*arguments)
 
 
 def test_lists_not_alike_are_refused_while_a_program_is_traced():

@@ -468,7 +468,7 @@ def test_a_gradient_that_lies_in_its_grad_is_told():
 def test_the_grad_of_a_head_is_memory_of_its_own():
     """Whether autograd's gradient is expanded, given to two tensors, or kept by a function."""
     w, a, b, c, d = (torch.arange(1.0, 4.0).requires_grad_() for _ in range(5))
-    kept = torch.ones(3)
+    kept = torch.ones(3, requires_grad=True)  # of which no graph is wanted
     for calls in 1, 2:
         losses = [
             (w + a).sum(),
@@ -477,6 +477,7 @@ def test_the_grad_of_a_head_is_memory_of_its_own():
         ]
         po.pareto_backward(losses, [w], task_parameters=[[a], [b, c], [d]])
         assert a.grad.tolist() == d.grad.tolist() == [calls] * 3
+        assert not d.grad.requires_grad
         assert b.grad.tolist() == c.grad.tolist() == (calls * w * torch.arange(3.0)).tolist()
     torch.nn.utils.clip_grad_norm_([w, a, b, c, d], 1.0)
     assert kept.tolist() == [1.0] * 3
@@ -500,19 +501,33 @@ def test_a_head_whose_gradient_is_a_grad_gets_what_that_was(through):
         assert torch.equal(b.grad, want)
 
 
+def test_what_is_new_is_summed_before_any_grad_is_written():
+    x, y = (torch.ones(3, requires_grad=True) for _ in range(2))
+    x.grad = torch.full((3,), 5.0)
+    losses = [x.sum() + Kept.apply(y, x.grad), x.sum() + y.sum()]
+    po.pareto_backward(losses, [x, y], weighting=lambda gram: gram.new_tensor([0.5, 0.5]))
+    assert x.grad.tolist() == [6.0] * 3
+    assert y.grad.tolist() == [3.0] * 3
+
+
 @pytest.mark.parametrize("through", [False, True])
 def test_a_head_may_have_sparse_gradients(through):
+    """Beside a `.grad` that is sparse or dense, as torch's backward adds them."""
     w, table = torch.ones(3, requires_grad=True), nn.EmbeddingBag(5, 3, sparse=True)
     dense = nn.EmbeddingBag(5, 3)
     dense.load_state_dict(table.state_dict())
     words = torch.tensor([[1, 2]])
-    for head in table, dense:
-        z = w * 2
-        shared = {"features": z} if through else {"parameters": [w]}
-        losses = [(z * head(words)).sum(), z.sum()]
-        po.pareto_backward(losses, **shared, task_parameters=[head.parameters(), []])
-    assert table.weight.grad.is_sparse
-    assert torch.equal(table.weight.grad.to_dense(), dense.weight.grad)
+    for plain in False, False, True, False:
+        for head in table, dense:
+            z = w * 2
+            shared = {"features": z} if through else {"parameters": [w]}
+            own = (head.weight**2).sum() if plain else head(words)
+            po.pareto_backward(
+                [(z * own).sum(), z.sum()], **shared, task_parameters=[head.parameters(), []]
+            )
+        if not plain:
+            assert table.weight.grad.is_sparse or dense.weight.grad.count_nonzero() == 15
+        torch.testing.assert_close(table.weight.grad.to_dense(), dense.weight.grad)
 
 
 def test_a_grad_with_a_graph_is_added_to_as_torch_does():
