@@ -52,12 +52,15 @@ def pareto_backward(
     each call. Scaled losses (`scaler.scale(loss)` each) are fine: weights do not change with the
     scale, and gradients that are not finite give a `.grad` that is not, so that the scaler skips
     the step. What a loss does not reach counts as a gradient of zeros, and what none reaches keeps
-    its `.grad`. Parameters that require no gradient are passed over. With `features`, torch's own
-    `backward()` writes `.grad` of all but `task_parameters`, with its checks alone, and hooks on
-    parameters' gradient accumulation (DistributedDataParallel's) run; without, they do not.
+    its `.grad`. Parameters that require no gradient are passed over.
+
+    Hooks of a tensor (`register_hook`) and `retain_grad()` see each loss's own gradient. With
+    `features` they see the one backward as well, which is torch's: it writes `.grad` of all but
+    `task_parameters`, with its checks alone, and runs hooks on the accumulation of gradients
+    (DistributedDataParallel's), which do not run otherwise.
 
     In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
-    as DistributedDataParallel has it. Plain parameters: gradients are taken without any hook and
+    as DistributedDataParallel has it. Plain parameters: gradients are taken without such hooks and
     averaged over `data_group`. DTensors (FSDP2, HSDP, tensor parallel): one `backward()` a loss
     into these parameters only, in which FSDP2 averages; what is left Partial is summed. With
     `features`, G is summed over `data_group`, and the one backward's hooks average. All ranks raise
@@ -290,7 +293,9 @@ def _autograd(
             continue
         keep = retain_last or i < last
         grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
-        rows.append([distributed.resolved(g, x) for g, x in zip(grads, tensors, strict=True)])
+        # Without the graph that a gradient has where a function's backward returns a parameter.
+        plain = [None if g is None else g.detach() for g in grads]
+        rows.append([distributed.resolved(g, x) for g, x in zip(plain, tensors, strict=True)])
     return rows
 
 
@@ -377,13 +382,22 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
                 f"all that losses give (out[k]: of the k-th parameter with a .grad): {error}"
             ) from error
     for p, x in zip(fresh, new, strict=True):
+        if not distributed.is_dtensor(parameters[p]):
+            x = _laid_out_like(parameters[p], x)
         parameters[p].grad = distributed.laid_out_as(layouts[p], x)
+
+
+def _laid_out_like(parameter: Tensor, x: Tensor) -> Tensor:
+    """As torch's backward lays out a new `.grad`."""
+    if x.stride() == parameter.stride() or not memory.is_dense(parameter):
+        return x
+    return x if memory.same_order(x, parameter) else torch.empty_like(parameter).copy_(x)
 
 
 @torch.no_grad()
 def _copy_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
     """Replace each head's gradient, which may be expanded, another tensor's too, or a `.grad` that
-    is about to be written, by a copy laid out as its parameter is.
+    is about to be written, by a copy: laid out as its parameter is, a sparse one as it is.
     """
     for head, grads in zip(heads, tasks, strict=True):
         for p, (x, grad) in enumerate(zip(head, grads, strict=True)):
@@ -394,7 +408,7 @@ def _copy_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> No
 
 @torch.no_grad()
 def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> None:
-    """`.grad` of each loss's own parameters += its own gradient; of either, one may be sparse."""
+    """`.grad` of each loss's own parameters += its own gradient; each may be sparse or dense."""
     for x, grad in zip(chain(*heads), chain(*tasks), strict=True):
         if grad is None:
             continue
@@ -423,13 +437,19 @@ def _arguments(
     if features is not None:
         shared = _features(features)
         _check_apart(of_heads)
+        for at, x in of_heads.items():
+            if getattr(x, "_post_accumulate_grad_hooks", None):
+                raise ValueError(
+                    f"{at} must have no post-accumulate-grad hook where features are given: it "
+                    "would see the weighted gradient. Give parameters, or take the step after"
+                )
         distributed.check_kinds("features", shared)
         distributed.check_kinds("task_parameters", [x for head in heads for x in head])
         _check_graphs(terms, heads)
         return terms, shared, heads
     own = {id(x) for head in heads for x in head}
     named = {at: x for at, x in _parameters("parameters", parameters).items() if id(x) not in own}
-    shared = list(named.values())
+    shared = [check.floating(at, x) for at, x in named.items()]
     if not shared:
         raise ValueError("parameters must hold a shared one that requires a gradient, got none")
     _check_apart(named | of_heads)
@@ -453,7 +473,8 @@ def _losses(losses: object) -> list[Tensor]:
     if isinstance(losses, Tensor):
         if check.floating("losses", losses).dim() != 1:
             raise ValueError(f"losses must be a list or a tensor [n], got {list(losses.shape)}")
-        losses = losses.unbind()
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode
+            losses = losses.unbind()
     if not isinstance(losses, Sequence):
         raise TypeError(f"losses must be a list of tensors, got {type(losses).__name__}")
     if len(losses) == 0:

@@ -371,6 +371,8 @@ BAD = [
     (args(parameters=None, features=torch.ones(2)), ValueError, r"features\[0\] must require"),
     (args(parameters=None, features=3), TypeError, "features must be a tensor or a list"),
     (args(task_parameters=[[X]]), ValueError, "task_parameters must have .* 2 losses, got 1"),
+    (args(parameters=[HELD, torch.ones(2, dtype=torch.cfloat, requires_grad=True)]), TypeError,
+     r"parameters\[1\] must have a floating-point dtype"),
     (args(task_parameters=[[HELD], [HELD]]), ValueError, r"task_parameters\[1\] must not share"),
     (args(weighting=torch.Tensor.tolist), TypeError, "weighting must return .* got list"),
     (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .*\[2, 2\]"),
@@ -499,6 +501,51 @@ def test_a_head_whose_gradient_is_a_grad_gets_what_that_was(through):
         shared = {"features": z} if through else {"parameters": [w]}
         po.pareto_backward(losses, **shared, task_parameters=[[a], [b]])
         assert torch.equal(b.grad, want)
+
+
+def test_gradients_bring_no_graph_of_their_own():
+    """As a function's backward that returns a parameter gives them."""
+    x, kept = (torch.ones(3, requires_grad=True) for _ in range(2))
+
+    def plain(gram):
+        assert not gram.requires_grad
+        return gram.new_tensor([0.5, 0.5])
+
+    for _ in range(2):
+        po.pareto_backward([Kept.apply(x, kept), x.sum()], [x], weighting=plain)
+    assert x.grad.tolist() == [2.0] * 3
+    assert not x.grad.requires_grad
+    z = x * 1
+    po.pareto_backward([Kept.apply(z, kept), z.sum()], features=z, weighting=plain)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_losses_in_one_tensor_are_differentiated_in_any_mode(mode):
+    x = torch.arange(1.0, 4.0).requires_grad_()
+    losses = torch.stack([(x**2).sum() / 2, x.sum()])
+    with mode():
+        w = po.pareto_backward(losses, [x])
+    assert torch.equal(x.grad, w[0].float() * x.detach() + w[1].float())
+
+
+@pytest.mark.parametrize("layout", ["channels last", "transposed"])
+def test_a_new_grad_is_laid_out_as_its_parameter(layout):
+    x = normal(2, 3, 4, 5)
+    x = x.mT if layout == "transposed" else x.to(memory_format=torch.channels_last)
+    x = x.detach().requires_grad_()
+    po.pareto_backward([x.sum(), (x * 2).sum()], [x])
+    assert x.grad.stride() == x.stride()
+
+
+def test_a_hook_that_would_step_a_head_by_the_weighted_gradient_is_refused():
+    w, head = (torch.ones(3, requires_grad=True) for _ in range(2))
+    head.register_post_accumulate_grad_hook(torch.Tensor.tolist)
+    z = w * 2
+    losses = [(z * head).sum(), z.sum()]
+    with pytest.raises(ValueError, match=r"^task_parameters\[0\]\[0\] must have no post-accum"):
+        po.pareto_backward(losses, features=z, task_parameters=[[head], []])
+    assert w.grad is None
+    po.pareto_backward(losses, [w], task_parameters=[[head], []])
 
 
 def test_what_is_new_is_summed_before_any_grad_is_written():
