@@ -56,8 +56,9 @@ def pareto_backward(
 
     Hooks of a tensor (`register_hook`) and `retain_grad()` see each loss's own gradient. With
     `features` they see the one backward as well, which is torch's: it writes `.grad` of all but
-    `task_parameters`, with its checks alone, and runs hooks on the accumulation of gradients
-    (DistributedDataParallel's), which do not run otherwise.
+    `task_parameters`, with its checks alone, and runs hooks on the accumulation of gradients, which
+    do not run on plain parameters otherwise: DistributedDataParallel's, or those that take the step
+    of the trunk. Post-accumulate hooks of heads are refused then, and of DTensors always.
 
     In a distributed run each loss is a rank's own, and what counts is its mean over the data ranks,
     as DistributedDataParallel has it. Plain parameters: gradients are taken without such hooks and
@@ -73,8 +74,8 @@ def pareto_backward(
             gradient of zeros. That is Pareto stationary to `min_norm`, which gives it all the
             weight: pass `functools.partial(min_norm, ignore_zero=True)` to leave such losses out.
             Refused where the parameters are DTensors, whose backward communicates.
-        parameters: the shared parameters, e.g. `model.parameters()`; those in `task_parameters`
-            are left out of it. Either this or `features`.
+        parameters: the shared parameters, e.g. `model.parameters()`, of float64, float32, float16
+            or bfloat16; those in `task_parameters` are left out of it. Either this or `features`.
         weighting: a function from G [n, n] in float64 to weights [n].
         features: a tensor, or several, that all losses are computed from.
         task_parameters: for each loss the parameters that belong to it alone (its head). They get
@@ -381,7 +382,8 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
                 "a .grad that a gradient is added to must be that whole gradient or lie apart from "
                 f"all that losses give (out[k]: of the k-th parameter with a .grad): {error}"
             ) from error
-    for p, x in zip(fresh, new, strict=True):
+    for p in reversed(fresh):
+        x = new.pop()
         if not distributed.is_dtensor(parameters[p]):
             x = _laid_out_like(parameters[p], x)
         parameters[p].grad = distributed.laid_out_as(layouts[p], x)
@@ -437,12 +439,7 @@ def _arguments(
     if features is not None:
         shared = _features(features)
         _check_apart(of_heads)
-        for at, x in of_heads.items():
-            if getattr(x, "_post_accumulate_grad_hooks", None):
-                raise ValueError(
-                    f"{at} must have no post-accumulate-grad hook where features are given: it "
-                    "would see the weighted gradient. Give parameters, or take the step after"
-                )
+        _refuse_hooks(of_heads)
         distributed.check_kinds("features", shared)
         distributed.check_kinds("task_parameters", [x for head in heads for x in head])
         _check_graphs(terms, heads)
@@ -453,11 +450,27 @@ def _arguments(
     if not shared:
         raise ValueError("parameters must hold a shared one that requires a gradient, got none")
     _check_apart(named | of_heads)
+    _refuse_hooks({at: x for at, x in (named | of_heads).items() if distributed.is_dtensor(x)})
     distributed.check_kinds("parameters", shared)
     for i, head in enumerate(heads):
         distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", [shared[0], *head])
     _check_graphs(terms, [shared, *heads])
     return terms, shared, heads
+
+
+def _refuse_hooks(parameters: dict[str, Tensor]) -> None:
+    """Of parameters that take part in a `backward()`: a hook that takes the step there would take
+    it by one loss's gradient, or by the weighted one of a head. Those that average, of
+    DistributedDataParallel, may run.
+    """
+    for at, x in parameters.items():
+        for hook in (getattr(x, "_post_accumulate_grad_hooks", None) or {}).values():
+            of = getattr(getattr(hook, "func", hook), "__module__", None) or ""
+            if not of.startswith("torch.nn.parallel"):
+                raise ValueError(
+                    f"{at} must have no post-accumulate-grad hook, which would see another "
+                    "gradient than .grad gets: remove it, and do after the call what it does"
+                )
 
 
 def _check_graphs(losses: list[Tensor], tensors: list[list[Tensor]]) -> None:

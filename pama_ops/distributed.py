@@ -107,7 +107,7 @@ def resolved(grad: Tensor | None, x: Tensor) -> Tensor | None:
     if grad is None or not is_dtensor(grad):
         return grad
     pending, whole = cast("DTensor", grad), cast("DTensor", x)
-    if not any(y.is_partial() for y in pending.placements):
+    if pending.placements == whole.placements and pending.device_mesh == whole.device_mesh:
         return grad
     with torch.no_grad():
         return pending.redistribute(whole.device_mesh, whole.placements)

@@ -817,6 +817,30 @@ def test_sparse_gradients_that_would_be_averaged_are_refused_by_name(ranks):
         assert said.startswith("TypeError: task_parameters[0][0] must have dense gradients")
 
 
+def placed_apart(rank: int) -> tuple[torch.Tensor, Any, str]:
+    """Of a parameter whose losses give gradients of two placements, and of one with a hook."""
+    mesh = init_device_mesh("cpu", (2,))
+    x = distribute_tensor(torch.arange(12.0).view(4, 3), mesh, [Shard(0)]).requires_grad_()
+
+    def losses() -> list[torch.Tensor]:
+        return [x.square().sum().full_tensor(), x.sum().full_tensor()]
+
+    w = po.pareto_backward(losses(), [x])
+    want = w[0].float() * 2 * torch.arange(12.0).view(4, 3) + w[1].float()
+    assert torch.equal(x.grad.full_tensor(), want)
+    grad = x.grad
+    x.register_post_accumulate_grad_hook(torch.Tensor.size)
+    said = message(po.pareto_backward, losses(), [x])
+    assert x.grad is grad
+    return w, grad.placements, said
+
+
+def test_gradients_of_dtensors_are_placed_as_their_parameter(ranks):
+    for _, placements, said in ranks(placed_apart):
+        assert placements == (Shard(0),)
+        assert said.startswith("ValueError: parameters[0] must have no post-accumulate-grad hook")
+
+
 # --- the mistakes that the documentation warns of -----------------------------------------------
 
 
