@@ -113,14 +113,15 @@ def pareto_backward(
     through = features is not None
     name = "features" if through else "parameters"
     try:
-        terms, shared, heads = _arguments(losses, tensors, features, task_parameters)
+        terms, named, owned = _arguments(losses, tensors, features, task_parameters)
+        shared, heads = [*named.values()], [[*x.values()] for x in owned]
         forward_mode.refuse("pareto_backward", *terms, *shared)
         retain_graph = check.flag("retain_graph", retain_graph)
         _refuse_reentrant_checkpoints(terms, shared)
     except (TypeError, ValueError, RuntimeError) as error:
         distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
     _agree(name, terms, shared, heads, weighting, group, ranks)
-    rows, tasks = _gradients_of_all(name, terms, shared, heads, group, ranks, retain_graph)
+    rows, tasks = _gradients_of_all(name, terms, named, owned, group, ranks, retain_graph)
     if ranks is not None:
         if not (through and _sharded(heads)):  # FSDP2 has averaged those
             distributed.average(tasks, heads, ranks)
@@ -148,18 +149,21 @@ def _backward(
     losses: list[Tensor], heads: list[list[Tensor]], weights: Tensor, retain_graph: bool
 ) -> None:
     """`.grad` += the gradient of Σ w_i L_i, but of the losses' own parameters."""
-    before = [[x.grad for x in head] for head in heads]
-    for head in heads:
-        for x in head:
-            x.grad = None
+    own = list(chain(*heads))
+    # The values too: DistributedDataParallel may write to a `.grad` that is a view of its bucket.
+    before = [(x.grad, None if x.grad is None else x.grad.detach().clone()) for x in own]
+    for x in own:
+        x.grad = None
     try:
         having = [(i, loss) for i, loss in enumerate(losses) if loss.requires_grad]
         slopes = [weights[i].to(loss.dtype).expand_as(loss) for i, loss in having]
         torch.autograd.backward([loss for _, loss in having], slopes, retain_graph=retain_graph)
     finally:
-        for head, grads in zip(heads, before, strict=True):
-            for x, grad in zip(head, grads, strict=True):
-                x.grad = grad
+        for x, (grad, values) in zip(own, before, strict=True):
+            if grad is not None and values is not None and x.grad is not None:
+                with torch.no_grad():
+                    grad.copy_(values)
+            x.grad = grad
 
 
 # --- what it is made of -------------------------------------------------------------------------
@@ -225,8 +229,8 @@ def _sharded(rows: list[list[Tensor]]) -> bool:
 def _gradients_of_all(
     name: str,
     losses: list[Tensor],
-    shared: list[Tensor],
-    heads: list[list[Tensor]],
+    named: dict[str, Tensor],
+    owned: list[dict[str, Tensor]],
     group: ProcessGroup | None,
     ranks: ProcessGroup | None,
     retain_graph: bool,
@@ -236,13 +240,17 @@ def _gradients_of_all(
     Not so where backward itself communicates: a rank that fails has left the others in the middle.
     """
     through = name == "features"
+    shared, heads = [*named.values()], [[*x.values()] for x in owned]
     sharded = _sharded([shared, *heads])
     try:
         rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
         for i, row in enumerate(rows):
-            _dense(name, i, row)
+            _dense(named, i, row)
+        for p, (at, x) in enumerate(named.items()):
+            if x.dtype not in check.FLOATING and any(row[p] is not None for row in rows):
+                check.floating(at, x)
         for i, row in enumerate(tasks if ranks is not None else []):  # which are averaged
-            _dense(f"task_parameters[{i}]", i, row)
+            _dense(owned[i], i, row)
         if through or ranks is None:
             _reached(name, rows)
     except Exception as error:
@@ -323,12 +331,10 @@ def _graph(losses: list[Tensor], shared: list[Tensor]) -> Iterator[torch.autogra
         nodes.extend(following for following, _ in node.next_functions)
 
 
-def _dense(name: str, i: int, row: list[Tensor | None]) -> None:
-    for p, x in enumerate(row):
+def _dense(names: Iterable[str], i: int, row: list[Tensor | None]) -> None:
+    for at, x in zip(names, row, strict=True):
         if x is not None and x.layout != torch.strided:
-            raise TypeError(
-                f"{name}[{p}] must have dense gradients, got {x.layout} from losses[{i}]"
-            )
+            raise TypeError(f"{at} must have dense gradients, got {x.layout} from losses[{i}]")
 
 
 def _weights(
@@ -393,7 +399,9 @@ def _laid_out_like(parameter: Tensor, x: Tensor) -> Tensor:
     """As torch's backward lays out a new `.grad`."""
     if x.stride() == parameter.stride() or not memory.is_dense(parameter):
         return x
-    return x if memory.same_order(x, parameter) else torch.empty_like(parameter).copy_(x)
+    if memory.same_order(x, parameter):
+        return x
+    return torch.empty_like(parameter, dtype=x.dtype).copy_(x)
 
 
 @torch.no_grad()
@@ -403,9 +411,10 @@ def _copy_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> No
     """
     for head, grads in zip(heads, tasks, strict=True):
         for p, (x, grad) in enumerate(zip(head, grads, strict=True)):
-            if grad is not None:
-                dense = grad.layout == torch.strided
-                grads[p] = torch.empty_like(x).copy_(grad) if dense else grad.clone()
+            if grad is not None and grad.layout == torch.strided:
+                grads[p] = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+            elif grad is not None:
+                grads[p] = grad.clone()
 
 
 @torch.no_grad()
@@ -427,10 +436,11 @@ def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> Non
 
 def _arguments(
     losses: object, parameters: object, features: object, task_parameters: object
-) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+) -> tuple[list[Tensor], dict[str, Tensor], list[dict[str, Tensor]]]:
     """The losses, what G is of (shared parameters or features), and each loss's own parameters."""
     terms = _losses(losses)
-    heads, of_heads = _heads(task_parameters, len(terms))
+    heads = _heads(task_parameters, len(terms))
+    of_heads = {at: x for head in heads for at, x in head.items()}
     if (parameters is None) == (features is None):
         raise ValueError(
             "exactly one of parameters and features must be given, got "
@@ -440,21 +450,23 @@ def _arguments(
         shared = _features(features)
         _check_apart(of_heads)
         _refuse_hooks(of_heads)
-        distributed.check_kinds("features", shared)
-        distributed.check_kinds("task_parameters", [x for head in heads for x in head])
-        _check_graphs(terms, heads)
+        distributed.check_kinds("features", [*shared.values()])
+        distributed.check_kinds("task_parameters", [*of_heads.values()])
+        _check_graphs(terms, of_heads)
         return terms, shared, heads
-    own = {id(x) for head in heads for x in head}
-    named = {at: x for at, x in _parameters("parameters", parameters).items() if id(x) not in own}
-    shared = [check.floating(at, x) for at, x in named.items()]
+    own = {id(x) for x in of_heads.values()}
+    everything = _parameters("parameters", parameters)
+    shared = {at: x for at, x in everything.items() if id(x) not in own}
     if not shared:
         raise ValueError("parameters must hold a shared one that requires a gradient, got none")
-    _check_apart(named | of_heads)
-    _refuse_hooks({at: x for at, x in (named | of_heads).items() if distributed.is_dtensor(x)})
-    distributed.check_kinds("parameters", shared)
+    trained = shared | of_heads
+    _check_apart(trained)
+    _refuse_hooks({at: x for at, x in trained.items() if distributed.is_dtensor(x)})
+    distributed.check_kinds("parameters", [*shared.values()])
     for i, head in enumerate(heads):
-        distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", [shared[0], *head])
-    _check_graphs(terms, [shared, *heads])
+        kinds = [next(iter(shared.values())), *head.values()]
+        distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", kinds)
+    _check_graphs(terms, trained)
     return terms, shared, heads
 
 
@@ -473,9 +485,10 @@ def _refuse_hooks(parameters: dict[str, Tensor]) -> None:
                 )
 
 
-def _check_graphs(losses: list[Tensor], tensors: list[list[Tensor]]) -> None:
+def _check_graphs(losses: list[Tensor], tensors: dict[str, Tensor]) -> None:
+    sharded = _sharded([[*tensors.values()]])
     for i, loss in enumerate(losses):
-        if not loss.requires_grad and _sharded(tensors):
+        if not loss.requires_grad and sharded:
             raise ValueError(
                 f"losses[{i}] must have a graph to differentiate where parameters are DTensors, "
                 "whose backward communicates, but requires no gradient"
@@ -517,12 +530,8 @@ def _parameters(name: str, parameters: object, *, sparse: bool = False) -> dict[
         if not x.is_leaf:
             raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
         if x.grad is not None:
-            usable = x.grad.layout == torch.strided or (sparse and x.grad.is_sparse)
-            if not usable or x.grad.dtype != x.dtype:
-                raise TypeError(
-                    f"{name}[{p}].grad must be dense and {x.dtype} like the parameter, "
-                    f"got {x.grad.layout} {x.grad.dtype}"
-                )
+            if x.grad.layout != torch.strided and not (sparse and x.grad.is_sparse):
+                raise TypeError(f"{name}[{p}].grad must be dense, got {x.grad.layout}")
             check.writable(f"{name}[{p}].grad", x.grad)
         kept[f"{name}[{p}]"] = x
     return kept
@@ -540,7 +549,7 @@ def _check_apart(parameters: dict[str, Tensor]) -> None:
         raise ValueError(f"{last}.grad must share no memory with {first}.grad, but does")
 
 
-def _features(features: object) -> list[Tensor]:
+def _features(features: object) -> dict[str, Tensor]:
     tensors = [features] if isinstance(features, Tensor) else features
     if not isinstance(tensors, Sequence) or len(tensors) == 0:
         raise TypeError(f"features must be a tensor or a list of some, got {features!r}")
@@ -548,13 +557,13 @@ def _features(features: object) -> list[Tensor]:
         check.floating(f"features[{k}]", x)
         if not x.requires_grad:
             raise ValueError(f"features[{k}] must require a gradient: take it before any detach")
-    return list(tensors)
+    return {f"features[{k}]": x for k, x in enumerate(tensors)}
 
 
-def _heads(task_parameters: object, n: int) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
-    """Each loss's own parameters, and all of them by where they stand."""
+def _heads(task_parameters: object, n: int) -> list[dict[str, Tensor]]:
+    """Each loss's own parameters, by where they stand."""
     if task_parameters is None:
-        return [[] for _ in range(n)], {}
+        return [{} for _ in range(n)]
     if isinstance(task_parameters, Tensor) or not isinstance(task_parameters, Sequence):
         raise TypeError(
             "task_parameters must be a list, an iterable of parameters for each loss, "
@@ -576,5 +585,4 @@ def _heads(task_parameters: object, n: int) -> tuple[list[list[Tensor]], dict[st
                     f"task_parameters[{i}] must not share a parameter with "
                     f"task_parameters[{owner[id(x)]}]: what two losses train is shared"
                 )
-    together = {at: x for head in heads for at, x in head.items()}
-    return [list(head.values()) for head in heads], together
+    return heads

@@ -369,14 +369,21 @@ def average(
         if not hit:
             continue
         x = parameters[i][p]
-        full = size + x.numel() * x.element_size() > BUCKET_BYTES
-        if bucket and (full or x.dtype != parameters[bucket[0][0]][bucket[0][1]].dtype):
+        dtype = gradient_dtype(x)
+        bytes_of_x = x.numel() * dtype.itemsize
+        full = size + bytes_of_x > BUCKET_BYTES
+        if bucket and (full or dtype != gradient_dtype(parameters[bucket[0][0]][bucket[0][1]])):
             _average_bucket(rows, parameters, bucket, group)
             bucket, size = [], 0
         bucket.append((i, p))
-        size += x.numel() * x.element_size()
+        size += bytes_of_x
     if bucket:
         _average_bucket(rows, parameters, bucket, group)
+
+
+def gradient_dtype(parameter: Tensor) -> torch.dtype:
+    """Of its gradients; where they may be of any (`grad_dtype` None), what ranks agree on."""
+    return parameter.grad_dtype or parameter.dtype
 
 
 def _average_bucket(
@@ -387,11 +394,11 @@ def _average_bucket(
 ) -> None:
     pieces = []
     for i, p in bucket:
-        x = rows[i][p]
+        x, part = rows[i][p], local(parameters[i][p])
+        dtype = gradient_dtype(parameters[i][p])
         # Zeros where this rank's part of a loss does not reach the parameter.
-        pieces.append(
-            torch.zeros_like(local(parameters[i][p])).flatten() if x is None else local(x).flatten()
-        )
+        y = torch.zeros_like(part, dtype=dtype) if x is None else local(x).to(dtype)
+        pieces.append(y.flatten())
     mean = torch.cat(pieces).div_(dist.get_world_size(group))  # first, lest half overflow
     dist.all_reduce(mean, group=group)
     shapes = [local(parameters[i][p]).shape for i, p in bucket]

@@ -700,8 +700,9 @@ def headed() -> Headed:
 def features_with(rank: int, how: str, named: bool) -> Any:
     net = headed()
     x = batches(dist.get_world_size())[:, rank]
-    if how == "ddp":
-        return through_features(DistributedDataParallel(net), net, x, named)
+    if how.startswith("ddp"):
+        ddp = DistributedDataParallel(net, gradient_as_bucket_view=how == "ddp, bucket views")
+        return through_features(ddp, net, x, named)
     shape, names = {"fsdp": ((2,), ("shard",)), "hsdp": ((2, 2), ("replicate", "shard"))}[how]
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for part in (net.trunk, *net.heads, net):
@@ -720,7 +721,7 @@ def check_features(results: list[Any], named: bool) -> None:
 
 
 @pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", "ddp, bucket views", "fsdp"])
 def test_features_give_the_gradient_of_the_whole_batch(ranks, how, named):
     """With the losses' own heads named as `task_parameters` or not."""
     check_features(ranks(features_with, how, named), named)
@@ -841,6 +842,35 @@ def test_gradients_of_dtensors_are_placed_as_their_parameter(ranks):
         assert said.startswith("ValueError: parameters[0] must have no post-accumulate-grad hook")
 
 
+class Widened(torch.autograd.Function):
+    """A gradient of float32, whatever the dtype of x."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+    @staticmethod
+    def backward(_ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 1.001
+
+
+def averaged_in_float32(rank: int, dtype: torch.dtype | None) -> list[torch.Tensor]:
+    """Of bfloat16 parameters, each of which one rank alone reaches."""
+    x, y = (torch.ones(3, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    x.grad_dtype = y.grad_dtype = dtype
+    for _ in range(2):
+        reached = Widened.apply((x, y)[rank])
+        po.pareto_backward([reached.sum(), reached.sum()], [x, y])
+    return [x.grad, y.grad]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None])
+def test_gradients_are_averaged_in_the_dtype_that_they_have_on_all_ranks(ranks, dtype):
+    want = torch.full((3,), 1.001).to(dtype or torch.bfloat16)
+    for grads in ranks(averaged_in_float32, dtype):
+        assert all(torch.equal(grad, want) for grad in grads)
+
+
 # --- the mistakes that the documentation warns of -----------------------------------------------
 
 
@@ -859,6 +889,28 @@ def test_a_second_backward_on_one_ddp_forward_is_not_averaged(ranks):
     ours, theirs = ranks(twice_through_ddp)
     assert torch.equal(ours[0], theirs[0])
     assert not torch.allclose(ours[1], theirs[1], rtol=0.1)
+
+
+class Keeping(Headed):
+    """Its features stay at hand as its losses know them."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        self.z, losses = super().forward(x)
+        return self.z, losses
+
+
+def features_that_ddp_returns(rank: int) -> str:
+    torch.manual_seed(2)
+    net = DistributedDataParallel(Keeping(), find_unused_parameters=True)
+    z, losses = net(batches(2)[0, rank])
+    said = message(po.pareto_backward, losses, features=z)
+    po.pareto_backward(losses, features=net.module.z)
+    return said
+
+
+def test_features_that_ddp_returns_are_others_where_it_finds_unused_parameters(ranks):
+    for said in ranks(features_that_ddp_returns):
+        assert said.startswith("ValueError: losses must depend on features")
 
 
 def autograd_through_fsdp(rank: int) -> str:

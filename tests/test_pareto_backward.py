@@ -371,8 +371,6 @@ BAD = [
     (args(parameters=None, features=torch.ones(2)), ValueError, r"features\[0\] must require"),
     (args(parameters=None, features=3), TypeError, "features must be a tensor or a list"),
     (args(task_parameters=[[X]]), ValueError, "task_parameters must have .* 2 losses, got 1"),
-    (args(parameters=[HELD, torch.ones(2, dtype=torch.cfloat, requires_grad=True)]), TypeError,
-     r"parameters\[1\] must have a floating-point dtype"),
     (args(task_parameters=[[HELD], [HELD]]), ValueError, r"task_parameters\[1\] must not share"),
     (args(weighting=torch.Tensor.tolist), TypeError, "weighting must return .* got list"),
     (args(weighting=lambda gram: gram), ValueError, r"weighting must return 2 .*\[2, 2\]"),
@@ -391,12 +389,48 @@ def test_pareto_backward_names_the_bad_argument(arguments, error, message):
     assert all(x.grad is None for x in held)
 
 
-def test_sparse_gradients_are_refused():
+def test_gradients_that_cannot_be_weighed_are_refused_by_the_place_of_their_parameter():
     table = nn.Embedding(5, 3, sparse=True)
-    loss = table(torch.tensor([1, 2])).sum()
-    with pytest.raises(TypeError, match=r"parameters\[0\] must have dense .* losses\[0\]"):
-        po.pareto_backward([loss], table.parameters())
-    assert table.weight.grad is None
+    x, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
+    loss = table(torch.tensor([1, 2])).sum() + x.sum()
+    with pytest.raises(TypeError, match=r"^parameters\[2\] must have dense .* losses\[0\]"):
+        po.pareto_backward([loss], [frozen, x, table.weight])
+    z = torch.ones(2, dtype=torch.cfloat, requires_grad=True)
+    with pytest.raises(TypeError, match=r"^parameters\[2\] must have a floating-point dtype"):
+        po.pareto_backward([x.sum() + z.abs().sum()], [frozen, x, z])
+    assert table.weight.grad is x.grad is z.grad is None
+    po.pareto_backward([x.sum()], [frozen, x, table.weight, z])  # none of which is reached
+    assert x.grad.tolist() == [1.0, 1.0]
+    assert table.weight.grad is z.grad is None
+
+
+class Widened(torch.autograd.Function):
+    """A gradient of float32, whatever the dtype of x."""
+
+    @staticmethod
+    def forward(_ctx, x):
+        return x.float()
+
+    @staticmethod
+    def backward(_ctx, grad):
+        return grad * 1.001
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, None])
+@pytest.mark.parametrize("through", [False, True])
+def test_gradients_of_another_dtype_than_their_parameter(through, dtype):
+    """As `grad_dtype` allows them; a transposed parameter gives its layout to what is new."""
+    x, head = (torch.ones(3, 4, dtype=torch.bfloat16).t().requires_grad_() for _ in range(2))
+    x.grad_dtype = head.grad_dtype = dtype
+    for calls in 1, 2:
+        z = Widened.apply(x)
+        losses = [(z + Widened.apply(head)).sum(), z.sum()]
+        shared = {"features": z} if through else {"parameters": [x]}
+        po.pareto_backward(losses, **shared, task_parameters=[[head], []])
+        for p in x, head:
+            assert p.grad.dtype == torch.float32
+            assert p.grad.stride() == p.stride()
+            torch.testing.assert_close(p.grad, torch.full((4, 3), calls * 1.001))
 
 
 def test_a_gradient_that_cannot_be_added_to_is_refused():
