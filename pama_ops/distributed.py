@@ -369,10 +369,10 @@ def average(
         if not hit:
             continue
         x = parameters[i][p]
-        dtype = gradient_dtype(x)
+        dtype = _gradient_dtype(x)
         bytes_of_x = x.numel() * dtype.itemsize
         full = size + bytes_of_x > BUCKET_BYTES
-        if bucket and (full or dtype != gradient_dtype(parameters[bucket[0][0]][bucket[0][1]])):
+        if bucket and (full or dtype != _gradient_dtype(parameters[bucket[0][0]][bucket[0][1]])):
             _average_bucket(rows, parameters, bucket, group)
             bucket, size = [], 0
         bucket.append((i, p))
@@ -381,7 +381,7 @@ def average(
         _average_bucket(rows, parameters, bucket, group)
 
 
-def gradient_dtype(parameter: Tensor) -> torch.dtype:
+def _gradient_dtype(parameter: Tensor) -> torch.dtype:
     """Of its gradients; where they may be of any (`grad_dtype` None), what ranks agree on."""
     return parameter.grad_dtype or parameter.dtype
 
@@ -395,7 +395,7 @@ def _average_bucket(
     pieces = []
     for i, p in bucket:
         x, part = rows[i][p], local(parameters[i][p])
-        dtype = gradient_dtype(parameters[i][p])
+        dtype = _gradient_dtype(parameters[i][p])
         # Zeros where this rank's part of a loss does not reach the parameter.
         y = torch.zeros_like(part, dtype=dtype) if x is None else local(x).to(dtype)
         pieces.append(y.flatten())
