@@ -95,6 +95,18 @@ def tree_of(level: int) -> Path:
     return tree
 
 
+def capabilities() -> list[str]:
+    """Those that the processor has, by torch's choice where none is asked for: it takes one that is
+    asked for at its word, and meets an illegal instruction."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+        env={name: x for name, x in os.environ.items() if name != "ATEN_CPU_CAPABILITY"},
+    )  # fmt: skip
+    rising = list(MKL)
+    return rising[: rising.index(run.stdout.strip().lower()) + 1]
+
+
 def what_took_effect(asked: tuple[int, str, int]) -> dict[str, Any]:
     """The library's and torch's own word, in a process of the cell."""
     run = subprocess.run(
@@ -193,10 +205,14 @@ def main() -> int:
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
 
+    able = capabilities()
     cells: list[dict[str, Any]] = []
     for asked in itertools.product(options.levels, options.capabilities, options.threads):
         cell: dict[str, Any] = dict(zip(("level", "capability", "threads"), asked, strict=True))
         cells.append(cell)
+        if cell["capability"] not in able:
+            cell["left out"] = f"the processor lacks {cell['capability']}"
+            continue
         effective = what_took_effect(asked)
         cell["gram's level"] = effective.pop("gram's level")
         off = [f"{x} {effective[x]} took effect" for x in effective if effective[x] != cell[x]]
