@@ -296,15 +296,16 @@ def _autograd(
 ) -> list[list[Tensor | None]]:
     rows: list[list[Tensor | None]] = []
     last = max(i for i, loss in enumerate(losses) if loss.requires_grad)
-    for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
-        if not loss.requires_grad:
-            rows.append([None] * len(tensors))
-            continue
-        keep = retain_last or i < last
-        grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
-        # Without the graph that a gradient has where a function's backward returns a parameter.
-        plain = [None if g is None else g.detach() for g in grads]
-        rows.append([distributed.resolved(g, x) for g, x in zip(plain, tensors, strict=True)])
+    with distributed.ddp_unaware(_graph(losses, wanted[last])):
+        for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
+            if not loss.requires_grad:
+                rows.append([None] * len(tensors))
+                continue
+            keep = retain_last or i < last
+            grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
+            # Without the graph that a gradient has where a function's backward returns a parameter.
+            plain = [None if g is None else g.detach() for g in grads]
+            rows.append([distributed.resolved(g, x) for g, x in zip(plain, tensors, strict=True)])
     return rows
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -404,6 +405,27 @@ def _average_bucket(
     shapes = [local(parameters[i][p]).shape for i, p in bucket]
     for (i, p), shape, y in zip(bucket, shapes, mean.split([len(x) for x in pieces]), strict=True):
         rows[i][p] = laid_out_as(parameters[i][p], y.view(shape))
+
+
+@contextmanager
+def ddp_unaware(nodes: Iterable[torch.autograd.graph.Node]) -> Iterator[None]:
+    """For `autograd.grad` through a graph of these nodes. With `static_graph` a
+    DistributedDataParallel takes the first pass through its outputs for a `backward()`, learns from
+    it what is used, here nothing as no hook runs, and would average nothing from then on.
+    """
+    waiting = []
+    if dist.is_available() and dist.is_initialized():
+        sinks = (node for node in nodes if node.name() == "_DDPSinkBackward")
+        nets = {cast("Any", node).ddp_weakref() for node in sinks}
+        static = [net for net in nets if getattr(net, "static_graph", False)]
+        waiting = [net for net in static if not net._static_graph_delay_allreduce_enqueued]
+    for net in waiting:
+        net._static_graph_delay_allreduce_enqueued = True
+    try:
+        yield
+    finally:
+        for net in waiting:
+            net._static_graph_delay_allreduce_enqueued = False
 
 
 # --- FSDP2 --------------------------------------------------------------------------------------

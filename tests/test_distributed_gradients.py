@@ -669,7 +669,7 @@ def test_tensor_parallel_with_data_ranks_gives_the_gradient_of_the_whole_batch(f
 
 
 class Headed(nn.Module):
-    """Its output is what all losses are computed from, and the losses."""
+    """Its output is what all losses are computed from, which it keeps too, and the losses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -678,7 +678,7 @@ class Headed(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(7, 1) for _ in range(N))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        z = self.trunk(x)
+        self.z = z = self.trunk(x)
         y = self.decoder(z)
         return z, [(head(y) - i).square().mean() for i, head in enumerate(self.heads)]
 
@@ -687,6 +687,8 @@ def through_features(net: nn.Module, whole: Headed, x: torch.Tensor, named: bool
     """The weights, and all gradients after two batches."""
     for y in x:
         z, losses = net(y)
+        if getattr(net, "static_graph", False):
+            z = whole.z  # what the losses know, where DistributedDataParallel returns another
         own = [head.parameters() for head in whole.heads] if named else None
         w = po.pareto_backward(losses, features=z, task_parameters=own)
     return w, flattened(full(x.grad) for x in distributed.sharded(whole.parameters()))
@@ -701,8 +703,9 @@ def features_with(rank: int, how: str, named: bool) -> Any:
     net = headed()
     x = batches(dist.get_world_size())[:, rank]
     if how.startswith("ddp"):
-        ddp = DistributedDataParallel(net, gradient_as_bucket_view=how == "ddp, bucket views")
-        return through_features(ddp, net, x, named)
+        options = {"ddp": {}, "ddp, bucket views": {"gradient_as_bucket_view": True},
+                   "ddp, static graph": {"static_graph": True}}[how]  # fmt: skip
+        return through_features(DistributedDataParallel(net, **options), net, x, named)
     shape, names = {"fsdp": ((2,), ("shard",)), "hsdp": ((2, 2), ("replicate", "shard"))}[how]
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for part in (net.trunk, *net.heads, net):
@@ -721,10 +724,27 @@ def check_features(results: list[Any], named: bool) -> None:
 
 
 @pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("how", ["ddp", "ddp, bucket views", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", "ddp, bucket views", "ddp, static graph", "fsdp"])
 def test_features_give_the_gradient_of_the_whole_batch(ranks, how, named):
     """With the losses' own heads named as `task_parameters` or not."""
     check_features(ranks(features_with, how, named), named)
+
+
+def through_a_static_graph(rank: int) -> torch.Tensor:
+    """`.grad` of `backward()` on a DistributedDataParallel that met `pareto_backward` first."""
+    net = DistributedDataParallel(model(), static_graph=True)
+    x = batches(2)[0, rank]
+    po.pareto_backward(rank_losses(net, x), net.parameters())
+    net.zero_grad()
+    sum(rank_losses(net, x)).backward()
+    return flattened(x.grad for x in net.parameters())
+
+
+def test_a_static_graph_is_learned_from_the_first_backward_alone(ranks):
+    net = model()
+    sum(rank_losses(net, batches(2)[0].flatten(0, 1))).backward()
+    for grad in ranks(through_a_static_graph):
+        close(grad, flattened(x.grad for x in net.parameters()))
 
 
 def test_features_under_hsdp_give_the_gradient_of_the_whole_batch(four_ranks):
@@ -891,17 +911,8 @@ def test_a_second_backward_on_one_ddp_forward_is_not_averaged(ranks):
     assert not torch.allclose(ours[1], theirs[1], rtol=0.1)
 
 
-class Keeping(Headed):
-    """Its features stay at hand as its losses know them."""
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        self.z, losses = super().forward(x)
-        return self.z, losses
-
-
 def features_that_ddp_returns(rank: int) -> str:
-    torch.manual_seed(2)
-    net = DistributedDataParallel(Keeping(), find_unused_parameters=True)
+    net = DistributedDataParallel(headed(), find_unused_parameters=True)
     z, losses = net(batches(2)[0, rank])
     said = message(po.pareto_backward, losses, features=z)
     po.pareto_backward(losses, features=net.module.z)
