@@ -113,6 +113,7 @@ def pareto_backward(
     through = features is not None
     name = "features" if through else "parameters"
     try:
+        # By where they stand in what was given, which refusals name.
         terms, named, owned = _arguments(losses, tensors, features, task_parameters)
         shared, heads = [*named.values()], [[*x.values()] for x in owned]
         forward_mode.refuse("pareto_backward", *terms, *shared)
@@ -398,9 +399,7 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
 
 def _laid_out_like(parameter: Tensor, x: Tensor) -> Tensor:
     """As torch's backward lays out a new `.grad`."""
-    if x.stride() == parameter.stride() or not memory.is_dense(parameter):
-        return x
-    if memory.same_order(x, parameter):
+    if not memory.is_dense(parameter) or memory.same_order(x, parameter):
         return x
     return torch.empty_like(parameter, dtype=x.dtype).copy_(x)
 

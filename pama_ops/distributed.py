@@ -416,7 +416,7 @@ def ddp_unaware(nodes: Iterable[torch.autograd.graph.Node]) -> Iterator[None]:
     waiting = []
     if dist.is_available() and dist.is_initialized():
         sinks = (node for node in nodes if node.name() == "_DDPSinkBackward")
-        nets = {cast("Any", node).ddp_weakref() for node in sinks}
+        nets = {cast("Any", node).ddp_weakref() for node in sinks}  # None if gone
         static = [net for net in nets if getattr(net, "static_graph", False)]
         waiting = [net for net in static if not net._static_graph_delay_allreduce_enqueued]
     for net in waiting:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from strategies import normal
+from test_pareto_backward import Widened
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -860,18 +861,6 @@ def test_gradients_of_dtensors_are_placed_as_their_parameter(ranks):
     for _, placements, said in ranks(placed_apart):
         assert placements == (Shard(0),)
         assert said.startswith("ValueError: parameters[0] must have no post-accumulate-grad hook")
-
-
-class Widened(torch.autograd.Function):
-    """A gradient of float32, whatever the dtype of x."""
-
-    @staticmethod
-    def forward(_ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.float()
-
-    @staticmethod
-    def backward(_ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return grad * 1.001
 
 
 def averaged_in_float32(rank: int, dtype: torch.dtype | None) -> list[torch.Tensor]:

@@ -399,7 +399,7 @@ def test_gradients_that_cannot_be_weighed_are_refused_by_the_place_of_their_para
     with pytest.raises(TypeError, match=r"^parameters\[2\] must have a floating-point dtype"):
         po.pareto_backward([x.sum() + z.abs().sum()], [frozen, x, z])
     assert table.weight.grad is x.grad is z.grad is None
-    po.pareto_backward([x.sum()], [frozen, x, table.weight, z])  # none of which is reached
+    po.pareto_backward([x.sum()], [frozen, x, table.weight, z])  # x alone is reached
     assert x.grad.tolist() == [1.0, 1.0]
     assert table.weight.grad is z.grad is None
 
