@@ -52,22 +52,22 @@ def test_kernels_do_not_depend_on_the_order_of_threads(ops, monkeypatch, seed):
 
 # The ops whose kernels come by the barriers of a file.
 OPS = {
-    "combine.cuh": ["combine"],
-    "gae.cuh": ["gae"],
-    "gram.cuh": ["gram"],
+    "combine.cu": ["combine"],
+    "gae.cu": ["gae"],
+    "gram.cu": ["gram"],
     "gram_fragments.cuh": ["gram"],
     "gram_mma.cuh": ["gram"],
     "gram_partial.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
-    "pama_advantages.cuh": ["pama_statistics", "pama_combine"],
+    "pama_advantages.cu": ["pama_statistics", "pama_combine"],
     "reduce.cuh": ["ppo_loss", "whiten_apply"],
     "warp_team.cuh": ["min_norm"],
-    "weights.cuh": ["duality_gap", "min_norm", "pama_weights"],
-    "whiten.cuh": ["whiten_moments"],
+    "weights.cu": ["duality_gap", "min_norm", "pama_weights"],
+    "whiten.cu": ["whiten_moments"],
 }
 BARRIERS = [
     pytest.param(path.name, number, line, id=f"{path.name}:{number}")
-    for path in sorted((ROOT / "csrc/kernels").glob("*.cuh"))
+    for path in sorted((ROOT / "csrc/cuda").glob("*.cu*"))
     for number, line in enumerate(path.read_text().splitlines(), 1)
     if re.search(r"\b__sync(threads|warp)\(", line)
 ]
@@ -78,7 +78,7 @@ def test_a_deleted_barrier_is_caught(ops, monkeypatch, file, number, line):
     """Guards the harness: the kernels without this barrier give other results under some seed, but
     for a few that say themselves that it takes a GPU to miss them."""
     mine = [call for call in calls() if call[0] in OPS[file]]
-    if file in ("gram.cuh", "gram_tiles.cuh"):
+    if file in ("gram.cu", "gram_tiles.cuh"):
         monkeypatch.setenv("PAMA_GRAM_KERNEL", "plain")
     want = [run(ops[name], arguments) for name, arguments in mine]
     monkeypatch.setenv("PAMA_EMULATE_WITHOUT", f"{file}:{number}")

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cuda/launch.h"
+#include "cuda/pointer_table.cuh"
 #include "gradient_list.h"
-#include "kernels/gradient_list.cuh"
 
 namespace pama {
 

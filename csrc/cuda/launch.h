@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "arguments.h"
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 #if defined(PAMA_EMULATE)
 // The same launchers, run on the host: their ops live in a namespace of their own, on the CPU key.

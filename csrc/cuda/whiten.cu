@@ -1,8 +1,213 @@
+// Whitening. Moments: each thread sums around the first token it meets, threads and then blocks are
+// merged in a fixed order; the second launch has a block for each objective. That block takes its
+// objective's moments again, alone, where squares left the range of numbers: a launch that as a
+// rule finds nothing to do would cost every call. Then the affine map, one more pass.
+#include "core/moments.h"
 #include "cuda/launch.h"
-#include "kernels/whiten.cuh"
+#include "cuda/raw_tokens.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/tokens.cuh"
+#include "cuda/warp_team.cuh"
 
 namespace pama {
 namespace {
+
+struct WhitenArgs {
+  Sequences sequences;
+  int64_t chunks;
+  View x, mask, out;  // `out` of the map
+  Moments* partials;  // [objective][sequence][chunk]
+  View moments;       // [rank, objective, 3], those to be merged
+  int64_t ranks;
+  double eps;
+};
+
+// The moments of all lanes' sets together, in every lane, at one division where merging two at a
+// time takes five. The means are summed as differences from one of them: so the mean of equal
+// numbers is that number.
+__device__ __forceinline__ Moments warp_moments(const Moments& mine) {
+  const WarpTeam team;
+  const unsigned some = __ballot_sync(kFullWarp, mine.count > 0);
+  const double shift = team.from(mine.mean, some ? __ffs(some) - 1 : 0);
+  const double count = team.sum(mine.count);
+  const double apart = mine.count > 0 ? mine.mean - shift : 0;
+  const double mean = shift + team.sum(mine.count * apart) / (count > 1 ? count : 1);
+  const double distance = mine.count > 0 ? mine.mean - mean : 0;
+  return {count, mean, team.sum(mine.squares + mine.count * distance * distance)};
+}
+
+constexpr int kWhitenBlock = 128;
+constexpr int kWhitenPacks = 2;  // of a thread in a chunk
+static_assert(kWhitenBlock * kWhitenPacks * kRawTokens == kChunk);
+
+// The same of all threads of a block, for its first warp alone if that is enough. Between two calls
+// there must be a barrier.
+__device__ __forceinline__ Moments block_moments(Moments moments, bool for_all) {
+  constexpr int words = sizeof(Moments) / sizeof(double), warps = kWhitenBlock / kWarp;
+  __shared__ SharedArray<double, warps * words> parts;
+  moments = warp_moments(moments);
+  if (lane() == 0) memcpy(parts + threadIdx.x / kWarp * words, &moments, sizeof(Moments));
+  __syncthreads();
+  if (!for_all && threadIdx.x >= kWarp) return {};
+  moments = {};
+  if (lane() < warps) memcpy(&moments, parts + lane() * words, sizeof(Moments));
+  return warp_moments(moments);
+}
+
+// What a thread holds of x and the mask in one chunk.
+template <Layout kLayout>
+struct WhitenTokens {
+  int64_t first[kWhitenPacks];
+  int inside[kWhitenPacks];
+  RawMask<kLayout> mask[kWhitenPacks];
+  RawTokens<kLayout> x[kWhitenPacks];
+};
+
+template <Layout kLayout>
+__device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const WhitenArgs& args,
+                                                               const Part& part, int64_t start,
+                                                               int64_t size) {
+  const Sequences s = sequences_in<kLayout>(args.sequences);
+  const int64_t mask = s.first(args.mask, 0, part.sequence),
+                x = s.first(args.x, part.objective, part.sequence);
+  WhitenTokens<kLayout> tokens;
+#pragma unroll
+  for (int p = 0; p < kWhitenPacks; ++p) {
+    const int64_t first = start + (p * kWhitenBlock + threadIdx.x) * kRawTokens;
+    const int inside = raw_inside(size - first);
+    tokens.first[p] = first;
+    tokens.inside[p] = inside;
+    tokens.mask[p] =
+        load_mask<kLayout>(args.mask, mask + first * token_stride<kLayout>(args.mask), inside);
+    tokens.x[p] = load_raw<kLayout>(args.x, x + first * token_stride<kLayout>(args.x), inside);
+  }
+  return tokens;
+}
+
+// Those of this thread's tokens of a part, in units of `unit`.
+template <Layout kLayout>
+__device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, const Part& part,
+                                                     int64_t chunks, double unit) {
+  const int64_t size = sequences_in<kLayout>(args.sequences).size(part.sequence);
+  double shift = 0, count = 0, sum = 0, squares = 0;
+#pragma unroll 1
+  for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
+    const auto tokens = whiten_tokens<kLayout>(args, part, start, size);
+#pragma unroll
+    for (int j = 0; j < kWhitenPacks * kRawTokens; ++j) {
+      const int p = j / kRawTokens, k = j % kRawTokens;
+      if (!raw_unmasked(args.mask, tokens.mask[p], k)) continue;
+      const double x = raw_real(args.x, tokens.x[p], k) * unit;
+      if (count == 0) shift = x;
+      count += 1;
+      sum += x - shift;
+      squares += (x - shift) * (x - shift);
+    }
+  }
+  return moments_about(shift, count, sum, squares);
+}
+
+template <Layout kLayout>
+__global__ void __launch_bounds__(kWhitenBlock)
+    whiten_moments_kernel(const __grid_constant__ WhitenArgs args) {
+  wait_for_inputs();
+  const Sequences& s = args.sequences;
+  const Part part = block_part(s, args.chunks);
+  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, args.chunks, 1), false);
+  if (threadIdx.x == 0) {
+    args.partials[(part.objective * s.count + part.sequence) * args.chunks + part.chunk] = all;
+  }
+}
+
+// A block for each objective; `out` is [objective, 3].
+__global__ void __launch_bounds__(kWhitenBlock)
+    whiten_merge_kernel(const __grid_constant__ WhitenArgs args, double* out) {
+  wait_for_inputs();
+  const Sequences& s = args.sequences;
+  const int64_t n = blockIdx.x, count = s.count * args.chunks;
+  const Moments* mine = args.partials + n * count;
+  Moments moments = threadIdx.x < count ? mine[threadIdx.x] : Moments{};
+  double unit = 1;
+#pragma unroll 1
+  for (int64_t i = threadIdx.x + kWhitenBlock; i < count; i += kWhitenBlock) {
+    moments = moments_merge(moments, mine[i]);
+  }
+  moments = block_moments(moments, true);
+  if (!moments_in_range(moments)) {  // in all threads, or in none
+    unit = kSmallUnit;
+    moments = {};
+#pragma unroll 1
+    for (int64_t b = 0; b < s.count; ++b) {
+      moments = moments_merge(moments, whiten_moments_of<Layout::kAny>(args, {n, 0, b}, 1, unit));
+    }
+    __syncthreads();  // the parts have been read
+    moments = block_moments(moments, true);
+  }
+  if (threadIdx.x == 0) {
+    const MomentsRow row = moments_row(moments, unit);
+    out[3 * n] = row.count;
+    out[3 * n + 1] = row.mean;
+    out[3 * n + 2] = row.deviation;
+  }
+}
+
+__device__ __forceinline__ MomentsRow whiten_row(const WhitenArgs& args, int64_t n, int64_t rank) {
+  const View& of = args.moments;
+  const int64_t at = rank * of.objective + n * of.sequence;
+  return {load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)};
+}
+
+// The map of one objective, by all threads of a block; each reads the row where there is but one.
+__device__ __forceinline__ Whitening whiten_map(const WhitenArgs& args, int64_t n) {
+  if (args.ranks == 1) {
+    const MomentsRow row = whiten_row(args, n, 0);
+    const double unit = moments_unit(moments_largest(row));
+    return whitening(moments_of(row, unit), unit, args.eps);
+  }
+  double largest = 0;
+#pragma unroll 1
+  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
+    largest = fmax(largest, moments_largest(whiten_row(args, n, rank)));
+  }
+  largest = block_reduce(largest, [](double a, double b) { return fmax(a, b); });
+  const double unit = moments_unit(largest);
+  Moments moments{};
+#pragma unroll 1
+  for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
+    moments = moments_merge(moments, moments_of(whiten_row(args, n, rank), unit));
+  }
+  return whitening(block_moments(moments, true), unit, args.eps);
+}
+
+// The first chunk is under way while the map is found.
+template <Layout kLayout>
+__global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
+    whiten_apply_kernel(const __grid_constant__ WhitenArgs args) {
+  wait_for_inputs();
+  const Sequences s = sequences_in<kLayout>(args.sequences);
+  const Part part = block_part(s, args.chunks);
+  const int64_t size = s.size(part.sequence), to = s.first(args.out, part.objective, part.sequence);
+  int64_t start = part.chunk * kChunk;
+  auto tokens = whiten_tokens<kLayout>(args, part, start, size);
+  const Whitening map = whiten_map(args, part.objective);
+#pragma unroll 1
+  while (start < size) {
+#pragma unroll
+    for (int p = 0; p < kWhitenPacks; ++p) {
+      double x[kRawTokens];
+#pragma unroll
+      for (int k = 0; k < kRawTokens; ++k) {
+        const bool here = raw_unmasked(args.mask, tokens.mask[p], k);
+        x[k] = here ? map(raw_real(args.x, tokens.x[p], k)) : 0;
+      }
+      store_raw<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
+    }
+    start += args.chunks * kChunk;
+    if (start < size) tokens = whiten_tokens<kLayout>(args, part, start, size);
+  }
+}
+
+// --- launching ----------------------------------------------------------------------------------
 
 WhitenArgs arguments(const Tensor& x, const std::optional<Tensor>& mask,
                      const std::optional<Tensor>& cu_seqlens) {

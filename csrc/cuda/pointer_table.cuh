@@ -7,7 +7,7 @@
 #pragma once
 
 #include "core/stack.h"
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 namespace pama {
 

@@ -21,7 +21,7 @@
 // need 25.
 #pragma once
 
-#include "kernels/gram_partial.cuh"
+#include "cuda/gram_partial.cuh"
 
 namespace pama {
 

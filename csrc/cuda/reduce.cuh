@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/view.h"
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 namespace pama {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/team.h"
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 namespace pama {
 

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "core/view.h"
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 namespace pama {
 

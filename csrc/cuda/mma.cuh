@@ -5,7 +5,7 @@
 // the kernels place their operands by it, and the host's version exchanges by it.
 #pragma once
 
-#include "kernels/gradient_list.cuh"
+#include "cuda/pointer_table.cuh"
 
 namespace pama {
 

@@ -20,8 +20,8 @@
 // gram_fragments.cuh for them since: 69 and 42 %.
 #pragma once
 
-#include "kernels/async_copy.cuh"
-#include "kernels/gram_partial.cuh"
+#include "cuda/async_copy.cuh"
+#include "cuda/gram_partial.cuh"
 
 namespace pama {
 

@@ -1,8 +1,8 @@
 // The partial sums of a Gram matrix: who computes them writes one of three layouts, [block][entry].
 #pragma once
 
-#include "kernels/gradient_list.cuh"
-#include "kernels/mma.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/pointer_table.cuh"
 
 namespace pama {
 

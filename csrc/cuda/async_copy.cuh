@@ -1,7 +1,7 @@
 // Copies to shared memory that need no registers on the way and that a thread need not wait for.
 #pragma once
 
-#include "kernels/device.cuh"
+#include "cuda/device.cuh"
 
 namespace pama {
 

@@ -16,7 +16,7 @@
 // [thread]: in registers those of 64 rows would spill.
 #pragma once
 
-#include "kernels/gram_partial.cuh"
+#include "cuda/gram_partial.cuh"
 
 namespace pama {
 
