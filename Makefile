@@ -6,7 +6,7 @@ SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml scripts/bui
 
 # Threads of OpenMP that wait without spinning, as test processes share the cores. Not for `bench`:
 # to wake such a thread takes 50 us.
-test lint test-random test-machines: export OMP_WAIT_POLICY = PASSIVE
+test lint test-random test-machines test-sanitized: export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: help
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint, then all tests"
 	@echo "make test-random  every property on N=500 random examples (SEED=, ARGS=\"-k gram\")"
 	@echo "make test-machines  the tests as on other processors, as a table (ARGS=\"--levels 1 3\")"
+	@echo "make test-sanitized  the CUDA kernels on the host, under ASan and UBSan (4 to 8 minutes)"
 	@echo "make test-verl  the plug-in in verl, in an environment of its own"
 	@echo "make test-deepspeed  token space under ZeRO, in an environment of its own"
 	@echo "make test-install  an sdist built and checked, and builds that pip isolates (4 minutes)"
@@ -120,6 +121,10 @@ test-deepspeed: $(VENV)-deepspeed/.installed wheel
 .PHONY: test-install
 test-install: $(VENV)/.installed
 	$(BIN)/python -m pytest tests/installs.py $(ARGS)
+
+.PHONY: test-sanitized
+test-sanitized: $(VENV)/.built-for-tests
+	$(BIN)/python -m pytest -n 2 -m sanitized tests/test_emulator.py $(ARGS)
 
 .PHONY: test-large
 test-large: $(VENV)/.built-for-tests

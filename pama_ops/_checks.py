@@ -31,10 +31,14 @@ UNREAD = "complex, quantized, float8 or uint16 to uint64"
 def tensor(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if x.layout is not torch.strided or x.is_nested:
+    if not _dense(x):
         kind = "a nested tensor" if x.is_nested else str(x.layout)
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
     return x
+
+
+def _dense(x: Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_nested
 
 
 def floating(name: str, x: object) -> Tensor:
@@ -396,12 +400,14 @@ def normalizer_value(x: Tensor | None) -> None:
         require(~(x < 0), "normalizer must not be negative", x.item)
 
 
-def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Tensor], int, bool]:
+def gradients(
+    name: str, grads: object, *, at_once: bool = False
+) -> tuple[list[Tensor], int, bool]:
     """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
 
-    None becomes an empty tensor, which the ops read as a missing one. `by_op`: what the op called
-    next refuses by itself is left to it where it can be, since with thousands of small tensors
-    these checks would take longer than it does; to call this again then finds the words.
+    None becomes an empty tensor, which the ops read as a missing one. Whether the gradients of a
+    parameter are alike is said by the op that is called next, in the words of `alike`, unless
+    `at_once`: with thousands of small tensors to ask here would take longer than the op does.
     """
     if isinstance(grads, Tensor) or not isinstance(grads, Sequence):
         raise TypeError(
@@ -412,10 +418,6 @@ def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Te
         raise ValueError(f"{name} must hold at least one objective, got none")
     single = all(x is None or isinstance(x, Tensor) for x in grads)
     lists: list[Sequence[Tensor | None]] = [[x] for x in grads] if single else list(grads)
-
-    def where(i: int, p: int) -> str:
-        return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
-
     for i, row in enumerate(lists):
         if isinstance(row, Tensor) or not isinstance(row, Sequence):
             raise TypeError(
@@ -427,60 +429,65 @@ def gradients(name: str, grads: object, *, by_op: bool = False) -> tuple[list[Te
                 f"got {len(row)}"
             )
     rows: Iterable[Sequence[Tensor | None]] = lists
-    if not (by_op and _left_to_op(lists)):
-        rows = zip(*_checked_columns(name, lists, where), strict=True)
+    # The op does not know that tensors stood for lists of one.
+    if single or at_once or not _without_gaps(lists):
+        def where(i: int, p: int) -> str:
+            return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
+
+        rows = zip(*_filled_columns(name, lists, where), strict=True)
     return cast("list[Tensor]", list(chain.from_iterable(rows))), len(lists), single
 
 
-def _left_to_op(rows: Sequence[Sequence[object]]) -> bool:
-    """Whether an op would refuse all that `_checked_columns` does: it takes empty tensors for None,
-    and cannot be asked while a call is being compiled.
+def _without_gaps(rows: Sequence[Sequence[object]]) -> bool:
+    """Whether these are tensors that an op can be handed: of which none is empty, as it takes such
+    for None. While a call is being compiled it cannot be asked. Where an objective's first one lies
+    elsewhere than another's, it is not known what the arguments beside them should lie with.
     """
     if torch.compiler.is_compiling() or not rows[0]:
         return False
     if not {*map(type, chain.from_iterable(rows))} <= {Tensor, torch.nn.Parameter}:
         return False
-    sizes = list(map(Tensor.numel, cast("Sequence[Tensor]", rows[0])))
-    if 0 in sizes:
+    tensors = cast("Sequence[Sequence[Tensor]]", rows)
+    if len({row[0].device for row in tensors}) > 1:
         return False
-    return all(list(map(Tensor.numel, cast("Sequence[Tensor]", row))) == sizes for row in rows[1:])
+    return all(0 not in map(Tensor.numel, row) for row in tensors)
 
 
-def _checked_columns(
+def alike(at: str, x: object, of: str, like: Tensor) -> None:
+    """`x` is such a tensor as `like`, the one at `of`. csrc/tensors/gradient_list.h has these words
+    for the lists of an op.
+    """
+    x = tensor(at, x)
+    if x.shape != like.shape:
+        raise ValueError(
+            f"{at} must have the shape {list(like.shape)} of {of}, got {list(x.shape)}"
+        )
+    if x.dtype != like.dtype:
+        raise TypeError(f"{at} must have the dtype {like.dtype} of {of}, got {x.dtype}")
+    if x.device != like.device:
+        raise ValueError(f"{at} must be on {like.device} like {of}, got {x.device}")
+
+
+def _filled_columns(
     name: str, lists: Sequence[Sequence[Tensor | None]], where: Callable[[int, int], str]
 ) -> list[tuple[Tensor, ...]]:
     """The gradients parameter by parameter, None replaced, once all is checked."""
     columns = list(zip(*lists, strict=True))
     device: torch.device | None = None
     for p, column in enumerate(columns):
-        first: Tensor | None = None
-        for i, x in enumerate(column):
-            if x is None:
-                continue
-            if first is None:
-                first, of = floating(where(i, p), x), where(i, p)
-                device = device or first.device
-                if first.device != device:
-                    raise ValueError(
-                        f"{where(i, p)} must be on {device} like the others, got {first.device}"
-                    )
-            elif x.__class__ is not first.__class__ and not isinstance(x, Tensor):
-                raise TypeError(f"{where(i, p)} must be a torch.Tensor, got {type(x).__name__}")
-            elif x.layout != torch.strided or x.is_nested:
-                tensor(where(i, p), x)  # raises
-            elif x.shape != first.shape:
-                raise ValueError(
-                    f"{where(i, p)} must have the shape {list(first.shape)} of {of}, "
-                    f"got {list(x.shape)}"
-                )
-            elif x.dtype != first.dtype:
-                raise TypeError(
-                    f"{where(i, p)} must have the dtype {first.dtype} of {of}, got {x.dtype}"
-                )
-            elif x.device != first.device:
-                raise ValueError(
-                    f"{where(i, p)} must be on {first.device} like {of}, got {x.device}"
-                )
+        having = [i for i, x in enumerate(column) if x is not None]
+        if not having:
+            continue
+        of = where(having[0], p)
+        first = floating(of, column[having[0]])
+        device = device or first.device
+        if first.device != device:
+            raise ValueError(f"{of} must be on {device} like the others, got {first.device}")
+        kind = first.shape, first.dtype, first.device
+        for i in having[1:]:
+            x = column[i]
+            if not isinstance(x, Tensor) or (x.shape, x.dtype, x.device) != kind or not _dense(x):
+                alike(where(i, p), x, of, first)  # raises
     if device is None:
         raise ValueError(f"{name} must hold at least one tensor, got none but None")
     return [_fill(column, device) for column in columns]
@@ -515,25 +522,31 @@ def inference_writable(name: str) -> None:
         )
 
 
+def _without_signs_to_turn(name: str, x: Tensor) -> None:
+    if x.is_neg():
+        raise ValueError(f"{name} must be no view with signs to turn: resolve_neg() it")
+
+
 def writable(name: str, x: Tensor) -> None:
     """`x` may be written in place; a compiler can only ask whether it overlaps itself."""
     if not torch.compiler.is_compiling():
         if x.is_inference():
             inference_writable(name)
-        if x.is_neg():
-            raise ValueError(f"{name} must be no view with signs to turn: resolve_neg() it")
+        _without_signs_to_turn(name, x)
     if x.layout == torch.strided:
         memory.refuse_overlap(name, x)
 
 
 def outputs(
-    name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int, *, by_op: bool = False
+    name: str, out: Sequence[Tensor], flat: Sequence[Tensor], n: int, *, at_once: bool = False
 ) -> None:
-    """`out` holds one tensor like each of the P gradients. `by_op`: as for `gradients`."""
-    if by_op and _left_to_op([out]):
+    """`out` may be written, and holds one tensor like each of the P gradients. `at_once`: as for
+    `gradients`.
+    """
+    if not at_once and _without_gaps([out]):
         for p, x in enumerate(out):
-            if x.requires_grad:
-                no_gradient(f"{name}[{p}]", x)
+            no_gradient(f"{name}[{p}]", x)
+            _without_signs_to_turn(f"{name}[{p}]", x)
         return
     count = len(flat) // n
     if len(out) != count:
@@ -542,10 +555,6 @@ def outputs(
         like = flat[p]
         for other in flat[p::count]:  # the largest, those of None being empty; Dynamo knows no key=
             like = other if other.numel() > like.numel() else like
-        match(f"{name}[{p}]", x, like.shape, f"grads[0][{p}]", like.device)
-        if x.dtype != like.dtype:
-            raise TypeError(
-                f"{name}[{p}] must have the gradients' dtype {like.dtype}, got {x.dtype}"
-            )
+        alike(f"{name}[{p}]", x, f"grads[0][{p}]", like)
         no_gradient(f"{name}[{p}]", x)
         writable(f"{name}[{p}]", x)

@@ -68,6 +68,8 @@ def _define(
     SCHEMAS[name], DEFAULTS[name] = schema, rounded
     _library.define(name + schema)
     _library.impl(name, rounded, "CompositeExplicitAutograd")
+    for backend in "NestedTensorCPU", "NestedTensorCUDA":  # which no alias holds; refused by name
+        _library.impl(name, rounded, backend)
     torch.library.register_fake(f"{NAMESPACE}::{name}", declare)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     names = [argument.name for argument in op._schema.arguments]
@@ -106,8 +108,22 @@ def write(op: Any, written: Tensor | list[Tensor], *args: Any) -> None:
         return
     tensors = _writable(op, written)
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        op(written, *args)
+        of_lists(op, written, *args)
     torch.autograd.graph.increment_version(tensors)
+
+
+def of_lists(op: Any, *args: Any) -> Any:
+    """Call an op on lists of gradients, which says itself what is wrong with them. Kernels behind
+    torch's stable ABI can raise no TypeError: what they say of a dtype is made one.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except ValueError as error:
+        if "dtype" not in str(error) and "must be float64" not in str(error):
+            raise
+        raise TypeError(str(error)) from None
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:
@@ -391,28 +407,28 @@ pama_combine = _define(
 
 
 def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = None) -> None:
-    """What the compiled kernels refuse, for the definitions to refuse as well."""
+    """What the compiled kernels refuse, in their words: csrc/tensors/gradient_list.h."""
     if n < 1 or len(grads) == 0 or len(grads) % n != 0:
         raise ValueError(
             f"grads must hold as many tensors for each of {n} objectives, got {len(grads)}"
         )
     count = len(grads) // n
     if out is not None and len(out) != count:
-        raise ValueError(f"out must hold {count} tensors, got {len(out)}")
+        raise ValueError(f"out must have as many tensors as grads[0], {count}, got {len(out)}")
     for p in range(count):
-        column = grads[p::count]
-        like = max(column, key=Tensor.numel)
-        present = [x for x in column if x.numel() > 0] or [like]
-        if out is not None and (like.numel() > 0 or out[p].numel() > 0):
-            present.append(out[p])
-        for x in present:
-            same = x.shape == like.shape and x.dtype == like.dtype and x.device == grads[0].device
-            if not (same and x.dtype in checks.FLOATING and x.layout == torch.strided):
-                raise ValueError(
-                    "the gradients of a parameter must be dense, of one floating dtype, one shape "
-                    f"and one device, got {x.layout} {x.dtype} {list(x.shape)} on {x.device} "
-                    f"beside {like.dtype} {list(like.shape)} on {grads[0].device}"
-                )
+        column = list(enumerate(grads[p::count]))
+        first, like = max(column, key=lambda entry: entry[1].numel())
+        of = f"grads[{first}][{p}]"
+        checks.floating(of, like)
+        if like.device != grads[0].device:
+            raise ValueError(
+                f"{of} must be on {grads[0].device} like the others, got {like.device}"
+            )
+        for i, x in column:
+            if x.numel() > 0 or x.layout != torch.strided:
+                checks.alike(f"grads[{i}][{p}]", x, of, like)
+        if out is not None:
+            checks.alike(f"out[{p}]", out[p], of, like)
 
 
 def _check_accumulate(gram: Tensor, grads: list[Tensor]) -> None:

@@ -137,9 +137,7 @@ def pareto_backward(
         _backward(terms, heads, weights, retain_graph)
     else:
         reached = [p for p in range(len(shared)) if any(row[p] is not None for row in rows)]
-        flat, _, _ = check.gradients(
-            "gradients", [[row[p] for p in reached] for row in rows], by_op=True
-        )
+        flat, _, _ = check.gradients("gradients", [[row[p] for p in reached] for row in rows])
         rows.clear()
         _add([shared[p] for p in reached], flat, weights)
     _add_own(heads, tasks)

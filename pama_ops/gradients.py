@@ -78,7 +78,7 @@ def gram(
     distributed.check_group(group)
     try:
         check_finite = check.flag("check_finite", check_finite)
-        flat, n, _ = check.gradients("grads", grads, by_op=group is None)
+        flat, n, _ = check.gradients("grads", grads, at_once=group is not None)
         sharded = distributed.check_shards("grads", flat, n)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
@@ -87,11 +87,7 @@ def gram(
     except (TypeError, ValueError) as error:
         distributed.refuse(error, grads, group, wait=check_finite)
     if group is None and not sharded:
-        try:
-            result: Tensor = _gram(flat, n)
-        except Exception:  # of torch, too: for layouts that no kernel has
-            check.gradients("grads", grads)  # finds the words for what the op refuses
-            raise
+        result: Tensor = _gram(flat, n)
     else:
         forward_mode.refuse("gram of gradients in parts", *flat)
         if distributed.may_talk(flat[0].device, check_finite):
@@ -117,10 +113,10 @@ def _gram(flat: list[Tensor], n: int) -> Tensor:
     """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
     result: Tensor
     if not forward_mode.carries(*flat):
-        result = ops.gram(flat, n)
+        result = ops.of_lists(ops.gram, flat, n)
         return result
     primals, tangents = _split(flat)
-    result = ops.gram(primals, n)
+    result = ops.of_lists(ops.gram, primals, n)
     cross = ops.gram([*primals, *tangents], 2 * n)[:n, n:]
     return forward_mode.join("gram", result, cross + cross.mT)
 
@@ -196,22 +192,16 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     >>> G.tolist()
     [[4.0, 3.0], [3.0, 4.0]]
     """
-    flat, n, _ = check.gradients("grads", grads, by_op=True)
+    flat, n, _ = check.gradients("grads", grads)
     if distributed.check_shards("grads", flat, n):
         raise TypeError("grads must be plain tensors to accumulate, got DTensors: pass to_local()")
-    try:
-        check.match("gram", gram, (n, n), "grads", flat[0].device)
-        if gram.dtype != torch.float64 or not gram.is_contiguous():
-            raise ValueError(
-                f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}"
-            )
-        check.no_gradient("gram", gram)
-        check.writable("gram", gram)
-        forward_mode.refuse("gram_accumulate", gram, *flat)
-        ops.write(ops.gram_accumulate, gram, flat)
-    except Exception:
-        check.gradients("grads", grads)  # finds the words for what the op refuses
-        raise
+    check.match("gram", gram, (n, n), "grads", flat[0].device)
+    if gram.dtype != torch.float64 or not gram.is_contiguous():
+        raise ValueError(f"gram must be float64 and contiguous, got {gram.dtype} {gram.stride()}")
+    check.no_gradient("gram", gram)
+    check.writable("gram", gram)
+    forward_mode.refuse("gram_accumulate", gram, *flat)
+    ops.write(ops.gram_accumulate, gram, flat)
     return _noted(gram, max(getattr(gram, "rtol", 0.0), _error(flat, n)))
 
 
@@ -245,16 +235,9 @@ def combine(
     >>> combine([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], torch.tensor([0.5, 0.25]))
     tensor([0.5000, 0.5000])
     """
-    flat, n, single = check.gradients("grads", grads, by_op=True)
+    flat, n, single = check.gradients("grads", grads)
     sharded = distributed.check_shards("grads", flat, n)
-    targets = _targets(out)
-    try:
-        results = _combine(flat, n, weights, targets, sharded=sharded)
-    except Exception:  # what an op refuses is said again, in the words of the checks
-        flat, n, _ = check.gradients("grads", grads)
-        if targets is not None and not sharded:
-            check.outputs("out", targets, flat, n)
-        raise
+    results = _combine(flat, n, weights, _targets(out), sharded=sharded)
     if out is not None:
         return cast("Tensor | list[Tensor]", out)
     return results[0] if single else results
@@ -286,12 +269,12 @@ def _combine(
         results: list[Tensor]
         if forward_mode.carries(weights, *flat):
             return _combine_tangents(flat, weights)
-        results = ops.combine(flat, weights)
+        results = ops.of_lists(ops.combine, flat, weights)
         if sharded:
             parts = zip(layouts, results, strict=True)
             results = [distributed.laid_out_as(x, part) for x, part in parts]
         return results
-    check.outputs("out", out, layouts or flat, 1 if sharded else n, by_op=not sharded)
+    check.outputs("out", out, layouts or flat, 1 if sharded else n, at_once=sharded)
     if sharded:
         distributed.check_shards("out and grads", [*layouts, *out], 2)
         out = [distributed.local(x) for x in out]
@@ -304,7 +287,7 @@ def _combine_tangents(flat: list[Tensor], weights: Tensor) -> list[Tensor]:
     """The sums Σ w_i g_i with their tangents Σ w_i dg_i + dw_i g_i."""
     primals, tangents = _split(flat)
     weights, turn = forward_mode.split(weights)
-    results: list[Tensor] = ops.combine(primals, weights)
+    results: list[Tensor] = ops.of_lists(ops.combine, primals, weights)
     moves: list[Tensor] = [torch.zeros_like(x) for x in results]
     count = len(results)
     for p in range(count):

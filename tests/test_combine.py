@@ -129,7 +129,7 @@ BAD = [
     ({"weights": torch.ones(2, device="meta")}, ValueError, "weights must be on cpu like grads"),
     ({"out": [torch.ones(4)] * 2}, ValueError, "out must have as many tensors as .*, 1, got 2"),
     ({"out": torch.ones(3)}, ValueError, r"out\[0\] must have the shape \[4\] .* got \[3\]"),
-    ({"out": torch.ones(4).half()}, TypeError, r"out\[0\] .* dtype .*float32, .*float16"),
+    ({"out": torch.ones(4).half()}, TypeError, r"out\[0\] .* dtype .*float32 .*, got .*float16"),
     ({"out": torch._neg_view(torch.ones(4))}, ValueError, "signs to turn: resolve_neg"),
     ({"out": torch.ones(4).to_sparse()}, TypeError, r"out\[0\] must be a dense tensor, .*sparse"),
     ({"grads": [None, None], "out": torch.ones(4)}, ValueError, "grads must hold at least one"),

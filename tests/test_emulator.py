@@ -59,7 +59,8 @@ OPS = {
     "gram_mma.cuh": ["gram"],
     "gram_partial.cuh": ["gram"],
     "gram_tiles.cuh": ["gram"],
-    "pama_advantages.cu": ["pama_statistics", "pama_combine"],
+    "pama_advantages_combine.cu": ["pama_combine"],
+    "pama_advantages_statistics.cu": ["pama_statistics"],
     "reduce.cuh": ["ppo_loss", "whiten_apply"],
     "warp_team.cuh": ["min_norm"],
     "weights.cu": ["duality_gap", "min_norm", "pama_weights"],
@@ -137,6 +138,7 @@ def under_sanitizers(*arguments):
     assert re.search(r"^[1-9]\d* passed", result.stdout, re.MULTILINE), result.stdout
 
 
+@pytest.mark.sanitized
 def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers():
     """Every op, on fixed inputs of several warps, blocks and tiles."""
     under_sanitizers(
@@ -144,6 +146,7 @@ def test_kernels_are_clean_under_the_address_and_undefined_behaviour_sanitizers(
     )
 
 
+@pytest.mark.sanitized
 def test_kernels_are_clean_under_the_sanitizers_on_drawn_inputs():
     """Every property that hypothesis tests of an op, on the shapes, strides and dtypes it draws."""
     under_sanitizers("-m", "hypothesis", "-k", "emulated", "--hypothesis-profile", "few")

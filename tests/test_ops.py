@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -133,33 +134,52 @@ def test_offsets_may_have_any_stride(backend):
 
 
 X = torch.ones(2, 3)
+# The second gradient, and what each implementation says of it, or of the same as `out`.
 NOT_ALIKE = {
-    "shape": [X, X.mT],
-    "dtype": [X, X.double()],
-    "integers": [X.int(), X.int()],
-    "no integers": [X[:0].int(), X[:0].int()],
-    "layout": [X, X.to_sparse()],
-    "device": [X, X.to("meta")],
+    "shape": (X.mT, "must have the shape [2, 3] of grads[0][0], got [3, 2]"),
+    "dtype": (X.double(), "must have the dtype torch.float32 of grads[0][0], got torch.float64"),
+    "layout": (X.to_sparse(), "must be a dense tensor, got torch.sparse_coo"),
+    "device": (X.to("meta"), "must be on cpu like grads[0][0], got meta"),
 }
 
 
 @pytest.mark.parametrize("what", NOT_ALIKE)
-def test_lists_not_alike_are_refused_by_every_implementation(backend, what):
-    """The public functions leave this to the ops, and only find the words."""
+def test_lists_not_alike_are_refused_by_every_implementation_in_the_same_words(backend, what):
+    """The public functions leave this to the ops."""
     if backend.name == "emulated" and what in ("layout", "device"):
         pytest.skip("goes to another implementation")
-    grads = NOT_ALIKE[what]
+    other, words = NOT_ALIKE[what]
+    w, matrix = torch.ones(2), torch.zeros(2, 2, dtype=torch.float64)
+    for at, refusing in (
+        ("grads[1][0]", lambda: _schemas.gram([X, other], 2)),
+        ("grads[1][0]", lambda: _schemas.gram_accumulate(matrix, [X, other])),
+        ("grads[1][0]", lambda: _schemas.combine([X, other], w)),
+        ("grads[1][0]", lambda: _schemas.combine_into([X.clone()], [X, other], w, False)),
+        ("out[0]", lambda: _schemas.combine_into([other], [X, X], w, False)),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^{re.escape(f'{at} {words}')}$"):
+            refusing()
+
+
+@pytest.mark.parametrize("rows", [2, 0])
+def test_gradients_of_integers_are_refused_by_every_implementation(backend, rows):
+    grads = [X[:rows].int()] * 2
+    words = r"^grads\[0\]\[0\] must have a floating-point dtype, got torch.int32$"
     w, matrix = torch.ones(2), torch.zeros(2, 2, dtype=torch.float64)
     for refusing in (
         lambda: _schemas.gram(grads, 2),
         lambda: _schemas.gram_accumulate(matrix, grads),
         lambda: _schemas.combine(grads, w),
-        lambda: _schemas.combine_into([torch.empty(3, 2)], grads, w, False),
-        lambda: _schemas.combine_into(grads[1:], [grads[0], grads[0]], w, False),
-        lambda: _schemas.combine_into([], [grads[0], grads[0]], w, False),
+        lambda: _schemas.combine_into(grads[1:], grads, w, False),
     ):
-        with pytest.raises(ValueError, match="must"):
+        with pytest.raises((TypeError, ValueError), match=words):
             refusing()
+
+
+def test_an_output_for_each_parameter_is_asked_for_by_every_implementation(backend):
+    words = r"^out must have as many tensors as grads\[0\], 1, got 0$"
+    with pytest.raises(ValueError, match=words):
+        _schemas.combine_into([], [X, X], torch.ones(2), False)
 
 
 def test_what_is_beside_a_list_must_lie_where_it_does():
@@ -178,7 +198,7 @@ def test_lists_not_alike_are_refused_while_a_program_is_traced():
     with FakeTensorMode() as mode:
         x = mode.from_tensor(torch.ones(2, 3))
         for other in (x.mT, x.double()):
-            with pytest.raises(ValueError, match="one shape"):
+            with pytest.raises((TypeError, ValueError), match=r"^grads\[1\]\[0\] must have the"):
                 _schemas.gram([x, other], 2)
-            with pytest.raises(ValueError, match="one shape"):
+            with pytest.raises((TypeError, ValueError), match=r"^out\[0\] must have the"):
                 _schemas.combine_into([other], [x, x], torch.ones(2), False)

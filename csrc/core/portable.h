@@ -4,8 +4,11 @@
 #if defined(__CUDACC__)
 #define PAMA_HD __host__ __device__
 #define PAMA_INLINE __host__ __device__ __forceinline__
+#define PAMA_INLINED
 #else
 #define PAMA_HD
 // Forced, so that a caller compiled for several processors takes its callees along.
 #define PAMA_INLINE __attribute__((always_inline)) inline
+// The same of a lambda, after its parameters.
+#define PAMA_INLINED __attribute__((always_inline))
 #endif

@@ -33,25 +33,6 @@ PAMA_INLINE double load(const Stack& stack, int64_t i) {
   return load(View{stack.data, stack.dtype, 0, 0, 0}, i);
 }
 
-PAMA_INLINE uint16_t float_to_bfloat16(float value) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  if (value != value) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-PAMA_INLINE uint16_t float_to_half(float value) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0x7e00;
-  if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // from 65520 on
-  if (magnitude < 0x38800000) {  // subnormal: adding 1/2 leaves the rounded bits in the mantissa
-    const float shifted = bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000));
-  }
-  const uint32_t rounded = magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1);
-  return static_cast<uint16_t>(sign | rounded >> 13);
-}
-
 PAMA_INLINE void store(const Stack& stack, int64_t i, double value) {
   const float narrow = static_cast<float>(value);
   switch (stack.dtype) {
@@ -66,34 +47,6 @@ PAMA_INLINE void store(const Stack& stack, int64_t i, double value) {
       break;
     default:
       static_cast<double*>(stack.data)[i] = value;
-  }
-}
-
-// Half of the distance between 1 and the next number.
-PAMA_INLINE double unit_roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::kHalf:
-      return 0x1p-11;
-    case DType::kBFloat16:
-      return 0x1p-8;
-    case DType::kFloat:
-      return 0x1p-24;
-    default:
-      return 0x1p-53;
-  }
-}
-
-// The least above 0: squares of gradients below it have been lost.
-PAMA_INLINE double least_number(DType dtype) {
-  switch (dtype) {
-    case DType::kHalf:
-      return 0x1p-24;
-    case DType::kBFloat16:
-      return 0x1p-133;
-    case DType::kFloat:
-      return 0x1p-149;
-    default:
-      return 0x1p-1074;
   }
 }
 

@@ -2,47 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
-#include "core/portable.h"
+#include "core/dtype.h"
 
 namespace pama {
-
-enum class DType : int8_t {
-  kBool,
-  kUInt8,
-  kInt8,
-  kInt16,
-  kInt32,
-  kInt64,
-  kHalf,
-  kBFloat16,
-  kFloat,
-  kDouble
-};
-
-template <class To, class From>
-PAMA_INLINE To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(static_cast<void*>(&to), &from, sizeof(To));
-  return to;
-}
-
-// Bits to value without a branch on the exponent, so that loops over halves vectorise: the
-// mantissa and exponent are moved into a float 2^112 too small, and a power of two makes it up.
-PAMA_INLINE float half_to_float(uint16_t bits) {
-  const float magnitude =
-      bit_cast<float>(static_cast<uint32_t>(bits & 0x7fff) << 13) * 5.192296858534828e33f;
-  // Halves from 2^16 on are infinities and NaNs: give them float's exponent for those.
-  const uint32_t special = magnitude >= 65536.0f ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | special |
-                         static_cast<uint32_t>(bits & 0x8000) << 16);
-}
-
-PAMA_INLINE float bfloat16_to_float(uint16_t bits) {
-  return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
 
 // A token array [objective, sequence, token]; strides in elements, 0 where a dimension is absent.
 struct View {
@@ -93,10 +56,13 @@ struct Sequences {
   int64_t total;
   int64_t stride;  // of the offsets
 
+  PAMA_INLINE int64_t given_offset(int64_t b) const {
+    return wide_offsets ? static_cast<const int64_t*>(offsets)[b * stride]
+                        : static_cast<const int32_t*>(offsets)[b * stride];
+  }
   // Clamped, so that offsets nobody could check without a synchronisation cannot leave the array.
   PAMA_INLINE int64_t offset(int64_t b) const {
-    const int64_t i = wide_offsets ? static_cast<const int64_t*>(offsets)[b * stride]
-                                   : static_cast<const int32_t*>(offsets)[b * stride];
+    const int64_t i = given_offset(b);
     return i < 0 ? 0 : i > total ? total : i;
   }
   PAMA_INLINE int64_t begin(int64_t b) const { return offsets ? offset(b) : 0; }

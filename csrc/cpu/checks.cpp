@@ -1,7 +1,6 @@
-// Checks of tensors' values: a mask of 0 and 1, offsets that rise over the tokens, a preference.
-#include <cmath>
+#include "cpu/checks.h"
 
-#include "cpu/rows.h"
+#include <string>
 
 namespace pama {
 namespace {
@@ -32,54 +31,44 @@ bool zeros_and_ones(const View& mask, int64_t first, int64_t count) {
   }
 }
 
-}  // namespace
-
-void check_mask(const std::optional<Tensor>& mask) {
-  if (!mask || mask->scalar_type() == ScalarType::Bool) return;
-  const View view = view_of(*mask);
-  const int64_t rows = mask->dim() > 1 ? mask->size(mask->dim() - 2) : 1;
-  const int64_t length = mask->size(mask->dim() - 1);
-  if (length == 0) return;
+void check_mask(const View& mask, int64_t rows, int64_t length) {
+  if (!mask.data || mask.dtype == DType::kBool || length == 0) return;
   for (int64_t b = 0; b < rows; ++b) {
-    if (!zeros_and_ones(view, b * view.sequence, length)) {
+    if (!zeros_and_ones(mask, b * mask.sequence, length)) {
       throw std::invalid_argument("mask must hold only 0 and 1, got other values in row " +
                                   std::to_string(b));
     }
   }
 }
 
-void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total) {
-  if (!cu_seqlens) return;
-  const View view = view_of(*cu_seqlens);
-  const int64_t count = cu_seqlens->size(0);
+void check_offsets(const Sequences& s) {
   int64_t previous = 0;
   bool good = true;
-  for (int64_t b = 0; b < count; ++b) {
-    const auto offset = static_cast<int64_t>(load(view, b * view.token));
+  for (int64_t b = 0; b <= s.count; ++b) {
+    const int64_t offset = s.given_offset(b);
     good &= b == 0 ? offset == 0 : offset >= previous;
     previous = offset;
   }
-  if (!good || previous != total) {
-    throw std::invalid_argument("cu_seqlens must rise from 0 to the " + std::to_string(total) +
+  if (!good || previous != s.total) {
+    throw std::invalid_argument("cu_seqlens must rise from 0 to the " + std::to_string(s.total) +
                                 " tokens, got offsets that do not");
   }
 }
 
-void check_preference(const std::optional<Tensor>& preference) {
-  if (!preference) return;
-  const View view = preference_view(preference);
-  if (by_sequence(preference)) {
-    for (int64_t b = 0; b < preference->size(1); ++b) {
-      for (int64_t i = 0; i < preference->size(0); ++i) {
-        const double p = preferred(view, i, b);
-        if (p >= 0 && std::isfinite(p)) continue;
-        throw std::invalid_argument(
-            "preference must be nonnegative and finite, got values that are not");
-      }
-    }
-    return;
+}  // namespace
+
+void check_tokens(const Sequences& s, const View& mask) {
+  if (!s.offsets) return check_mask(mask, s.count, s.length);
+  check_mask(mask, 1, s.total);
+  check_offsets(s);
+}
+
+void check_normalizer(const View& normalizer) {
+  if (!normalizer.data) return;
+  const double value = load(normalizer, 0);
+  if (value < 0) {
+    throw std::invalid_argument("normalizer must not be negative, got " + std::to_string(value));
   }
-  check_preference([&](int64_t i) { return preferred(view, i, 0); }, preference->size(0));
 }
 
 }  // namespace pama

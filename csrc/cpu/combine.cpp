@@ -9,8 +9,9 @@
 // float32 0.7, 0.9, 1.1 and 1.2; bfloat16, with twice the multiply-adds a byte, 0.85, 1.0, 1.2 and
 // 1.4. Of the 10 ms at n = 32 in float32 a call takes 3 to hand over and check 4,700 tensors, 50 KB
 // on average, before the first is read; one tensor of as many bytes takes 0.9 of the bound.
+#include "tensors/combine.h"
+
 #include "cpu/rows.h"
-#include "gradient_list.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <emmintrin.h>
@@ -62,7 +63,7 @@ struct BFloat16s : Lanes<uint16_t, float> {
   }
 };
 
-// core/view.h and core/stack.h say why these bits.
+// core/dtype.h says why these bits.
 struct Halves : Lanes<uint16_t, float> {
   static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
     const Bits bits = __builtin_convertvector(x, Bits);
@@ -89,7 +90,6 @@ struct Run {
   const void* const* rows;
   const double* weights;
   int64_t count, first, last;
-  DType dtype;
   bool accumulate, streamed;
   void* out;
 };
@@ -183,30 +183,15 @@ PAMA_INLINE void combine_columns(const Run& run) {
   if (at < run.last) rest(run.last - at);
 }
 
-PAMA_CLONES void combine_float(const Run& run) { combine_columns<Floats>(run); }
-PAMA_CLONES void combine_double(const Run& run) { combine_columns<Doubles>(run); }
-PAMA_CLONES void combine_bfloat16(const Run& run) { combine_columns<BFloat16s>(run); }
-PAMA_CLONES void combine_half(const Run& run) { combine_columns<Halves>(run); }
+PAMA_CLONES void combine_run(const Run& run, float) { combine_columns<Floats>(run); }
+PAMA_CLONES void combine_run(const Run& run, double) { combine_columns<Doubles>(run); }
+PAMA_CLONES void combine_run(const Run& run, BFloat16) { combine_columns<BFloat16s>(run); }
+PAMA_CLONES void combine_run(const Run& run, Half) { combine_columns<Halves>(run); }
 
-void combine_run(const Run& run) {
-  switch (run.dtype) {
-    case DType::kDouble:
-      return combine_double(run);
-    case DType::kHalf:
-      return combine_half(run);
-    case DType::kBFloat16:
-      return combine_bfloat16(run);
-    default:
-      return combine_float(run);
-  }
-}
-
-// out[p] = Σ w_i g_ip, for outputs in the layout that the gradients are walked in.
-void combine_runs(const GradientList& grads, const Tensor& weights, const std::vector<void*>& out,
-                  bool accumulate) {
-  const View view = view_of(weights);
+void run(const Tensor&, const GradientList& grads, const View& weights,
+         const std::vector<void*>& out, bool accumulate) {
   std::vector<double> w(grads.objectives);
-  for (int64_t i = 0; i < grads.objectives; ++i) w[i] = load(view, i * view.token);
+  for (int64_t i = 0; i < grads.objectives; ++i) w[i] = load(weights, i * weights.token);
   // Columns of all parameters in a row, so that threads get as many of them each.
   std::vector<int64_t> start(grads.parameters + 1, 0);
   int64_t bytes = 0;
@@ -228,8 +213,15 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
         if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
       }
       const int64_t until = std::min(end, start[p + 1]);
-      combine_run(Run{rows.data(), used.data(), static_cast<int64_t>(rows.size()), at - start[p],
-                      until - start[p], grads.dtype[p], accumulate, bytes >= kStreamed, out[p]});
+      const Run columns{rows.data(),
+                        used.data(),
+                        static_cast<int64_t>(rows.size()),
+                        at - start[p],
+                        until - start[p],
+                        accumulate,
+                        bytes >= kStreamed,
+                        out[p]};
+      with_real(grads.dtype[p], [&](auto element) { combine_run(columns, element); });
       at = until;
     }
 #if defined(PAMA_STREAM)
@@ -238,26 +230,9 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
   });
 }
 
-std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& weights) {
-  check_combine(tensors, weights);
-  const GradientList grads(tensors, weights.size(0));
-  const Combination to(grads, tensors);
-  combine_runs(grads, weights, to.data, false);
-  return to.tensors;
-}
-
-void combine_into(const std::vector<Tensor>& out, const std::vector<Tensor>& tensors,
-                  const Tensor& weights, bool accumulate) {
-  check_combine(tensors, weights);
-  const GradientList grads(tensors, weights.size(0));
-  const Combination to(grads, tensors, out, accumulate);
-  combine_runs(grads, weights, to.data, accumulate);
-  to.write_back(out);
-}
-
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("combine", TORCH_BOX(&combine));
-  m.impl("combine_into", TORCH_BOX(&combine_into));
+  m.impl("combine", TORCH_BOX(&combine<run>));
+  m.impl("combine_into", TORCH_BOX(&combine_into<run>));
 }
 
 }  // namespace

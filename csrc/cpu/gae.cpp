@@ -2,18 +2,15 @@
 // tiles. Masked tokens are cut out when a tile is staged, so what remains is dense: differences
 // vectorise along time, and only one multiply-add a token is sequential. Its latency of four
 // cycles is hidden by running the chains of several objectives at once.
+#include "tensors/gae.h"
+
+#include "cpu/checks.h"
 #include "cpu/rows.h"
 
 namespace pama {
 namespace {
 
 constexpr int64_t kChains = 4;
-
-struct Gae {
-  Sequences sequences;
-  View rewards, values, mask, last_values, advantages, returns;
-  double gamma, lambda;
-};
 
 struct Carry {
   double advantage, value;  // of the unmasked token to the right
@@ -26,7 +23,7 @@ PAMA_CLONES void gae_sequence(const Gae& gae, int64_t b, Carry* carry) {
   alignas(64) double value[kChains][kTile + 1], chain[kChains][kTile];
   for (int64_t n = 0; n < s.objectives; ++n) {
     const View& last = gae.last_values;
-    carry[n] = {0.0, last.data ? load(last, n * last.objective + b * last.token) : 0.0};
+    carry[n] = {0.0, last.data ? load(last, n * last.objective + b * last.sequence) : 0.0};
   }
   const int64_t size = s.size(b);
   for (int64_t end = size; end > 0; end -= kTile) {
@@ -62,33 +59,17 @@ PAMA_CLONES void gae_sequence(const Gae& gae, int64_t b, Carry* carry) {
   }
 }
 
-std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
-                               const std::optional<Tensor>& mask,
-                               const std::optional<Tensor>& last_values,
-                               const std::optional<Tensor>& cu_seqlens, double gamma,
-                               double lambda) {
-  check_gae(rewards, values, mask, last_values, cu_seqlens);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences sequences = sequences_of(rewards, cu_seqlens);
-  check_token_values(mask, cu_seqlens, sequences);
-  const ScalarType dtype = result_dtype(&rewards, &values, last_values);
-  Tensor advantages = allocate(rewards, rewards.sizes(), dtype);
-  Tensor returns = allocate(rewards, rewards.sizes(), dtype);
-  if (rewards.numel() == 0) return {advantages, returns};  // of any number of objectives
-  View last = view_of(last_values);
-  last.objective = last.sequence;  // [N, B]
-  const Gae gae{
-      sequences, view_of(rewards, ragged),    view_of(values, ragged),  view_of(mask, ragged),
-      last,      view_of(advantages, ragged), view_of(returns, ragged), gamma,
-      lambda};
-  for_sequences(sequences, [&](int64_t first, int64_t end) {
-    std::vector<Carry> carry(sequences.objectives);
+void run(const Tensor&, const Gae& gae) {
+  const Sequences& s = gae.sequences;
+  check_tokens(s, gae.mask);
+  if (s.total == 0) return;  // of any number of objectives
+  for_sequences(s, [&](int64_t first, int64_t end) {
+    std::vector<Carry> carry(s.objectives);
     for (int64_t b = first; b < end; ++b) gae_sequence(gae, b, carry.data());
   });
-  return {advantages, returns};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) { m.impl("gae", TORCH_BOX(&gae)); }
+STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) { m.impl("gae", TORCH_BOX(&gae<run>)); }
 
 }  // namespace
 }  // namespace pama

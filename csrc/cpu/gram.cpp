@@ -23,10 +23,10 @@
 #include "cpu/gram_tile.h"
 #include "cpu/level.h"
 #include "cpu/rows.h"
-#include "gradient_list.h"
+#include "tensors/gram.h"
 
 namespace pama {
-namespace gram {
+namespace tiles {
 namespace {
 
 constexpr int64_t kBlock = 768;
@@ -79,17 +79,12 @@ const Processor& processor() {
 
 // --- a slot --------------------------------------------------------------------------------------
 
-template <class From, class Real, class Convert>
-PAMA_INLINE void convert(const void* from, int64_t count, Real* to, Convert f) {
-  const From* x = static_cast<const From*>(from);
-  for (int64_t k = 0; k < count; ++k) to[k] = f(x[k]);
-}
-
 // `count` elements of a gradient as float32.
 PAMA_CLONES void read(DType dtype, const void* from, int64_t count, float* to) {
-  if (dtype == DType::kBFloat16) return convert<uint16_t>(from, count, to, bfloat16_to_float);
-  if (dtype == DType::kHalf) return convert<uint16_t>(from, count, to, half_to_float);
-  convert<float>(from, count, to, [](float x) { return x; });
+  with_real(dtype, [&](auto element) PAMA_INLINED {
+    const auto* x = static_cast<const decltype(element)*>(from);
+    for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(number(x[k]));
+  });
 }
 
 void read(DType, const void* from, int64_t count, double* to) {
@@ -166,13 +161,13 @@ class Stage {
 class Slot {
  private:
   static void add_block(const Block<float>& block, const Sums& s) {
-    gram::add_block(processor().floats, block, s);
+    tiles::add_block(processor().floats, block, s);
   }
   static void add_block(const Block<double>& block, const Sums& s) {
-    gram::add_block(processor().doubles, block, s);
+    tiles::add_block(processor().doubles, block, s);
   }
   static void add_block(const Block<BFloat16>& block, const Sums& s) {
-    gram::add_block(processor().bfloats, block, s);
+    tiles::add_block(processor().bfloats, block, s);
   }
 
   auto to_sums() {
@@ -230,10 +225,8 @@ class Slot {
 
 // --- the op --------------------------------------------------------------------------------------
 
-// Adds J Jᵀ to the rows and columns `objectives` of `out`, whose rows lie `stride` apart. No
-// gradient is missing.
-void accumulate(const GradientList& grads, const std::vector<int64_t>& objectives, int64_t stride,
-                double* out) {
+void run(const Tensor&, const GradientList& grads, const std::vector<int64_t>& objectives,
+         double* gram, int64_t size_of_gram) {
   const int64_t n = grads.objectives;
   std::vector<int64_t> start(grads.parameters + 1, 0);
   std::partial_sum(grads.size.begin(), grads.size.end(), start.begin() + 1);
@@ -272,41 +265,21 @@ void accumulate(const GradientList& grads, const std::vector<int64_t>& objective
       }
       const double entry = whole.value(i, j);
       const int64_t row = objectives[i], column = objectives[j];
-      out[row * stride + column] += entry;
-      if (i != j) out[column * stride + row] += entry;
+      gram[row * size_of_gram + column] += entry;
+      if (i != j) gram[column * size_of_gram + row] += entry;
     }
   }
 }
 
-void accumulate(const GradientList& grads, double* out) {
-  for_present(grads, [&](const GradientList& part, const std::vector<int64_t>& objectives) {
-    accumulate(part, objectives, grads.objectives, out);
-  });
-}
-
-Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
-  const GradientList list(grads, n);
-  Tensor out = allocate(grads[0], {n, n}, ScalarType::Double);
-  double* entries = static_cast<double*>(out.mutable_data_ptr());
-  std::fill_n(entries, n * n, 0.0);
-  accumulate(list, entries);
-  return out;
-}
-
-void gram_accumulate(Tensor& gram, const std::vector<Tensor>& grads) {
-  check_gram_out(gram, grads);
-  accumulate(GradientList(grads, gram.size(0)), static_cast<double*>(gram.mutable_data_ptr()));
-}
-
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("gram", TORCH_BOX(&gram));
-  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate));
+  m.impl("gram", TORCH_BOX(&gram<run>));
+  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate<run>));
 }
 
 }  // namespace
-}  // namespace gram
+}  // namespace tiles
 
-int gram_level() { return gram::processor().level; }
+int gram_level() { return tiles::processor().level; }
 
 int clone_level() {
 #if defined(PAMA_X86) && !defined(__SANITIZE_THREAD__) && !defined(PAMA_ONE_CLONE)

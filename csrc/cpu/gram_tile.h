@@ -8,15 +8,13 @@
 #include <utility>
 #include <vector>
 
-#include "core/portable.h"
+#include "core/dtype.h"
 
-namespace pama::gram {
+namespace pama::tiles {
 
 inline constexpr int kColumns = 4;    // of a whole tile
 inline constexpr int64_t kChain = 8;  // fused multiply-adds of a chain
 inline constexpr int64_t kChains = 6;
-
-enum class BFloat16 : uint16_t {};
 
 // What one generation of processors works in: registers of elements as they lie in memory, and the
 // `kParts` vectors of numbers that one of them holds.
@@ -125,4 +123,4 @@ void add_block(const Tiles<Element>& tiles, const Block<Element>& block, const S
   }
 }
 
-}  // namespace pama::gram
+}  // namespace pama::tiles

@@ -1,29 +1,20 @@
 // The clipped policy loss with its statistics, and its derivative, each in one pass. A thread takes
 // whole sequences; the sums of sequences are added in order, so that bits do not depend on threads.
-#include "core/ppo_loss.h"
+#include "tensors/ppo_loss.h"
 
-#include "core/kl.h"
-#include "core/surrogate.h"
-#include "cpu/normalizer.h"
+#include "core/tokens/normalizer.h"
+#include "cpu/checks.h"
 #include "cpu/rows.h"
 
 namespace pama {
 namespace {
-
-struct Ppo {
-  Sequences sequences;
-  View logp, old_logp, advantages, mask, ref_logp, out;  // `out` only for the derivative
-  Clip clip;
-  double kl_coef;
-  Estimator estimator;
-};
 
 struct Tile {
   rows::Selection selection;
   alignas(64) double logp[kTile], log_ratio[kTile], advantage[kTile], log_ref_ratio[kTile];
 };
 
-PAMA_INLINE void gather(const Ppo& ppo, int64_t b, int64_t t, int64_t size, Tile& tile) {
+PAMA_INLINE void gather(const PpoInputs& ppo, int64_t b, int64_t t, int64_t size, Tile& tile) {
   const auto first = [&](const View& view) {
     return ppo.sequences.first(view, 0, b) + t * view.token;
   };
@@ -54,7 +45,7 @@ PAMA_INLINE void add_kl_slope(double weight, const double* k, int64_t count, dou
   for (int64_t j = 0; j < count; ++j) slope[j] += weight * kl_slope<kind>(k[j]);
 }
 
-PAMA_CLONES void ppo_sequence(const Ppo& ppo, int64_t b, PpoSums& sums) {
+PAMA_CLONES void ppo_sequence(const PpoInputs& ppo, int64_t b, PpoSums& sums) {
   const Clip clip = ppo.clip;
   Tile tile;
   const int64_t size = ppo.sequences.size(b);
@@ -76,22 +67,15 @@ PAMA_CLONES void ppo_sequence(const Ppo& ppo, int64_t b, PpoSums& sums) {
     sums.approx_kl += approx_kl;
     sums.ratio += ratio;
     if (!ppo.ref_logp.data) continue;
-    switch (ppo.estimator) {
-      case Estimator::kK1:
-        sums.kl += kl_sum<Estimator::kK1>(tile.log_ref_ratio, count);
-        break;
-      case Estimator::kK2:
-        sums.kl += kl_sum<Estimator::kK2>(tile.log_ref_ratio, count);
-        break;
-      default:
-        sums.kl += kl_sum<Estimator::kK3>(tile.log_ref_ratio, count);
-        break;
-    }
+    sums.kl += with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
+      return kl_sum<kind()>(tile.log_ref_ratio, count);
+    });
   }
 }
 
 // `weight`: what a token of the sequence counts in the loss, times the loss's own gradient.
-PAMA_CLONES void ppo_sequence_backward(const Ppo& ppo, int64_t b, double weight) {
+PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weight) {
+  const PpoInputs& ppo = job.inputs;
   const Clip clip = ppo.clip;
   Tile tile;
   double* slope = tile.advantage;
@@ -105,98 +89,49 @@ PAMA_CLONES void ppo_sequence_backward(const Ppo& ppo, int64_t b, double weight)
       slope[j] = -weight * surrogate(clip, tile.log_ratio[j], slope[j]).slope;
     }
     if (ppo.ref_logp.data) {
-      switch (ppo.estimator) {
-        case Estimator::kK1:
-          add_kl_slope<Estimator::kK1>(kl_weight, k, count, slope);
-          break;
-        case Estimator::kK2:
-          add_kl_slope<Estimator::kK2>(kl_weight, k, count, slope);
-          break;
-        default:
-          add_kl_slope<Estimator::kK3>(kl_weight, k, count, slope);
-          break;
-      }
+      with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
+        add_kl_slope<kind()>(kl_weight, k, count, slope);
+      });
     }
-    rows::scatter(ppo.out, ppo.sequences.first(ppo.out, 0, b) + t, tile.selection, slope);
+    rows::scatter(job.out, ppo.sequences.first(job.out, 0, b) + t, tile.selection, slope);
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> ppo_loss(
-    const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-    const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens, double low,
-    double high, int64_t aggregate, double divisor, double kl_coef, int64_t estimator) {
-  check_ppo(logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(logp, cu_seqlens, false);
-  check_token_values(mask, cu_seqlens, s);
-  check_normalizer(normalizer);
-  const Ppo ppo{s,
-                view_of(logp, ragged),
-                view_of(old_logp, ragged),
-                view_of(advantages, ragged),
-                view_of(mask, ragged),
-                view_of(ref_logp, ragged),
-                {},
-                clip_of(low, high),
-                kl_coef,
-                static_cast<Estimator>(estimator)};
+void forward(const Tensor&, const PpoLoss& job) {
+  const PpoInputs& ppo = job.inputs;
+  const Sequences& s = ppo.sequences;
+  check_tokens(s, ppo.mask);
+  check_normalizer(job.normalizer);
   std::vector<PpoSums> sums(s.count);
   for_sequences(s, [&](int64_t first, int64_t end) {
     for (int64_t b = first; b < end; ++b) ppo_sequence(ppo, b, sums[b]);
   });
-  const auto kind = static_cast<Aggregate>(aggregate);
   PpoTotal total{};
-  for (const PpoSums& of_sequence : sums)
-    total = ppo_join(total, ppo_total(kind, kl_coef, of_sequence));
-  const double count = divisor_of(view_of(normalizer), divisor, ppo_divisor(kind, total));
-
-  const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
-  Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
-  Tensor weights = allocate(logp, {s.count}, ScalarType::Double);
-  ppo_store(total, count, view_of(loss), view_of(statistics));
-  for (int64_t b = 0; b < s.count; ++b) {
-    store(view_of(weights), b, token_weight(kind, sums[b].tokens, count));
+  for (const PpoSums& of_sequence : sums) {
+    total = ppo_join(total, ppo_total(job.aggregate, ppo.kl_coef, of_sequence));
   }
-  return {loss, statistics, weights};
+  const double count = divisor_of(job.normalizer, job.divisor, ppo_divisor(job.aggregate, total));
+  ppo_store(total, count, job.loss, job.statistics);
+  for (int64_t b = 0; b < s.count; ++b) {
+    store(job.row_weights, b, token_weight(job.aggregate, sums[b].tokens, count));
+  }
 }
 
-Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Tensor& logp,
-                         const Tensor& old_logp, const Tensor& advantages,
-                         const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-                         const std::optional<Tensor>& cu_seqlens, double low, double high,
-                         double kl_coef, int64_t estimator) {
-  check_ppo(logp, old_logp, advantages, mask, ref_logp, std::nullopt, cu_seqlens);
-  check_ppo_backward(grad, row_weights, logp, cu_seqlens);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(logp, cu_seqlens, false);
-  check_token_values(mask, cu_seqlens, s);
-  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
-  // A term that counts nothing is not read, so that it cannot bring a NaN either.
-  const std::optional<Tensor>& ref = kl_coef != 0 ? ref_logp : std::nullopt;
-  const Ppo ppo{s,
-                view_of(logp, ragged),
-                view_of(old_logp, ragged),
-                view_of(advantages, ragged),
-                view_of(mask, ragged),
-                view_of(ref, ragged),
-                view_of(out, ragged),
-                clip_of(low, high),
-                kl_coef,
-                static_cast<Estimator>(estimator)};
-  const double of_loss = load(view_of(grad), 0);
-  const View weights = view_of(row_weights);
+void backward(const Tensor&, const PpoSlope& job) {
+  const Sequences& s = job.inputs.sequences;
+  check_tokens(s, job.inputs.mask);
+  const double of_loss = load(job.grad, 0);
   for_sequences(s, [&](int64_t first, int64_t end) {
     for (int64_t b = first; b < end; ++b) {
-      ppo_sequence_backward(ppo, b, of_loss * load(weights, b * weights.token));
+      const double weight = load(job.row_weights, b * job.row_weights.sequence);
+      ppo_sequence_slope(job, b, of_loss * weight);
     }
   });
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("ppo_loss", TORCH_BOX(&ppo_loss));
-  m.impl("ppo_loss_backward", TORCH_BOX(&ppo_loss_backward));
+  m.impl("ppo_loss", TORCH_BOX(&ppo_loss<forward>));
+  m.impl("ppo_loss_backward", TORCH_BOX(&ppo_loss_backward<backward>));
 }
 
 }  // namespace

@@ -1,12 +1,13 @@
-// What the CPU kernels share: multi-versioned loops, tiles of a row as dense float64, value checks.
+// What the CPU kernels share: multi-versioned loops, and tiles of a row as dense float64.
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 #include <vector>
 
-#include "arguments.h"
+#include "core/view.h"
 
 // Compiled for three generations of processors, chosen when the library is loaded; or, to test one
 // of them, for that which PAMA_ONE_CLONE and -march ask for.
@@ -33,6 +34,7 @@ struct alignas(64) Row {
 
 namespace rows {
 
+// out[j] = convert(view[first + j]) for a view whose elements are T.
 template <class T, class Out, class Convert>
 PAMA_INLINE void read(const View& view, int64_t first, int64_t count, Out* out, Convert convert) {
   const T* from = static_cast<const T*>(view.data) + first;
@@ -44,21 +46,12 @@ PAMA_INLINE void read(const View& view, int64_t first, int64_t count, Out* out, 
   }
 }
 
-// out[j] = view[first + j * stride] for a floating view; Out is double, or float where that is
-// exact.
+// The same of numbers; Out is double, or float where that is exact.
 template <class Out>
 PAMA_INLINE void load(const View& view, int64_t first, int64_t count, Out* out) {
-  const auto same = [](auto x) { return x; };
-  switch (view.dtype) {
-    case DType::kDouble:
-      return read<double>(view, first, count, out, same);
-    case DType::kHalf:
-      return read<uint16_t>(view, first, count, out, half_to_float);
-    case DType::kBFloat16:
-      return read<uint16_t>(view, first, count, out, bfloat16_to_float);
-    default:
-      return read<float>(view, first, count, out, same);
-  }
+  with_real(view.dtype, [&](auto element) PAMA_INLINED {
+    read<decltype(element)>(view, first, count, out, [](auto x) { return number(x); });
+  });
 }
 
 // view[first + j] = x[j]: results are contiguous along tokens.
@@ -163,33 +156,6 @@ PAMA_INLINE void clear_around(Real* there, const Selection& tile) {
 }
 
 }  // namespace rows
-
-// Checks that need tensors' values, made before a CPU kernel writes anything.
-void check_mask(const std::optional<Tensor>& mask);
-void check_offsets(const std::optional<Tensor>& cu_seqlens, int64_t total);
-void check_preference(const std::optional<Tensor>& preference);
-
-// The same of n numbers.
-template <class At>
-void check_preference(const At& at, int64_t n) {
-  double total = 0;
-  bool good = true;
-  for (int64_t i = 0; i < n; ++i) {
-    good &= at(i) >= 0;
-    total += at(i);
-  }
-  if (!good || !(total > 0) || !std::isfinite(total)) {
-    throw std::invalid_argument(
-        "preference must be nonnegative and finite with a positive sum, got values that are not");
-  }
-}
-
-inline void check_token_values(const std::optional<Tensor>& mask,
-                               const std::optional<Tensor>& cu_seqlens,
-                               const Sequences& sequences) {
-  check_mask(mask);
-  check_offsets(cu_seqlens, sequences.total);
-}
 
 // Calls body(first, last) on ranges of sequences, each range worth a thread's while.
 template <class Body>

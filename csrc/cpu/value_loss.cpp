@@ -1,32 +1,29 @@
 // The value loss of each objective and its derivative. A thread takes whole sequences; the sums of
 // squared errors of sequences are added in order.
-#include "core/value_error.h"
-#include "cpu/normalizer.h"
+#include "tensors/value_loss.h"
+
+#include "core/tokens/normalizer.h"
+#include "core/tokens/value_error.h"
+#include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/sums.h"
 
 namespace pama {
 namespace {
 
-struct Value {
-  Sequences sequences;
-  View values, returns, mask, old_values, out;  // `out` only for the derivative
-  double clip;
-};
-
 struct Tile {
   rows::Selection selection;
   alignas(64) double value[kTile], target[kTile], old[kTile];
 };
 
-// Stages tile t of a sequence; false if it has no unmasked token.
-PAMA_INLINE void select(const Value& loss, int64_t b, int64_t t, int64_t size, Tile& tile) {
+// Finds the unmasked tokens from t on.
+PAMA_INLINE void select(const ValueInputs& loss, int64_t b, int64_t t, int64_t size, Tile& tile) {
   const View& mask = loss.mask;
   rows::select(mask, loss.sequences.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t),
                tile.selection);
 }
 
-PAMA_INLINE void gather(const Value& loss, int64_t n, int64_t b, int64_t t, Tile& tile) {
+PAMA_INLINE void gather(const ValueInputs& loss, int64_t n, int64_t b, int64_t t, Tile& tile) {
   const auto first = [&](const View& view) {
     return loss.sequences.first(view, n, b) + t * view.token;
   };
@@ -38,7 +35,7 @@ PAMA_INLINE void gather(const Value& loss, int64_t n, int64_t b, int64_t t, Tile
 }
 
 // squares[n]: the sum of squared errors of sequence b. Returns the number of unmasked tokens.
-PAMA_CLONES double value_sequence(const Value& loss, int64_t b, double* squares) {
+PAMA_CLONES double value_sequence(const ValueInputs& loss, int64_t b, double* squares) {
   const Sequences& s = loss.sequences;
   const double clip = loss.clip;
   Tile tile;
@@ -66,7 +63,8 @@ PAMA_CLONES double value_sequence(const Value& loss, int64_t b, double* squares)
 }
 
 // weight[n]: what a token's slope counts.
-PAMA_CLONES void value_sequence_backward(const Value& loss, int64_t b, const double* weight) {
+PAMA_CLONES void value_sequence_slope(const ValueSlope& job, int64_t b, const double* weight) {
+  const ValueInputs& loss = job.inputs;
   const Sequences& s = loss.sequences;
   const double clip = loss.clip;
   Tile tile;
@@ -89,80 +87,47 @@ PAMA_CLONES void value_sequence_backward(const Value& loss, int64_t b, const dou
           value[j] = scale * value_error(value[j], target[j]).slope;
         }
       }
-      rows::scatter(loss.out, s.first(loss.out, n, b) + t, tile.selection, value);
+      rows::scatter(job.out, s.first(job.out, n, b) + t, tile.selection, value);
     }
   }
 }
 
-std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& returns,
-                                      const std::optional<Tensor>& mask,
-                                      const std::optional<Tensor>& old_values,
-                                      const std::optional<Tensor>& normalizer,
-                                      const std::optional<Tensor>& cu_seqlens, double clip,
-                                      double divisor) {
-  check_value_loss(values, returns, mask, old_values, normalizer, cu_seqlens);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(values, cu_seqlens);
-  check_token_values(mask, cu_seqlens, s);
-  check_normalizer(normalizer);
-  const Value loss{s,
-                   view_of(values, ragged),
-                   view_of(returns, ragged),
-                   view_of(mask, ragged),
-                   view_of(old_values, ragged),
-                   {},
-                   clip};
+void forward(const Tensor&, const ValueLoss& job) {
+  const Sequences& s = job.inputs.sequences;
+  check_tokens(s, job.inputs.mask);
+  check_normalizer(job.normalizer);
   std::vector<double> squares(s.count * s.objectives), tokens(s.count);
   for_sequences(s, [&](int64_t first, int64_t end) {
     for (int64_t b = first; b < end; ++b) {
-      tokens[b] = value_sequence(loss, b, squares.data() + b * s.objectives);
+      tokens[b] = value_sequence(job.inputs, b, squares.data() + b * s.objectives);
     }
   });
   double count = 0;
   for (const double of_sequence : tokens) count += of_sequence;
-  const double scale = 1 / divisor_of(view_of(normalizer), divisor, std::max(count, 1.0));
-  Tensor out = allocate(values, {s.objectives}, result_dtype(&values, &returns, old_values));
-  Tensor scale_out = allocate(values, {}, ScalarType::Double);
-  store(view_of(scale_out), 0, scale);
+  const double scale = 1 / divisor_of(job.normalizer, job.divisor, std::max(count, 1.0));
+  store(job.scale, 0, scale);
   for (int64_t n = 0; n < s.objectives; ++n) {
     double sum = 0;
     for (int64_t b = 0; b < s.count; ++b) sum += squares[b * s.objectives + n];
-    store(view_of(out), n, count > 0 ? 0.5 * sum * scale : 0);
+    store(job.loss, n, count > 0 ? 0.5 * sum * scale : 0);
   }
-  return {out, scale_out};
 }
 
-Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor& values,
-                           const Tensor& returns, const std::optional<Tensor>& mask,
-                           const std::optional<Tensor>& old_values,
-                           const std::optional<Tensor>& cu_seqlens, double clip) {
-  check_value_loss(values, returns, mask, old_values, std::nullopt, cu_seqlens);
-  check_value_backward(grad, scale, values);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(values, cu_seqlens);
-  check_token_values(mask, cu_seqlens, s);
-  Tensor out = allocate(values, values.sizes(), result_dtype(&values));
-  const Value loss{s,
-                   view_of(values, ragged),
-                   view_of(returns, ragged),
-                   view_of(mask, ragged),
-                   view_of(old_values, ragged),
-                   view_of(out, ragged),
-                   clip};
-  const View of_loss = view_of(grad);
+void backward(const Tensor&, const ValueSlope& job) {
+  const Sequences& s = job.inputs.sequences;
+  check_tokens(s, job.inputs.mask);
   std::vector<double> weight(s.objectives);
   for (int64_t n = 0; n < s.objectives; ++n) {
-    weight[n] = load(of_loss, n * of_loss.token) * load(view_of(scale), 0);
+    weight[n] = load(job.grad, n * job.grad.token) * load(job.scale, 0);
   }
   for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) value_sequence_backward(loss, b, weight.data());
+    for (int64_t b = first; b < end; ++b) value_sequence_slope(job, b, weight.data());
   });
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("value_loss", TORCH_BOX(&value_loss));
-  m.impl("value_loss_backward", TORCH_BOX(&value_loss_backward));
+  m.impl("value_loss", TORCH_BOX(&value_loss<forward>));
+  m.impl("value_loss_backward", TORCH_BOX(&value_loss_backward<backward>));
 }
 
 }  // namespace

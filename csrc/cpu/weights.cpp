@@ -1,16 +1,15 @@
 // Small problems on the CPU: a thread takes a range of them, and each is solved by one thread, so
 // that results do not depend on the number of threads.
+#include "tensors/weights.h"
+
 #include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <memory>
-#include <stdexcept>
 #include <string>
 
 #include "core/pama_weights.h"
 #include "core/solvers.h"
-#include "cpu/rows.h"
-#include "stack_of.h"
+#include "cpu/checks.h"
 
 namespace pama {
 namespace {
@@ -39,14 +38,14 @@ void for_problems(int64_t count, int64_t n, const Body& body) {
   if (count <= grain) {
     body(0, count);
   } else {
-    parallel_for(0, count, grain, body);
+    torch::stable::parallel_for(0, count, grain, body);
   }
 }
 
 // The norms that a Gram matrix's entries are bounded by. False if a square is negative.
 template <class At>
 bool bounding_norms(const At& at, int64_t n, DType dtype, double* norm) {
-  const double least = least_number(dtype);
+  const double least = precision_of(dtype).least;
   double largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = fmax(largest, std::fabs(at(i, i)));
   bool positive = true;
@@ -57,42 +56,30 @@ bool bounding_norms(const At& at, int64_t n, DType dtype, double* norm) {
   return positive;
 }
 
-// The dtype is chosen once a matrix, not once an element. Returns whether the matrix is a Gram
-// matrix to rounding: symmetric, and no entry beyond the product of its norms. `norm` is room.
-template <class T, class Convert>
-bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm, Convert convert) {
-  const T* from = static_cast<const T*>(gram.data) + gram.offset(b);
-  for (int64_t i = 0; i < n; ++i) {
-    const T* row = from + i * gram.row;
-    for (int64_t j = 0; j < n; ++j) to[i * n + j] = convert(row[j * gram.column]);
-  }
+// The dtype is told once a matrix, not once an element. Returns whether the matrix is a Gram matrix
+// to rounding: symmetric, and no entry beyond the product of its norms. `norm` is room.
+bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm) {
+  with_real(gram.dtype, [&](auto element) {
+    const auto* from = static_cast<const decltype(element)*>(gram.data) + gram.offset(b);
+    for (int64_t i = 0; i < n; ++i) {
+      const auto* row = from + i * gram.row;
+      for (int64_t j = 0; j < n; ++j) to[i * n + j] = number(row[j * gram.column]);
+    }
+  });
   const auto at = [&](int64_t i, int64_t j) { return to[i * n + j]; };
   bool good = bounding_norms(at, n, gram.dtype, norm);
+  const double unit = precision_of(gram.dtype).roundoff;
   for (int64_t i = 1; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
       double &lower = to[i * n + j], &upper = to[j * n + i];
       good &= bounded_by_norms(lower, norm[i], norm[j]);
       if (lower == upper) continue;
       const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
-      good &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit_roundoff(gram.dtype));
+      good &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit);
       lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
   return good;
-}
-
-bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm) {
-  const auto same = [](auto x) { return x; };
-  switch (gram.dtype) {
-    case DType::kHalf:
-      return load_gram<uint16_t>(gram, b, n, to, norm, half_to_float);
-    case DType::kBFloat16:
-      return load_gram<uint16_t>(gram, b, n, to, norm, bfloat16_to_float);
-    case DType::kFloat:
-      return load_gram<float>(gram, b, n, to, norm, same);
-    default:
-      return load_gram<double>(gram, b, n, to, norm, same);
-  }
 }
 
 void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
@@ -113,7 +100,7 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
   const auto root = [&](int64_t i) { return std::sqrt(std::fabs(at(i, i))); };
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
-      const double unit = unit_roundoff(gram.dtype);
+      const double unit = precision_of(gram.dtype).roundoff;
       if (symmetric_to_rounding(at(i, j), at(j, i), root(i), root(j), unit)) continue;
       return "symmetric to rounding, got " + entry(i, j) + " and " + entry(j, i);
     }
@@ -136,37 +123,28 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
          (gram.lead > 0 ? " of matrix " + std::to_string(b) : ""));
 }
 
-// A preference, or one for each matrix.
-void check_preferences(const std::optional<Tensor>& preference) {
-  if (!preference || preference->dim() == 1) return check_preference(preference);
-  const Stack each = stack_of(*preference, 1, *preference, 1);
-  const int64_t n = preference->size(preference->dim() - 1);
-  for (int64_t b = 0; b < count_of(*preference, 1); ++b) {
+void check_preferences(const ProblemStack& problems) {
+  const Stack& each = problems.vector;
+  if (!each.data) return;
+  bool shared = true;
+  for (int d = 0; d < each.lead; ++d) shared &= each.strides[d] == 0;
+  for (int64_t b = 0; b < (shared ? 1 : problems.count); ++b) {
     const int64_t start = each.offset(b);
-    check_preference([&](int64_t i) { return load(each, start + i * each.column); }, n);
+    check_preference([&](int64_t i) { return load(each, start + i * each.column); }, problems.n);
   }
 }
 
 template <template <class> class Solver>
-Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
-             const std::vector<double>& options, const std::optional<double>& rtol) {
+void run(const Tensor&, const ProblemStack& problems) {
   using Method = Solver<SerialTeam>;
-  check_problem<Method>(gram, vector, options, rtol);
-  if (Method::kTakes == Takes::kPreference) check_preferences(vector);
-  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
-  const int64_t n = gram.size(gram.dim() - 1), outputs = Method::kScalar ? 1 : n;
-  if (!Method::kScalar) shape.push_back(n);
-  Tensor out = allocate(gram, shape, gram.scalar_type());
-  const Stack from = stack_of(gram, 2, gram, 2), vectors = stack_of(vector, 1, gram, 2);
-  Stack to{};
-  to.data = out.mutable_data_ptr();
-  to.dtype = from.dtype;
-  const int64_t count = count_of(gram, 2);
-  std::atomic<int64_t> bad{count};
-  for_problems(count, n, [&](int64_t first, int64_t last) {
+  if (Method::kTakes == Takes::kPreference) check_preferences(problems);
+  const Stack &matrices = problems.input, &vectors = problems.vector;
+  const int64_t n = problems.n, outputs = Method::kScalar ? 1 : n;
+  std::atomic<int64_t> bad{problems.count};
+  for_problems(problems.count, n, [&](int64_t first, int64_t last) {
     const Memory memory(n * n, Method::vector(n), n, Method::reals(n), Method::integers(n));
     for (int64_t b = first; b < last; ++b) {
-      if (!load_gram(from, b, n, memory.input, memory.out)) {
+      if (!load_gram(matrices, b, n, memory.input, memory.out)) {
         int64_t least = bad;
         while (b < least && !bad.compare_exchange_weak(least, b)) {
         }
@@ -174,55 +152,45 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
       }
       load_vector(vectors, b, Method::vector(n), memory.vector);
       Method({.team = {},
-              .n = static_cast<int>(n),
+              .n = problems.n,
               .gram = memory.input,
               .vector = vectors.data ? memory.vector : nullptr,
-              .rtol = rtol.value_or(2 * unit_roundoff(from.dtype)),
-              .options = options.data(),
+              .rtol = problems.rtol,
+              .options = problems.options,
               .out = memory.out,
               .workspace = memory.workspace})
           .solve();
-      for (int64_t i = 0; i < outputs; ++i) store(to, b * outputs + i, memory.out[i]);
+      for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, memory.out[i]);
     }
   });
-  if (bad < count) refuse_matrix(from, bad, n);
-  return out;
+  if (bad < problems.count) refuse_matrix(matrices, bad, n);
 }
 
-std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
-                                        const std::optional<Tensor>& preference) {
-  check_values(values, preference);
-  check_preference(preference);
-  std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
-  const int64_t n = shape.back();
-  Tensor weights = allocate(values, shape, values.scalar_type());
-  shape.pop_back();
-  Tensor optimum = allocate(values, shape, values.scalar_type());
-  const Stack from = stack_of(values, 1, values, 1), vectors = stack_of(preference, 1, values, 1);
-  Stack to{}, optima{};
-  to.data = weights.mutable_data_ptr();
-  optima.data = optimum.mutable_data_ptr();
-  to.dtype = optima.dtype = from.dtype;
-  for_problems(count_of(values, 1), n, [&](int64_t first, int64_t last) {
+void run_pama_weights(const Tensor&, const ProblemStack& problems) {
+  check_preferences(problems);
+  const Stack& vectors = problems.vector;
+  const int64_t n = problems.n;
+  for_problems(problems.count, n, [&](int64_t first, int64_t last) {
     const Memory memory(n, n, n, PamaWeights<SerialTeam>::reals(n), 0);
-    PamaWeights<SerialTeam> solver({}, static_cast<int>(n), memory.workspace);
+    PamaWeights<SerialTeam> solver({}, problems.n, memory.workspace);
     for (int64_t b = first; b < last; ++b) {
-      load_vector(from, b, n, memory.input);
+      load_vector(problems.input, b, n, memory.input);
       if (b == first || vectors.lead > 0) load_vector(vectors, b, n, memory.vector);
-      const double* p = vectors.data ? memory.vector : nullptr;
-      solver.prefer(p);
-      store(optima, b, solver.solve(memory.input, memory.out));
-      for (int64_t i = 0; i < n; ++i) store(to, b * n + i, memory.out[i]);
+      solver.prefer(vectors.data ? memory.vector : nullptr);
+      store(problems.optimum, b, solver.solve(memory.input, memory.out));
+      for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, memory.out[i]);
     }
   });
-  return {weights, optimum};
 }
+
+template <template <class> class Solver>
+constexpr auto op = &solve<Solver<SerialTeam>, run<Solver>>;
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(&solve<Solver>));
+#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(op<Solver>));
   PAMA_SOLVERS(PAMA_REGISTER)
 #undef PAMA_REGISTER
-  m.impl("pama_weights", TORCH_BOX(&pama_weights));
+  m.impl("pama_weights", TORCH_BOX(&pama_weights<run_pama_weights>));
 }
 
 }  // namespace

@@ -1,17 +1,15 @@
 // Whitening: the moments of each objective, then the affine map they give. Moments of a tile are
 // taken around its own mean while the tile is in the cache, those of tiles and then of sequences
 // are merged in order, so that bits do not depend on which thread took which sequence.
-#include "core/moments.h"
+#include "tensors/whiten.h"
+
+#include "core/tokens/moments.h"
+#include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/sums.h"
 
 namespace pama {
 namespace {
-
-struct Whiten {
-  Sequences sequences;
-  View x, mask, out;
-};
 
 PAMA_INLINE Moments tile_moments(const double* x, int64_t count) {
   if (count == 0) return {};
@@ -75,63 +73,45 @@ PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Whitenin
   }
 }
 
-Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
-                      const std::optional<Tensor>& cu_seqlens) {
-  check_tokens("x", x, mask, cu_seqlens);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(x, cu_seqlens);
-  check_token_values(mask, cu_seqlens, s);
-  const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), {}};
+void find_moments(const Tensor&, const Whiten& whiten) {
+  check_tokens(whiten.sequences, whiten.mask);
   const std::vector<Moments> totals = all_moments(whiten, 1);
   std::vector<Moments> small;
   if (!std::all_of(totals.begin(), totals.end(), moments_in_range)) {
     small = all_moments(whiten, kSmallUnit);
   }
-  Tensor out = allocate(x, {s.objectives, 3}, ScalarType::Double);
-  double* rows = static_cast<double*>(out.mutable_data_ptr());
-  for (int64_t n = 0; n < s.objectives; ++n) {
+  for (int64_t n = 0; n < whiten.sequences.objectives; ++n) {
     const bool good = moments_in_range(totals[n]);
     const MomentsRow row = good ? moments_row(totals[n], 1) : moments_row(small[n], kSmallUnit);
-    rows[3 * n] = row.count;
-    rows[3 * n + 1] = row.mean;
-    rows[3 * n + 2] = row.deviation;
+    store_moments(whiten.moments, n, row);
   }
-  return out;
 }
 
-Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
-                    const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
-  check_tokens("x", x, mask, cu_seqlens);
-  check_moments(moments, x);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences s = sequences_of(x, cu_seqlens);
-  check_token_values(mask, cu_seqlens, s);
-  const View of = view_of(moments);  // [rank, objective, 3]
-  const int64_t ranks = moments.size(0);
+void apply(const Tensor&, const Whiten& whiten) {
+  const Sequences& s = whiten.sequences;
+  check_tokens(s, whiten.mask);
   std::vector<Whitening> whitenings(s.objectives);
   for (int64_t n = 0; n < s.objectives; ++n) {
-    const auto row = [&](int64_t rank) {
-      const int64_t at = rank * of.objective + n * of.sequence;
-      return MomentsRow{load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)};
-    };
+    const auto row = [&](int64_t rank) { return moments_row_at(whiten.moments, rank, n); };
     double largest = 0;
-    for (int64_t r = 0; r < ranks; ++r) largest = std::fmax(largest, moments_largest(row(r)));
+    for (int64_t r = 0; r < whiten.ranks; ++r) {
+      largest = std::fmax(largest, moments_largest(row(r)));
+    }
     const double unit = moments_unit(largest);
     Moments total{};
-    for (int64_t r = 0; r < ranks; ++r) total = moments_merge(total, moments_of(row(r), unit));
-    whitenings[n] = whitening(total, unit, eps);
+    for (int64_t r = 0; r < whiten.ranks; ++r) {
+      total = moments_merge(total, moments_of(row(r), unit));
+    }
+    whitenings[n] = whitening(total, unit, whiten.eps);
   }
-  Tensor out = allocate(x, x.sizes(), result_dtype(&x));
-  const Whiten whiten{s, view_of(x, ragged), view_of(mask, ragged), view_of(out, ragged)};
   for_sequences(s, [&](int64_t first, int64_t end) {
     for (int64_t b = first; b < end; ++b) whiten_sequence(whiten, b, whitenings.data());
   });
-  return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("whiten_moments", TORCH_BOX(&whiten_moments));
-  m.impl("whiten_apply", TORCH_BOX(&whiten_apply));
+  m.impl("whiten_moments", TORCH_BOX(&whiten_moments<find_moments>));
+  m.impl("whiten_apply", TORCH_BOX(&whiten_apply<apply>));
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 // 89 and 86 %.
 #include "cuda/gradient_launch.h"
 #include "cuda/pointer_table.cuh"
-#include "stack_of.h"
+#include "tensors/combine.h"
 
 namespace pama {
 namespace {
@@ -22,7 +22,7 @@ constexpr int combine_packs(int64_t n) { return n <= 2 ? 2 : 1; }
 
 struct CombineArgs {
   PointerTable table;  // the last row of a piece is its result
-  Stack weights;
+  View weights;
   bool accumulate;
 };
 
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kCombineBlock, 4)
   const int thread = static_cast<int>(threadIdx.x);
   Real* weight = reinterpret_cast<Real*>(dynamic_shared());
   for (int i = thread; i < n; i += kCombineBlock) {
-    weight[i] = static_cast<Real>(load(args.weights, i * args.weights.column));
+    weight[i] = static_cast<Real>(load(args.weights, i * args.weights.token));
   }
   __syncthreads();
 #pragma unroll 1
@@ -111,26 +111,17 @@ constexpr int64_t kMaxObjectives = 256;
 
 template <int kPacks>
 Kernel kernel_of(DType dtype) {
-  switch (dtype) {
-    case DType::kDouble:
-      return combine_kernel<double, kPacks>;
-    case DType::kHalf:
-      return combine_kernel<HalfElement, kPacks>;
-    case DType::kBFloat16:
-      return combine_kernel<BFloat16Element, kPacks>;
-    default:
-      return combine_kernel<float, kPacks>;
-  }
+  return with_real(
+      dtype, [](auto element) -> Kernel { return combine_kernel<decltype(element), kPacks>; });
 }
 
-void combine_runs(const GradientList& grads, const Tensor& weights, const std::vector<void*>& out,
-                  bool accumulate) {
-  const Launcher launch(weights);
+void run(const Tensor& on, const GradientList& grads, const View& weights,
+         const std::vector<void*>& out, bool accumulate) {
+  const Launcher launch(on);
   for (int64_t first = 0; first < grads.objectives; first += kMaxObjectives) {
     const int n = static_cast<int>(std::min(kMaxObjectives, grads.objectives - first));
-    Stack vector = stack_of(weights, 1, weights, 1);
-    vector.data = static_cast<char*>(vector.data) +
-                  first * vector.column * static_cast<int64_t>(weights.element_size());
+    View those = weights;
+    those.data = static_cast<char*>(those.data) + first * those.token * size_of(those.dtype);
     const auto row = [&](int i, int64_t p) {
       return i < n ? grads.at(first + i, p) : static_cast<const void*>(out[p]);
     };
@@ -141,32 +132,15 @@ void combine_runs(const GradientList& grads, const Tensor& weights, const std::v
         const int64_t chunks = columns / (4 * kCombineBlock * packs) + table.pieces;
         const int64_t blocks = std::min(chunks, 4 * kMultiprocessors);
         launch(packs == 1 ? kernel_of<1>(dtype) : kernel_of<2>(dtype), blocks, kCombineBlock, n * 8,
-               CombineArgs{table, vector, accumulate || first > 0});
+               CombineArgs{table, those, accumulate || first > 0});
       });
     }
   }
 }
 
-std::vector<Tensor> combine(const std::vector<Tensor>& tensors, const Tensor& weights) {
-  check_combine(tensors, weights);
-  const GradientList grads(tensors, weights.size(0));
-  const Combination to(grads, tensors);
-  combine_runs(grads, weights, to.data, false);
-  return to.tensors;
-}
-
-void combine_into(const std::vector<Tensor>& out, const std::vector<Tensor>& tensors,
-                  const Tensor& weights, bool accumulate) {
-  check_combine(tensors, weights);
-  const GradientList grads(tensors, weights.size(0));
-  const Combination to(grads, tensors, out, accumulate);
-  combine_runs(grads, weights, to.data, accumulate);
-  to.write_back(out);
-}
-
 PAMA_CUDA_LIBRARY(m) {
-  m.impl("combine", TORCH_BOX(&combine));
-  m.impl("combine_into", TORCH_BOX(&combine_into));
+  m.impl("combine", TORCH_BOX(&combine<run>));
+  m.impl("combine_into", TORCH_BOX(&combine_into<run>));
 }
 
 }  // namespace

@@ -5,21 +5,15 @@
 // thread joins a pack into one map; the lanes of a warp scan their maps in five shuffle steps; what
 // comes from the right is taken through the maps of the warps there, from shared memory; and each
 // thread goes through its tokens from what this hands it.
-#include "core/gae.h"
-#include "core/view.h"
+#include "core/tokens/gae.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/raw_tokens.cuh"
 #include "cuda/reduce.cuh"
+#include "tensors/gae.h"
 
 namespace pama {
 namespace {
-
-struct GaeArgs {
-  Sequences sequences;
-  View rewards, values, mask, last_values, advantages, returns;
-  double gamma, lambda;
-};
 
 constexpr int kGaeBlock = 128;  // at most
 constexpr int kGaePacks = 2;
@@ -30,7 +24,7 @@ template <Layout kLayout>
 __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
                                              : kLayout == Layout::kFloats ? 5
                                                                           : 8)
-    gae_kernel(const __grid_constant__ GaeArgs args) {
+    gae_kernel(const __grid_constant__ Gae args) {
   wait_for_inputs();
   const Sequences s = sequences_in<kLayout>(args.sequences);
   // Neighbouring blocks share a sequence: in a [B, T, N] layout they then share cache lines.
@@ -38,7 +32,7 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
   const int64_t n = blockIdx.x % objectives, b = blockIdx.x / objectives;
   const int64_t size = s.size(b);
   const View& last = args.last_values;
-  double carry = last.data ? load(last, n * last.objective + b * last.token) : 0;
+  double carry = last.data ? load(last, n * last.objective + b * last.sequence) : 0;
   const int64_t masks = s.first(args.mask, 0, b), rewards = s.first(args.rewards, n, b),
                 values = s.first(args.values, n, b), advantages = s.first(args.advantages, n, b),
                 returns = s.first(args.returns, n, b);
@@ -128,42 +122,23 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
 
 // --- launching ----------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
-                               const std::optional<Tensor>& mask,
-                               const std::optional<Tensor>& last_values,
-                               const std::optional<Tensor>& cu_seqlens, double gamma,
-                               double lambda) {
-  check_gae(rewards, values, mask, last_values, cu_seqlens);
-  const Launcher launch(rewards);
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences sequences = sequences_of(rewards, cu_seqlens);
-  const ScalarType dtype = result_dtype(&rewards, &values, last_values);
-  Tensor advantages = allocate(rewards, rewards.sizes(), dtype);
-  Tensor returns = allocate(rewards, rewards.sizes(), dtype);
-  if (rewards.numel() == 0) return {advantages, returns};  // of any number of objectives
-  View last = view_of(last_values);
-  last.objective = last.sequence;  // [N, B]
-  const GaeArgs args{
-      sequences, view_of(rewards, ragged),    view_of(values, ragged),  view_of(mask, ragged),
-      last,      view_of(advantages, ragged), view_of(returns, ragged), gamma,
-      lambda};
+void run(const Tensor& on, const Gae& gae) {
+  const Sequences& s = gae.sequences;
+  if (s.total == 0) return;  // of any number of objectives
+  const Launcher launch(on);
   // As many threads as a sequence needs for one tile, of which there are more where it is longer.
-  const int64_t mean = sequences.offsets
-                           ? ceil_div(sequences.total, std::max<int64_t>(sequences.count, 1))
-                           : sequences.length;
+  const int64_t mean = s.offsets ? ceil_div(s.total, std::max<int64_t>(s.count, 1)) : s.length;
   const int64_t warps =
       std::clamp<int64_t>(ceil_div(mean, kWarp * kGaeTokens), 1, kGaeBlock / kWarp);
   const Layout layout =
-      layout_of(sequences, {args.rewards, args.values, args.advantages, args.returns}, args.mask);
+      layout_of(s, {gae.rewards, gae.values, gae.advantages, gae.returns}, gae.mask);
   with_layout(layout, [&](auto constant) {
-    launch(gae_kernel<constant()>, sequences.objectives * sequences.count,
-           static_cast<int>(warps * kWarp),
-           2 * kGaePacks * warps * static_cast<int64_t>(sizeof(GaeRun)), args);
+    launch(gae_kernel<constant()>, s.objectives * s.count, static_cast<int>(warps * kWarp),
+           2 * kGaePacks * warps * static_cast<int64_t>(sizeof(GaeRun)), gae);
   });
-  return {advantages, returns};
 }
 
-PAMA_CUDA_LIBRARY(m) { m.impl("gae", TORCH_BOX(&gae)); }
+PAMA_CUDA_LIBRARY(m) { m.impl("gae", TORCH_BOX(&gae<run>)); }
 
 }  // namespace
 }  // namespace pama

@@ -3,7 +3,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/pointer_table.cuh"
-#include "gradient_list.h"
+#include "tensors/gradient_list.h"
 
 namespace pama {
 

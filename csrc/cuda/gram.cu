@@ -11,6 +11,7 @@
 #include "cuda/gram_mma.cuh"
 #include "cuda/gram_tiles.cuh"
 #include "cuda/reduce.cuh"
+#include "tensors/gram.h"
 
 namespace pama {
 namespace {
@@ -60,12 +61,12 @@ __global__ void __launch_bounds__(kGramBlock, 1)
        walk.chunk += gridDim.x) {
     const int columns = walk.columns(), packs = table.aligned(walk.piece) ? columns / width : 0;
     const auto row = [&](int i) { return table.row<Element>(walk.piece, i) + walk.first(); };
-    const auto add = [&](const auto& pack, int u) {
+    const auto add = [&](const Pack<Element>(&pack)[N]) {
 #pragma unroll
       for (int k = 0; k < width; ++k) {
         Real x[N];
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[i] = real(pack[u][i].at[k]);
+        for (int i = 0; i < N; ++i) x[i] = real(pack[i].at[k]);
         sums.add(x);
       }
       if ((sums.chained += width) > kGramColumns - width) sums.promote();
@@ -80,15 +81,15 @@ __global__ void __launch_bounds__(kGramBlock, 1)
         }
       }
 #pragma unroll
-      for (int u = 0; u < at_once; ++u) add(pack, u);
+      for (int u = 0; u < at_once; ++u) add(pack[u]);
       continue;
     }
 #pragma unroll 1
     for (int u = thread; u < packs; u += kGramBlock) {
-      Pack<Element> pack[1][N];
+      Pack<Element> pack[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) pack[0][i] = reinterpret_cast<const Pack<Element>*>(row(i))[u];
-      add(pack, 0);
+      for (int i = 0; i < N; ++i) pack[i] = reinterpret_cast<const Pack<Element>*>(row(i))[u];
+      add(pack);
     }
 #pragma unroll 1
     for (int k = packs * width + thread; k < columns; k += kGramBlock) {
@@ -254,22 +255,13 @@ Plan plan_of(int rows, bool tensor) {
 }
 
 Plan plan_of(DType dtype, int rows, bool tensor) {
-  switch (dtype) {
-    case DType::kDouble:
-      return plan_of<double>(rows, tensor);
-    case DType::kHalf:
-      return plan_of<HalfElement>(rows, tensor);
-    case DType::kBFloat16:
-      return plan_of<BFloat16Element>(rows, tensor);
-    default:
-      return plan_of<float>(rows, tensor);
-  }
+  return with_real(dtype, [&](auto element) { return plan_of<decltype(element)>(rows, tensor); });
 }
 
 // Adds the Gram matrix of some rows of the list to args.gram.
-void add_gram(const Tensor& like, const GradientList& grads, const std::vector<int64_t>& rows,
+void add_rows(const Tensor& on, const GradientList& grads, const std::vector<int64_t>& rows,
               const std::vector<int64_t>& objectives, GramFinishArgs finish) {
-  const Launcher launch(like);
+  const Launcher launch(on);
   finish.rows = static_cast<int>(rows.size());
   for (int i = 0; i < finish.rows; ++i) {
     finish.objective[i] = static_cast<int>(objectives[rows[i]]);
@@ -286,7 +278,7 @@ void add_gram(const Tensor& like, const GradientList& grads, const std::vector<i
     finish.entries = gram_entries(plan.layout, finish.rows);
     // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
     finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, plan.blocks / plan.sets);
-    Tensor partial = allocate(like, {finish.blocks * finish.entries}, ScalarType::Double);
+    Tensor partial = allocate(on, {finish.blocks * finish.entries}, ScalarType::Double);
     finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
     bool add = false;
     for_tables(grads, dtype, finish.rows, row, [&](const PointerTable& table, int64_t) {
@@ -298,16 +290,18 @@ void add_gram(const Tensor& like, const GradientList& grads, const std::vector<i
   }
 }
 
-// Adds the Gram matrix of gradients none of which is missing.
-void accumulate(const Tensor& like, const GradientList& grads,
-                const std::vector<int64_t>& objectives, GramFinishArgs finish) {
+void run(const Tensor& on, const GradientList& grads, const std::vector<int64_t>& objectives,
+         double* gram, int64_t size_of_gram) {
+  GramFinishArgs finish{};
+  finish.gram = gram;
+  finish.n = size_of_gram;
   const int64_t n = grads.objectives;
   std::vector<int64_t> rows(n);
   std::iota(rows.begin(), rows.end(), 0);
   if (n <= kGramRows) {
     finish.split = static_cast<int>(n);
     finish.inside_low = true;
-    add_gram(like, grads, rows, objectives, finish);
+    add_rows(on, grads, rows, objectives, finish);
     return;
   }
   // Pairs of groups of rows; pairs within a group belong to one launch that holds it.
@@ -321,37 +315,14 @@ void accumulate(const Tensor& like, const GradientList& grads,
       finish.split = static_cast<int>(group);
       finish.inside_low = b == a + 1;
       finish.inside_high = a == groups - 2;
-      add_gram(like, grads, both, objectives, finish);
+      add_rows(on, grads, both, objectives, finish);
     }
   }
 }
 
-void accumulate(const Tensor& like, const GradientList& grads, double* gram) {
-  GramFinishArgs finish{};
-  finish.gram = gram;
-  finish.n = grads.objectives;
-  for_present(grads, [&](const GradientList& part, const std::vector<int64_t>& objectives) {
-    accumulate(like, part, objectives, finish);
-  });
-}
-
-Tensor gram(const std::vector<Tensor>& grads, int64_t n) {
-  const GradientList list(grads, n);
-  Tensor out = allocate(grads[0], {n, n}, ScalarType::Double);
-  torch::stable::zero_(out);
-  accumulate(grads[0], list, static_cast<double*>(out.mutable_data_ptr()));
-  return out;
-}
-
-void gram_accumulate(Tensor gram, const std::vector<Tensor>& grads) {
-  check_gram_out(gram, grads);
-  accumulate(gram, GradientList(grads, gram.size(0)),
-             static_cast<double*>(gram.mutable_data_ptr()));
-}
-
 PAMA_CUDA_LIBRARY(m) {
-  m.impl("gram", TORCH_BOX(&gram));
-  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate));
+  m.impl("gram", TORCH_BOX(&gram<run>));
+  m.impl("gram_accumulate", TORCH_BOX(&gram_accumulate<run>));
 }
 
 }  // namespace

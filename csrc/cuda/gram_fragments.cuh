@@ -68,9 +68,9 @@ struct HalvesFragment {
   __device__ __forceinline__ double total(int r) const { return sum[r]; }
 };
 template <>
-struct Fragment<HalfElement> : HalvesFragment<HalfElement> {};
+struct Fragment<Half> : HalvesFragment<Half> {};
 template <>
-struct Fragment<BFloat16Element> : HalvesFragment<BFloat16Element> {};
+struct Fragment<BFloat16> : HalvesFragment<BFloat16> {};
 
 // Blocks that share a multiprocessor, at least: four leave a thread 64 registers, of which doubles
 // need more, and halves on sm_80.

@@ -1,28 +1,20 @@
 // Normalising rewards within groups of consecutive completions, a warp for each group, which it
 // reads three times: for the largest reward, for the moments, each lane around the first reward it
 // meets, and for the result.
-#include "core/group.h"
+#include "core/tokens/group_reward.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/warp_team.cuh"
+#include "tensors/group_normalize.h"
 
 namespace pama {
 namespace {
 
-struct GroupArgs {
-  View rewards, out;  // the dimension before the last is `sequence`
-  int64_t groups;     // of a row
-  int64_t count;      // of all rows
-  int64_t size;
-  double eps;
-};
-
-__global__ void __launch_bounds__(128)
-    group_normalize_kernel(const __grid_constant__ GroupArgs args) {
+__global__ void __launch_bounds__(128) group_normalize_kernel(const __grid_constant__ Groups args) {
   wait_for_inputs();
   const int64_t group = warp();
   if (group >= args.count) return;
-  const int64_t row = group / args.groups, token = group % args.groups * args.size;
+  const int64_t row = group / args.of_objective, token = group % args.of_objective * args.size;
   const View &in = args.rewards, &out = args.out;
   const int64_t from = row * in.sequence + token * in.token, to = row * out.sequence + token;
   double largest = 0;
@@ -54,12 +46,12 @@ __global__ void __launch_bounds__(128)
 
 // Whether a reward applies, in a group whose rewards are not all equal.
 __global__ void __launch_bounds__(128)
-    group_informative_kernel(const __grid_constant__ GroupArgs args) {
+    group_informative_kernel(const __grid_constant__ Groups args) {
   wait_for_inputs();
   const int64_t group = warp();
   if (group >= args.count) return;
   const View& in = args.rewards;
-  const int64_t row = group / args.groups, token = group % args.groups * args.size;
+  const int64_t row = group / args.of_objective, token = group % args.of_objective * args.size;
   const int64_t from = row * in.sequence + token * in.token;
   double least = HUGE_VAL, largest = -HUGE_VAL;  // which NaN is neither below nor above
   for (int64_t j = lane(); j < args.size; j += kWarp) {
@@ -78,33 +70,17 @@ __global__ void __launch_bounds__(128)
 
 // --- launching ----------------------------------------------------------------------------------
 
-using Kernel = void (*)(GroupArgs);
-
 // A warp for each group.
-Tensor by_group(Kernel kernel, const Tensor& rewards, int64_t group_size, double eps,
-                ScalarType dtype) {
-  check_group_normalize(rewards, group_size);
-  const Launcher launch(rewards);
-  Tensor out = allocate(rewards, rewards.sizes(), dtype);
-  const int64_t groups = rewards.size(rewards.dim() - 1) / group_size;
-  const int64_t count = groups * (rewards.dim() > 1 ? rewards.size(0) : 1);
-  const GroupArgs args{view_of(rewards), view_of(out), groups, count, group_size, eps};
+template <void (*kernel)(Groups)>
+void run(const Tensor& on, const Groups& groups) {
   constexpr int block = 128;
-  launch(kernel, ceil_div(count, block / kWarp), block, 0, args);
-  return out;
-}
-
-Tensor group_normalize(const Tensor& rewards, int64_t group_size, double eps) {
-  return by_group(group_normalize_kernel, rewards, group_size, eps, result_dtype(&rewards));
-}
-
-Tensor group_informative(const Tensor& rewards, int64_t group_size) {
-  return by_group(group_informative_kernel, rewards, group_size, 0, ScalarType::Bool);
+  const Launcher launch(on);
+  launch(kernel, ceil_div(groups.count, block / kWarp), block, 0, groups);
 }
 
 PAMA_CUDA_LIBRARY(m) {
-  m.impl("group_normalize", TORCH_BOX(&group_normalize));
-  m.impl("group_informative", TORCH_BOX(&group_informative));
+  m.impl("group_normalize", TORCH_BOX(&group_normalize<run<group_normalize_kernel>>));
+  m.impl("group_informative", TORCH_BOX(&group_informative<run<group_informative_kernel>>));
 }
 
 }  // namespace

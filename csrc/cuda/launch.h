@@ -6,8 +6,8 @@
 #include <atomic>
 #include <limits>
 
-#include "arguments.h"
 #include "cuda/device.cuh"
+#include "tensors/tensor.h"
 
 #if defined(PAMA_EMULATE)
 // The same launchers, run on the host: their ops live in a namespace of their own, on the CPU key.

@@ -75,8 +75,8 @@ __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                              \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));          \
   }
-PAMA_MMA(HalfElement, "f16")
-PAMA_MMA(BFloat16Element, "bf16")
+PAMA_MMA(Half, "f16")
+PAMA_MMA(BFloat16, "bf16")
 #undef PAMA_MMA
 
 #endif

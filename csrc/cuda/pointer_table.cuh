@@ -68,14 +68,7 @@ struct ChunkWalk {
   }
 };
 
-struct HalfElement {
-  uint16_t bits;
-};
-struct BFloat16Element {
-  uint16_t bits;
-};
-
-__device__ __forceinline__ float real(BFloat16Element x) { return bfloat16_to_float(x.bits); }
+__device__ __forceinline__ float real(BFloat16 x) { return bfloat16_to_float(x.bits); }
 __device__ __forceinline__ float real(float x) { return x; }
 __device__ __forceinline__ double real(double x) { return x; }
 
@@ -83,20 +76,20 @@ __device__ __forceinline__ void round_to(float x, float& to) { to = x; }
 __device__ __forceinline__ void round_to(double x, double& to) { to = x; }
 
 #if defined(PAMA_EMULATE)
-inline float real(HalfElement x) { return half_to_float(x.bits); }
-inline void round_to(float x, HalfElement& to) { to.bits = float_to_half(x); }
-inline void round_to(float x, BFloat16Element& to) { to.bits = float_to_bfloat16(x); }
+inline float real(Half x) { return half_to_float(x.bits); }
+inline void round_to(float x, Half& to) { to.bits = float_to_half(x); }
+inline void round_to(float x, BFloat16& to) { to.bits = float_to_bfloat16(x); }
 #else
 // One instruction each: at 4.8 TB/s the portable ones would take half of a GPU's issue slots.
-__device__ __forceinline__ float real(HalfElement x) {
+__device__ __forceinline__ float real(Half x) {
   float wide;
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
   return wide;
 }
-__device__ __forceinline__ void round_to(float x, HalfElement& to) {
+__device__ __forceinline__ void round_to(float x, Half& to) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
 }
-__device__ __forceinline__ void round_to(float x, BFloat16Element& to) {
+__device__ __forceinline__ void round_to(float x, BFloat16& to) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
 }
 #endif

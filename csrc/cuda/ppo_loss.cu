@@ -1,33 +1,20 @@
 // The clipped policy loss: a block sums a sequence's chunk, then one block adds up the sequences in
 // a fixed order and writes the loss, its statistics and what a token of each sequence counts. The
 // derivative is element by element.
-#include "core/kl.h"
-#include "core/normalizer.h"
-#include "core/ppo_loss.h"
-#include "core/surrogate.h"
+#include "core/tokens/normalizer.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/tokens.cuh"
+#include "tensors/ppo_loss.h"
 
 namespace pama {
 namespace {
-
-struct PpoArgs {
-  Sequences sequences;
-  int64_t chunks;
-  View logp, old_logp, advantages, mask, ref_logp;
-  Clip clip;
-  double kl_coef;
-  Estimator estimator;
-  PpoSums* partials;        // [sequence][chunk]
-  View grad, weights, out;  // of the derivative
-};
 
 struct PpoTokens {
   double log_ratio[kTokens], advantage[kTokens], log_ref_ratio[kTokens];
 };
 
-__device__ __forceinline__ PpoTokens ppo_load(const PpoArgs& args, const Part& part,
+__device__ __forceinline__ PpoTokens ppo_load(const PpoInputs& args, const Part& part,
                                               const Tokens& tokens) {
   double logp[kTokens];
   PpoTokens out;
@@ -47,12 +34,14 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoArgs& args, const Part& p
   return out;
 }
 
-__global__ void __launch_bounds__(kBlock, 2) ppo_loss_kernel(const __grid_constant__ PpoArgs args) {
+__global__ void __launch_bounds__(kBlock, 2)
+    ppo_loss_kernel(const __grid_constant__ PpoInputs args, int64_t chunks,
+                    PpoSums* partials) {  // [sequence][chunk]
   wait_for_inputs();
   const Sequences& s = args.sequences;
-  const Part part = block_part(s, args.chunks);
+  const Part part = block_part(s, chunks);
   PpoSums sums{};
-  for_tokens(s, args.mask, part, args.chunks, [&](const Tokens& tokens) {
+  for_tokens(s, args.mask, part, chunks, [&](const Tokens& tokens) {
     const PpoTokens x = ppo_load(args, part, tokens);
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
@@ -63,142 +52,85 @@ __global__ void __launch_bounds__(kBlock, 2) ppo_loss_kernel(const __grid_consta
     }
   });
   sums = block_reduce(sums, [](const PpoSums& a, const PpoSums& b) { return ppo_join(a, b); });
-  if (threadIdx.x == 0) args.partials[part.sequence * args.chunks + part.chunk] = sums;
+  if (threadIdx.x == 0) partials[part.sequence * chunks + part.chunk] = sums;
 }
 
-struct PpoFinishArgs {
-  const PpoSums* partials;
-  int64_t sequences, chunks;
-  Aggregate aggregate;
-  View normalizer, loss, statistics, weights;
-  double divisor, kl_coef;
-};
-
-__device__ __forceinline__ PpoSums ppo_sequence(const PpoFinishArgs& args, int64_t b) {
+__device__ __forceinline__ PpoSums ppo_sequence(const PpoSums* partials, int64_t chunks,
+                                                int64_t b) {
   PpoSums sums{};
-  for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
-    sums = ppo_join(sums, args.partials[b * args.chunks + chunk]);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    sums = ppo_join(sums, partials[b * chunks + chunk]);
   }
   return sums;
 }
 
 // One block.
 __global__ void __launch_bounds__(kBlock)
-    ppo_finish_kernel(const __grid_constant__ PpoFinishArgs args) {
+    ppo_finish_kernel(const __grid_constant__ PpoLoss args, int64_t chunks,
+                      const PpoSums* partials) {
   wait_for_inputs();
+  const int64_t count = args.inputs.sequences.count;
   PpoTotal total{};
-  for (int64_t b = threadIdx.x; b < args.sequences; b += kBlock) {
-    total = ppo_join(total, ppo_total(args.aggregate, args.kl_coef, ppo_sequence(args, b)));
+  for (int64_t b = threadIdx.x; b < count; b += kBlock) {
+    const PpoSums sums = ppo_sequence(partials, chunks, b);
+    total = ppo_join(total, ppo_total(args.aggregate, args.inputs.kl_coef, sums));
   }
   total = block_reduce(total, [](const PpoTotal& a, const PpoTotal& b) { return ppo_join(a, b); });
   const double divisor =
       divisor_of(args.normalizer, args.divisor, ppo_divisor(args.aggregate, total));
   if (threadIdx.x == 0) ppo_store(total, divisor, args.loss, args.statistics);
-  for (int64_t b = threadIdx.x; b < args.sequences; b += kBlock) {
-    const double tokens = ppo_sequence(args, b).tokens;
-    store(args.weights, b, token_weight(args.aggregate, tokens, divisor));
+  for (int64_t b = threadIdx.x; b < count; b += kBlock) {
+    const double tokens = ppo_sequence(partials, chunks, b).tokens;
+    store(args.row_weights, b, token_weight(args.aggregate, tokens, divisor));
   }
 }
 
-__global__ void __launch_bounds__(kBlock)
-    ppo_backward_kernel(const __grid_constant__ PpoArgs args) {
+__global__ void __launch_bounds__(kBlock, 4)
+    ppo_backward_kernel(const __grid_constant__ PpoSlope args, int64_t chunks) {
   wait_for_inputs();
-  const Sequences& s = args.sequences;
-  const Part part = block_part(s, args.chunks);
-  const double weight = load(args.grad, 0) * load(args.weights, part.sequence * args.weights.token);
-  const double kl_weight = weight * args.kl_coef;
-  const int64_t to = s.first(args.out, 0, part.sequence);
-  for_tokens(s, args.mask, part, args.chunks, [&](const Tokens& tokens) {
-    const PpoTokens x = ppo_load(args, part, tokens);
+  const PpoInputs& inputs = args.inputs;
+  const Sequences& s = inputs.sequences;
+  const Part part = block_part(s, chunks);
+  const double weight =
+      load(args.grad, 0) * load(args.row_weights, part.sequence * args.row_weights.sequence);
+  const double kl_weight = weight * inputs.kl_coef;
+  for_tokens(s, inputs.mask, part, chunks, [&](const Tokens& tokens) {
+    const PpoTokens x = ppo_load(inputs, part, tokens);
     double slope[kTokens];
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
-      slope[k] = -weight * surrogate(args.clip, x.log_ratio[k], x.advantage[k]).slope;
-      if (args.ref_logp.data) slope[k] += kl_weight * kl_slope(args.estimator, x.log_ref_ratio[k]);
+      slope[k] = -weight * surrogate(inputs.clip, x.log_ratio[k], x.advantage[k]).slope;
+      if (inputs.ref_logp.data) {
+        slope[k] += kl_weight * kl_slope(inputs.estimator, x.log_ref_ratio[k]);
+      }
     }
-    store_tokens(args.out, to + tokens.first, tokens, slope);
+    store_tokens(args.out, s.first(args.out, 0, part.sequence) + tokens.first, tokens, slope);
   });
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
-PpoArgs arguments(const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
-                  const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-                  const std::optional<Tensor>& cu_seqlens, double low, double high, double kl_coef,
-                  int64_t estimator) {
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences sequences = sequences_of(logp, cu_seqlens, false);
-  return {.sequences = sequences,
-          .chunks = chunks_of(sequences),
-          .logp = view_of(logp, ragged),
-          .old_logp = view_of(old_logp, ragged),
-          .advantages = view_of(advantages, ragged),
-          .mask = view_of(mask, ragged),
-          .ref_logp = view_of(ref_logp, ragged),
-          .clip = clip_of(low, high),
-          .kl_coef = kl_coef,
-          .estimator = static_cast<Estimator>(estimator),
-          .partials = nullptr,
-          .grad = {},
-          .weights = {},
-          .out = {}};
-}
-
-std::tuple<Tensor, Tensor, Tensor> ppo_loss(
-    const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-    const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens, double low,
-    double high, int64_t aggregate, double divisor, double kl_coef, int64_t estimator) {
-  check_ppo(logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens);
-  const Launcher launch(logp);
-  PpoArgs args = arguments(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, low, high,
-                           kl_coef, estimator);
-  const int64_t count = args.sequences.count;
-  Tensor partials = allocate(logp, {count, args.chunks, 6}, ScalarType::Double);
+void forward(const Tensor& on, const PpoLoss& loss) {
+  const Launcher launch(on);
+  const Sequences& s = loss.inputs.sequences;
+  const int64_t chunks = chunks_of(s);
   static_assert(sizeof(PpoSums) == 6 * sizeof(double));
-  args.partials = static_cast<PpoSums*>(partials.mutable_data_ptr());
-  launch(ppo_loss_kernel, count * args.chunks, kBlock, 0, args);
-
-  const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
-  Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
-  Tensor weights = allocate(logp, {count}, ScalarType::Double);
-  const PpoFinishArgs finish{.partials = args.partials,
-                             .sequences = count,
-                             .chunks = args.chunks,
-                             .aggregate = static_cast<Aggregate>(aggregate),
-                             .normalizer = view_of(normalizer),
-                             .loss = view_of(loss),
-                             .statistics = view_of(statistics),
-                             .weights = view_of(weights),
-                             .divisor = divisor,
-                             .kl_coef = kl_coef};
-  launch(ppo_finish_kernel, 1, kBlock, 0, finish);
-  return {loss, statistics, weights};
+  Tensor partials = allocate(on, {s.count, chunks, 6}, ScalarType::Double);
+  PpoSums* sums = data_of<PpoSums>(partials);
+  launch(ppo_loss_kernel, s.count * chunks, kBlock, 0, loss.inputs, chunks, sums);
+  launch(ppo_finish_kernel, 1, kBlock, 0, loss, chunks, sums);
 }
 
-Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Tensor& logp,
-                         const Tensor& old_logp, const Tensor& advantages,
-                         const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-                         const std::optional<Tensor>& cu_seqlens, double low, double high,
-                         double kl_coef, int64_t estimator) {
-  check_ppo(logp, old_logp, advantages, mask, ref_logp, std::nullopt, cu_seqlens);
-  check_ppo_backward(grad, row_weights, logp, cu_seqlens);
-  const Launcher launch(logp);
-  Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp));
-  // A term that counts nothing is not read, so that it cannot bring a NaN either.
-  const std::optional<Tensor>& ref = kl_coef != 0 ? ref_logp : std::nullopt;
-  PpoArgs args =
-      arguments(logp, old_logp, advantages, mask, ref, cu_seqlens, low, high, kl_coef, estimator);
-  args.grad = view_of(grad);
-  args.weights = view_of(row_weights);
-  args.out = view_of(out, cu_seqlens.has_value());
-  launch(ppo_backward_kernel, args.sequences.count * args.chunks, kBlock, 0, args);
-  return out;
+void backward(const Tensor& on, const PpoSlope& slope) {
+  const Sequences& s = slope.inputs.sequences;
+  const int64_t chunks = chunks_of(s);
+  const Launcher launch(on);
+  launch(ppo_backward_kernel, s.count * chunks, kBlock, 0, slope, chunks);
 }
 
 PAMA_CUDA_LIBRARY(m) {
-  m.impl("ppo_loss", TORCH_BOX(&ppo_loss));
-  m.impl("ppo_loss_backward", TORCH_BOX(&ppo_loss_backward));
+  m.impl("ppo_loss", TORCH_BOX(&ppo_loss<forward>));
+  m.impl("ppo_loss_backward", TORCH_BOX(&ppo_loss_backward<backward>));
 }
 
 }  // namespace

@@ -11,22 +11,12 @@
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/warp_team.cuh"
-#include "stack_of.h"
+#include "tensors/weights.h"
 
 namespace pama {
 namespace {
 
 constexpr int64_t kSharedRows = 64;  // the largest n that is solved in shared memory
-constexpr int kMaxOptions = 4;
-
-struct StackArgs {
-  Stack input, vector, out, optimum;
-  int64_t count;
-  int n;
-  double* scratch;
-  double rtol;
-  double options[kMaxOptions];
-};
 
 // In doubles: the matrix, the vector, the result, and what the solver asks for.
 template <template <class> class Solver>
@@ -38,9 +28,9 @@ constexpr int64_t gram_workspace(int64_t n) {
 constexpr int64_t values_workspace(int64_t n) { return 3 * n + PamaWeights<WarpTeam>::reals(n); }
 
 template <bool kShared>
-__device__ __forceinline__ double* warp_workspace(const StackArgs& args, int64_t size) {
+__device__ __forceinline__ double* warp_workspace(double* scratch, int64_t size) {
   if constexpr (kShared) return dynamic_shared() + threadIdx.x / kWarp * size;
-  return args.scratch + warp() * size;
+  return scratch + warp() * size;
 }
 
 template <class Team>
@@ -53,12 +43,13 @@ __device__ __forceinline__ void load_vector(Team team, const Stack& vector, int6
 
 // `Team`: as many of a warp's lanes as take part.
 template <template <class> class Solver, class Team, bool kShared>
-__global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ StackArgs args) {
+__global__ void __launch_bounds__(128, 1)
+    gram_kernel(const __grid_constant__ ProblemStack args, double* scratch) {
   wait_for_inputs();
   const Team team;
   if (lane() >= team.size()) return;
   const int n = args.n;
-  double* gram = warp_workspace<kShared>(args, gram_workspace<Solver>(n));
+  double* gram = warp_workspace<kShared>(scratch, gram_workspace<Solver>(n));
   double *vector = gram + n * n, *out = vector + Solver<Team>::vector(n), *reals = out + n;
   int* integers = reinterpret_cast<int*>(reals + Solver<Team>::reals(n));
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
@@ -84,11 +75,11 @@ __global__ void __launch_bounds__(128, 1) gram_kernel(const __grid_constant__ St
 
 template <bool kShared>
 __global__ void __launch_bounds__(128, 1)
-    pama_weights_kernel(const __grid_constant__ StackArgs args) {
+    pama_weights_kernel(const __grid_constant__ ProblemStack args, double* scratch) {
   wait_for_inputs();
   const WarpTeam team;
   const int n = args.n;
-  double* values = warp_workspace<kShared>(args, values_workspace(n));
+  double* values = warp_workspace<kShared>(scratch, values_workspace(n));
   double *preference = values + n, *weights = preference + n, *reals = weights + n;
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     load_vector(team, args.input, b, n, values);
@@ -108,26 +99,26 @@ __global__ void __launch_bounds__(128, 1)
 // Warps that share the scratch of problems too large for shared memory.
 constexpr int64_t kScratchWarps = 1024;
 
-using Kernel = void (*)(StackArgs);
+using Kernel = void (*)(ProblemStack, double* scratch);
 
-// Launches a kernel on args.count problems whose workspaces have `size` doubles: `in_shared` where
-// they fit in shared memory, or else `in_scratch`.
-void launch_stack(const Tensor& like, Kernel in_shared, Kernel in_scratch, StackArgs args,
-                  int64_t size) {
-  if (args.count == 0) return;
-  const Launcher launch(like);
+// Launches a kernel on problems whose workspaces have `size` doubles: `in_shared` where they fit in
+// shared memory, or else `in_scratch`.
+void launch_stack(const Tensor& on, Kernel in_shared, Kernel in_scratch,
+                  const ProblemStack& problems, int64_t size) {
+  const int64_t count = problems.count;
+  if (count == 0) return;
+  const Launcher launch(on);
   const int64_t bytes = size * static_cast<int64_t>(sizeof(double));
-  if (args.n > kSharedRows) {
-    const int64_t warps = std::min(args.count, kScratchWarps);
-    Tensor scratch = allocate(like, {warps * size}, ScalarType::Double);
-    args.scratch = static_cast<double*>(scratch.mutable_data_ptr());
-    launch(in_scratch, warps, kWarp, 0, args);
+  if (problems.n > kSharedRows) {
+    const int64_t warps = std::min(count, kScratchWarps);
+    Tensor scratch = allocate(on, {warps * size}, ScalarType::Double);
+    launch(in_scratch, warps, kWarp, 0, problems, data_of<double>(scratch));
     return;
   }
   // Several warps to a block while blocks stay small, so that many fit on a processor.
-  const int64_t warps = std::clamp<int64_t>(16 * 1024 / bytes, 1, std::min<int64_t>(args.count, 4));
-  launch(in_shared, ceil_div(args.count, warps), static_cast<int>(warps * kWarp), warps * bytes,
-         args);
+  const int64_t warps = std::clamp<int64_t>(16 * 1024 / bytes, 1, std::min<int64_t>(count, 4));
+  launch(in_shared, ceil_div(count, warps), static_cast<int>(warps * kWarp), warps * bytes,
+         problems, static_cast<double*>(nullptr));
 }
 
 // Solvers that have kernels of their own for no more objectives than a warp has lanes.
@@ -146,53 +137,24 @@ Kernel shared_kernel(int64_t n) {
 }
 
 template <template <class> class Solver>
-Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
-             const std::vector<double>& options, const std::optional<double>& rtol) {
-  check_problem<Solver<WarpTeam>>(gram, vector, options, rtol);
-  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
-  const int64_t n = gram.size(gram.dim() - 1);
-  if (!Solver<WarpTeam>::kScalar) shape.push_back(n);
-  Tensor out = allocate(gram, shape, gram.scalar_type());
-  StackArgs args{};
-  args.input = stack_of(gram, 2, gram, 2);
-  args.vector = stack_of(vector, 1, gram, 2);
-  args.out.data = out.mutable_data_ptr();
-  args.out.dtype = dtype_of(out);
-  args.count = count_of(gram, 2);
-  args.n = static_cast<int>(n);
-  static_assert(Solver<WarpTeam>::kOptions <= kMaxOptions);
-  std::copy(options.begin(), options.end(), args.options);
-  args.rtol = rtol.value_or(2 * unit_roundoff(args.input.dtype));
-  launch_stack(gram, shared_kernel<Solver>(n), gram_kernel<Solver, WarpTeam, false>, args,
-               gram_workspace<Solver>(n));
-  return out;
+void run(const Tensor& on, const ProblemStack& problems) {
+  launch_stack(on, shared_kernel<Solver>(problems.n), gram_kernel<Solver, WarpTeam, false>,
+               problems, gram_workspace<Solver>(problems.n));
 }
 
-std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
-                                        const std::optional<Tensor>& preference) {
-  check_values(values, preference);
-  std::vector<int64_t> shape(values.sizes().begin(), values.sizes().end());
-  Tensor weights = allocate(values, shape, values.scalar_type());
-  shape.pop_back();
-  Tensor optimum = allocate(values, shape, values.scalar_type());
-  StackArgs args{};
-  args.input = stack_of(values, 1, values, 1);
-  args.vector = stack_of(preference, 1, values, 1);
-  args.out.data = weights.mutable_data_ptr();
-  args.optimum.data = optimum.mutable_data_ptr();
-  args.out.dtype = args.optimum.dtype = dtype_of(values);
-  args.count = count_of(values, 1);
-  args.n = static_cast<int>(values.size(values.dim() - 1));
-  launch_stack(values, pama_weights_kernel<true>, pama_weights_kernel<false>, args,
-               values_workspace(args.n));
-  return {weights, optimum};
+void run_pama_weights(const Tensor& on, const ProblemStack& problems) {
+  launch_stack(on, pama_weights_kernel<true>, pama_weights_kernel<false>, problems,
+               values_workspace(problems.n));
 }
+
+template <template <class> class Solver>
+constexpr auto op = &solve<Solver<WarpTeam>, run<Solver>>;
 
 PAMA_CUDA_LIBRARY(m) {
-#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(&solve<Solver>));
+#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(op<Solver>));
   PAMA_SOLVERS(PAMA_REGISTER)
 #undef PAMA_REGISTER
-  m.impl("pama_weights", TORCH_BOX(&pama_weights));
+  m.impl("pama_weights", TORCH_BOX(&pama_weights<run_pama_weights>));
 }
 
 }  // namespace

@@ -2,25 +2,16 @@
 // merged in a fixed order; the second launch has a block for each objective. That block takes its
 // objective's moments again, alone, where squares left the range of numbers: a launch that as a
 // rule finds nothing to do would cost every call. Then the affine map, one more pass.
-#include "core/moments.h"
+#include "core/tokens/moments.h"
 #include "cuda/launch.h"
 #include "cuda/raw_tokens.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/tokens.cuh"
 #include "cuda/warp_team.cuh"
+#include "tensors/whiten.h"
 
 namespace pama {
 namespace {
-
-struct WhitenArgs {
-  Sequences sequences;
-  int64_t chunks;
-  View x, mask, out;  // `out` of the map
-  Moments* partials;  // [objective][sequence][chunk]
-  View moments;       // [rank, objective, 3], those to be merged
-  int64_t ranks;
-  double eps;
-};
 
 // The moments of all lanes' sets together, in every lane, at one division where merging two at a
 // time takes five. The means are summed as differences from one of them: so the mean of equal
@@ -64,9 +55,8 @@ struct WhitenTokens {
 };
 
 template <Layout kLayout>
-__device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const WhitenArgs& args,
-                                                               const Part& part, int64_t start,
-                                                               int64_t size) {
+__device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const Whiten& args, const Part& part,
+                                                               int64_t start, int64_t size) {
   const Sequences s = sequences_in<kLayout>(args.sequences);
   const int64_t mask = s.first(args.mask, 0, part.sequence),
                 x = s.first(args.x, part.objective, part.sequence);
@@ -86,7 +76,7 @@ __device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const WhitenArgs&
 
 // Those of this thread's tokens of a part, in units of `unit`.
 template <Layout kLayout>
-__device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, const Part& part,
+__device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const Part& part,
                                                      int64_t chunks, double unit) {
   const int64_t size = sequences_in<kLayout>(args.sequences).size(part.sequence);
   double shift = 0, count = 0, sum = 0, squares = 0;
@@ -109,23 +99,25 @@ __device__ __forceinline__ Moments whiten_moments_of(const WhitenArgs& args, con
 
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock)
-    whiten_moments_kernel(const __grid_constant__ WhitenArgs args) {
+    whiten_moments_kernel(const __grid_constant__ Whiten args, int64_t chunks,
+                          Moments* partials) {  // [objective][sequence][chunk]
   wait_for_inputs();
   const Sequences& s = args.sequences;
-  const Part part = block_part(s, args.chunks);
-  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, args.chunks, 1), false);
+  const Part part = block_part(s, chunks);
+  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, chunks, 1), false);
   if (threadIdx.x == 0) {
-    args.partials[(part.objective * s.count + part.sequence) * args.chunks + part.chunk] = all;
+    partials[(part.objective * s.count + part.sequence) * chunks + part.chunk] = all;
   }
 }
 
-// A block for each objective; `out` is [objective, 3].
+// A block for each objective, of which each has `count` partial moments.
 __global__ void __launch_bounds__(kWhitenBlock)
-    whiten_merge_kernel(const __grid_constant__ WhitenArgs args, double* out) {
+    whiten_merge_kernel(const __grid_constant__ Whiten args, int64_t count,
+                        const Moments* partials) {
   wait_for_inputs();
   const Sequences& s = args.sequences;
-  const int64_t n = blockIdx.x, count = s.count * args.chunks;
-  const Moments* mine = args.partials + n * count;
+  const int64_t n = blockIdx.x;
+  const Moments* mine = partials + n * count;
   Moments moments = threadIdx.x < count ? mine[threadIdx.x] : Moments{};
   double unit = 1;
 #pragma unroll 1
@@ -143,38 +135,27 @@ __global__ void __launch_bounds__(kWhitenBlock)
     __syncthreads();  // the parts have been read
     moments = block_moments(moments, true);
   }
-  if (threadIdx.x == 0) {
-    const MomentsRow row = moments_row(moments, unit);
-    out[3 * n] = row.count;
-    out[3 * n + 1] = row.mean;
-    out[3 * n + 2] = row.deviation;
-  }
-}
-
-__device__ __forceinline__ MomentsRow whiten_row(const WhitenArgs& args, int64_t n, int64_t rank) {
-  const View& of = args.moments;
-  const int64_t at = rank * of.objective + n * of.sequence;
-  return {load(of, at), load(of, at + of.token), load(of, at + 2 * of.token)};
+  if (threadIdx.x == 0) store_moments(args.moments, n, moments_row(moments, unit));
 }
 
 // The map of one objective, by all threads of a block; each reads the row where there is but one.
-__device__ __forceinline__ Whitening whiten_map(const WhitenArgs& args, int64_t n) {
+__device__ __forceinline__ Whitening whiten_map(const Whiten& args, int64_t n) {
   if (args.ranks == 1) {
-    const MomentsRow row = whiten_row(args, n, 0);
+    const MomentsRow row = moments_row_at(args.moments, 0, n);
     const double unit = moments_unit(moments_largest(row));
     return whitening(moments_of(row, unit), unit, args.eps);
   }
   double largest = 0;
 #pragma unroll 1
   for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
-    largest = fmax(largest, moments_largest(whiten_row(args, n, rank)));
+    largest = fmax(largest, moments_largest(moments_row_at(args.moments, rank, n)));
   }
   largest = block_reduce(largest, [](double a, double b) { return fmax(a, b); });
   const double unit = moments_unit(largest);
   Moments moments{};
 #pragma unroll 1
   for (int64_t rank = threadIdx.x; rank < args.ranks; rank += kWhitenBlock) {
-    moments = moments_merge(moments, moments_of(whiten_row(args, n, rank), unit));
+    moments = moments_merge(moments, moments_of(moments_row_at(args.moments, rank, n), unit));
   }
   return whitening(block_moments(moments, true), unit, args.eps);
 }
@@ -182,10 +163,10 @@ __device__ __forceinline__ Whitening whiten_map(const WhitenArgs& args, int64_t 
 // The first chunk is under way while the map is found.
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
-    whiten_apply_kernel(const __grid_constant__ WhitenArgs args) {
+    whiten_apply_kernel(const __grid_constant__ Whiten args, int64_t chunks) {
   wait_for_inputs();
   const Sequences s = sequences_in<kLayout>(args.sequences);
-  const Part part = block_part(s, args.chunks);
+  const Part part = block_part(s, chunks);
   const int64_t size = s.size(part.sequence), to = s.first(args.out, part.objective, part.sequence);
   int64_t start = part.chunk * kChunk;
   auto tokens = whiten_tokens<kLayout>(args, part, start, size);
@@ -202,68 +183,39 @@ __global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
       }
       store_raw<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
     }
-    start += args.chunks * kChunk;
+    start += chunks * kChunk;
     if (start < size) tokens = whiten_tokens<kLayout>(args, part, start, size);
   }
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
-WhitenArgs arguments(const Tensor& x, const std::optional<Tensor>& mask,
-                     const std::optional<Tensor>& cu_seqlens) {
-  const bool ragged = cu_seqlens.has_value();
-  const Sequences sequences = sequences_of(x, cu_seqlens);
-  return {.sequences = sequences,
-          .chunks = chunks_of(sequences),
-          .x = view_of(x, ragged),
-          .mask = view_of(mask, ragged),
-          .out = {},
-          .partials = nullptr,
-          .moments = {},
-          .ranks = 0,
-          .eps = 0};
+void find_moments(const Tensor& on, const Whiten& whiten) {
+  const Launcher launch(on);
+  const Sequences& s = whiten.sequences;
+  const int64_t chunks = chunks_of(s), blocks = s.count * chunks;
+  Tensor partials = allocate(on, {s.objectives, blocks, 3}, ScalarType::Double);
+  Moments* moments = data_of<Moments>(partials);
+  with_layout(layout_of(s, {whiten.x}, whiten.mask), [&](auto layout) {
+    launch(whiten_moments_kernel<layout()>, s.objectives * blocks, kWhitenBlock, 0, whiten, chunks,
+           moments);
+  });
+  launch(whiten_merge_kernel, s.objectives, kWhitenBlock, 0, whiten, blocks, moments);
 }
 
-Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
-                      const std::optional<Tensor>& cu_seqlens) {
-  check_tokens("x", x, mask, cu_seqlens);
-  const Launcher launch(x);
-  WhitenArgs args = arguments(x, mask, cu_seqlens);
-  const int64_t objectives = args.sequences.objectives;
-  const int64_t blocks = args.sequences.count * args.chunks;
-  Tensor partials = allocate(x, {objectives, blocks, 3}, ScalarType::Double);
-  Tensor out = allocate(x, {objectives, 3}, ScalarType::Double);
-  args.partials = static_cast<Moments*>(partials.mutable_data_ptr());
-  with_layout(layout_of(args.sequences, {args.x}, args.mask), [&](auto layout) {
-    launch(whiten_moments_kernel<layout()>, objectives * blocks, kWhitenBlock, 0, args);
+void apply(const Tensor& on, const Whiten& whiten) {
+  const Launcher launch(on);
+  const Sequences& s = whiten.sequences;
+  const int64_t chunks = chunks_of(s);
+  with_layout(layout_of(s, {whiten.x, whiten.out}, whiten.mask), [&](auto layout) {
+    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * chunks, kWhitenBlock, 0, whiten,
+           chunks);
   });
-  launch(whiten_merge_kernel, objectives, kWhitenBlock, 0, args,
-         static_cast<double*>(out.mutable_data_ptr()));
-  return out;
-}
-
-Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
-                    const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
-  check_tokens("x", x, mask, cu_seqlens);
-  check_moments(moments, x);
-  const Launcher launch(x);
-  Tensor out = allocate(x, x.sizes(), result_dtype(&x));
-  WhitenArgs args = arguments(x, mask, cu_seqlens);
-  args.out = view_of(out, cu_seqlens.has_value());
-  args.moments = view_of(moments);
-  args.ranks = moments.size(0);
-  args.eps = eps;
-  const Sequences& s = args.sequences;
-  with_layout(layout_of(s, {args.x, args.out}, args.mask), [&](auto layout) {
-    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * args.chunks, kWhitenBlock, 0,
-           args);
-  });
-  return out;
 }
 
 PAMA_CUDA_LIBRARY(m) {
-  m.impl("whiten_moments", TORCH_BOX(&whiten_moments));
-  m.impl("whiten_apply", TORCH_BOX(&whiten_apply));
+  m.impl("whiten_moments", TORCH_BOX(&whiten_moments<find_moments>));
+  m.impl("whiten_apply", TORCH_BOX(&whiten_apply<apply>));
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "tensors.h"
+#include "tensors/tensor.h"
 
 namespace pama {
 

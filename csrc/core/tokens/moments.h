@@ -10,7 +10,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/portable.h"
+#include "core/view.h"
 
 namespace pama {
 
@@ -48,6 +48,20 @@ PAMA_INLINE double moments_unit(double largest) { return largest > 0x1p480 ? kSm
 struct MomentsRow {
   double count, mean, deviation;
 };
+
+// Those of an objective and a rank in an array [rank, objective, 3].
+PAMA_INLINE MomentsRow moments_row_at(const View& moments, int64_t rank, int64_t objective) {
+  const int64_t at = rank * moments.objective + objective * moments.sequence;
+  return {load(moments, at), load(moments, at + moments.token),
+          load(moments, at + 2 * moments.token)};
+}
+
+PAMA_INLINE void store_moments(const View& moments, int64_t objective, const MomentsRow& row) {
+  const int64_t at = objective * moments.sequence;
+  store(moments, at, row.count);
+  store(moments, at + 1, row.mean);
+  store(moments, at + 2, row.deviation);
+}
 
 // Finite numbers have a mean and a deviation up to the largest of them, which rounding may pass by
 // a last place. NaN stays NaN.

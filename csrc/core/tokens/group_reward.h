@@ -4,7 +4,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/moments.h"
+#include "core/tokens/moments.h"
 
 namespace pama {
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "core/exponential.h"
+#include "core/tokens/exponential.h"
 
 namespace pama {
 

@@ -5,50 +5,46 @@
 #include <numeric>
 #include <type_traits>
 
-#include "core/pama.h"
+#include "cpu/checks.h"
 #include "cpu/rows.h"
 #include "cpu/sums.h"
+#include "tensors/pama_advantages.h"
 
 namespace pama {
 
-struct Batch {
-  Sequences sequences;
-  View advantages, mask, log_ratio, preference;
-  ActivePart rule;
-  bool
-      by_sequence;  // whether each sequence has a preference of its own, and drops objectives by it
-};
-
-inline Batch batch_of(const Tensor& advantages, const std::optional<Tensor>& mask,
-                      const std::optional<Tensor>& log_ratio,
-                      const std::optional<Tensor>& preference,
-                      const std::optional<Tensor>& cu_seqlens, double low, double high, bool noon,
-                      bool ratio_weighted) {
-  const bool ragged = cu_seqlens.has_value();
-  return {pama_sequences(advantages, preference, cu_seqlens),
-          view_of(advantages, ragged),
-          view_of(mask, ragged),
-          view_of(log_ratio, ragged),
-          preference_view(preference),
-          active_part_rule(low, high, noon, ratio_weighted),
-          by_sequence(preference)};
+inline void check_values(const PamaInputs& batch) {
+  const Sequences& s = batch.sequences;
+  check_tokens(s, batch.mask);
+  if (!batch.preference.data) return;
+  if (!batch.by_sequence) {
+    return check_preference([&](int64_t i) { return preferred(batch.preference, i, 0); },
+                            s.objectives);
+  }
+  for (int64_t b = 0; b < s.count; ++b) {  // some may have no preference at all
+    for (int64_t i = 0; i < s.objectives; ++i) {
+      const double p = preferred(batch.preference, i, b);
+      if (!(p >= 0 && std::isfinite(p))) {
+        refuse("preference must be nonnegative and finite, got values that are not");
+      }
+    }
+  }
 }
 
 // Whether float32 holds A and I(A) exactly.
-inline bool float_holds(const Batch& batch) {
+inline bool float_holds(const PamaInputs& batch) {
   const auto narrow = [](const View& view) { return !view.data || view.dtype != DType::kDouble; };
   return narrow(batch.advantages) && narrow(batch.log_ratio) && !batch.rule.ratio_weighted;
 }
 
 // Calls body with a number of the type whose arithmetic holds the batch.
 template <class Body>
-void with_reals(const Batch& batch, const Body& body) {
+void with_reals(const PamaInputs& batch, const Body& body) {
   float_holds(batch) ? body(0.0f) : body(0.0);
 }
 
 // Whether parts are weighted by the ratio, which takes float64.
 template <class Real>
-PAMA_INLINE bool weighted(const Batch& batch) {
+PAMA_INLINE bool weighted(const PamaInputs& batch) {
   return std::is_same_v<Real, double> && batch.rule.ratio_weighted;
 }
 
@@ -64,7 +60,7 @@ struct Tile {
   Row<Real> upper, lower;  // what the ratio makes of A >= 0 and of A < 0 (see `judge`)
   Real floor;              // the least A that Noon leaves
 
-  Tile(const Batch& batch, std::vector<int64_t> which)
+  Tile(const PamaInputs& batch, std::vector<int64_t> which)
       : objectives(std::move(which)),
         advantage(objectives.size()),
         parts(objectives.size()),
@@ -72,7 +68,7 @@ struct Tile {
         part_at(objectives.size()),
         floor(batch.rule.noon ? 0 : -HUGE_VAL) {}
 
-  explicit Tile(const Batch& batch)
+  explicit Tile(const PamaInputs& batch)
       : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
     std::iota(objectives.begin(), objectives.end(), 0);
   }
@@ -88,9 +84,9 @@ PAMA_INLINE Real after_noon(Real a, Real floor) {
 
 // --- the active part -----------------------------------------------------------------------------
 
-// `active_part` of core/pama.h in a form that vectorises and costs each further objective little:
-// what depends on the ratio alone is found once a tile, in `upper` and `lower`: 0 where the clip
-// holds the surrogate flat, NaN where the ratio is NaN, and kLive where I(A) is A.
+// `active_part` of core/tokens/active_part.h in a form that vectorises and costs each further
+// objective little: what depends on the ratio alone is found once a tile, in `upper` and `lower`: 0
+// where the clip holds the surrogate flat, NaN where the ratio is NaN, and kLive where I(A) is A.
 inline constexpr int kLive = 1;
 
 template <class Real>
@@ -118,7 +114,7 @@ PAMA_INLINE Real part_of(const Tile<Real>& tile, int64_t j, Real a) {
 
 // Finds the tokens from t on that count, and where their A are, before Noon.
 template <class Real>
-PAMA_INLINE void place_advantages(const Batch& batch, int64_t b, int64_t t, int64_t length,
+PAMA_INLINE void place_advantages(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
                                   Tile<Real>& tile) {
   const Sequences& s = batch.sequences;
   const View &a = batch.advantages, &mask = batch.mask;
@@ -139,7 +135,8 @@ PAMA_INLINE void place_advantages(const Batch& batch, int64_t b, int64_t t, int6
 
 // Judges by the ratio. Returns log u, null where there is none.
 template <class Real>
-PAMA_INLINE const Real* place_ratio(const Batch& batch, int64_t b, int64_t t, Tile<Real>& tile) {
+PAMA_INLINE const Real* place_ratio(const PamaInputs& batch, int64_t b, int64_t t,
+                                    Tile<Real>& tile) {
   const View& ratio = batch.log_ratio;
   if (!ratio.data) return nullptr;
   const int64_t first = batch.sequences.first(ratio, 0, b) + t * ratio.token;
@@ -162,7 +159,7 @@ PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) 
 
 // How many tokens are placed at a time: all where no scratch is needed.
 template <class Real>
-PAMA_INLINE int64_t tile_length(const Batch& batch, int64_t size) {
+PAMA_INLINE int64_t tile_length(const PamaInputs& batch, int64_t size) {
   const View& a = batch.advantages;
   const bool scratch = batch.by_sequence || batch.mask.data || batch.log_ratio.data ||
                        a.token != 1 || a.dtype != rows::kDTypeOf<Real>;
@@ -171,7 +168,7 @@ PAMA_INLINE int64_t tile_length(const Batch& batch, int64_t size) {
 
 // As place_advantages, and finds I(A); Noon is left to the reader where there is no ratio.
 template <class Real>
-PAMA_INLINE void place_parts(const Batch& batch, int64_t b, int64_t t, int64_t length,
+PAMA_INLINE void place_parts(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
                              Tile<Real>& tile) {
   place_advantages(batch, b, t, length, tile);
   const Real* log_ratio = place_ratio(batch, b, t, tile);
@@ -190,7 +187,7 @@ PAMA_INLINE void place_parts(const Batch& batch, int64_t b, int64_t t, int64_t l
 
 // Takes the parts of objectives that their preference drops in this sequence for zeros.
 template <class Real>
-PAMA_INLINE void drop_parts(const Batch& batch, int64_t b, Tile<Real>& tile) {
+PAMA_INLINE void drop_parts(const PamaInputs& batch, int64_t b, Tile<Real>& tile) {
   static const Row<Real> zeros{};
   if (!batch.by_sequence) return;
   for (int64_t k = 0; k < tile.size(); ++k) {

@@ -2,7 +2,7 @@
 // nonzero I(A), and for `batch` and `gram` the sums that their problem is made of. A thread takes
 // whole sequences; their partial sums are added in order. For `token` and `sequence` the batch is
 // read only until every objective has shown itself active, as a rule one tile.
-#include "cpu/pama_batch.h"
+#include "cpu/pama_advantages.h"
 
 namespace pama {
 namespace {
@@ -17,7 +17,7 @@ PAMA_INLINE bool any_nonzero(const Tile<Real>& tile, int64_t k) {
 
 // Whether each objective has a nonzero part; a sequence is read only until all have.
 template <class Real>
-PAMA_INLINE bool find_active(const Batch& batch, int64_t b, Tile<Real>& tile, double* active) {
+PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, Tile<Real>& tile, double* active) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   for (int64_t t = 0; t < size; t += kTile) {
     place_parts(batch, b, t, std::min(kTile, size - t), tile);
@@ -75,7 +75,7 @@ PAMA_INLINE void add_gram(const Tile<Real>& tile, int64_t n, double* gram) {
   }
 }
 
-inline void count_own_tokens(const Batch& batch, int64_t b, int64_t tokens, double* own) {
+inline void count_own_tokens(const PamaInputs& batch, int64_t b, int64_t tokens, double* own) {
   for (int64_t i = 0; i < batch.sequences.objectives; ++i) {
     if (preferred(batch.preference, i, b) > 0) own[i] += static_cast<double>(tokens);
   }
@@ -84,12 +84,12 @@ inline void count_own_tokens(const Batch& batch, int64_t b, int64_t tokens, doub
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half;
 // with a preference by sequence also each objective's own tokens.
 template <class Real>
-PAMA_INLINE void add_sequence(const Batch& batch, Reduction reduction, int64_t b, Tile<Real>& tile,
+PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, Tile<Real>& tile,
                               double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   const int64_t step = tile_length<Real>(batch, size);
-  const bool gram = reduction == Reduction::kGram;
-  double *rest = statistics + n, *own = statistics + statistics_size(n, reduction);
+  const bool gram = batch.reduction == Reduction::kGram;
+  double *rest = statistics + n, *own = statistics + statistics_size(n, batch.reduction);
   for (int64_t t = 0; t < size; t += step) {
     place_parts(batch, b, t, std::min(step, size - t), tile);
     drop_parts(batch, b, tile);
@@ -108,39 +108,28 @@ PAMA_INLINE void add_sequence(const Batch& batch, Reduction reduction, int64_t b
   }
 }
 
-PAMA_CLONES bool survey(const Batch& batch, int64_t b, Tile<float>& tile, double* active) {
+PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* active) {
   return find_active(batch, b, tile, active);
 }
 
-PAMA_CLONES bool survey(const Batch& batch, int64_t b, Tile<double>& tile, double* active) {
+PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* active) {
   return find_active(batch, b, tile, active);
 }
 
-PAMA_CLONES void add(const Batch& batch, Reduction reduction, int64_t b, Tile<float>& tile,
-                     double* statistics) {
-  add_sequence(batch, reduction, b, tile, statistics);
+PAMA_CLONES void add(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* statistics) {
+  add_sequence(batch, b, tile, statistics);
 }
 
-PAMA_CLONES void add(const Batch& batch, Reduction reduction, int64_t b, Tile<double>& tile,
-                     double* statistics) {
-  add_sequence(batch, reduction, b, tile, statistics);
+PAMA_CLONES void add(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* statistics) {
+  add_sequence(batch, b, tile, statistics);
 }
 
-Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
-                       const std::optional<Tensor>& log_ratio,
-                       const std::optional<Tensor>& preference,
-                       const std::optional<Tensor>& cu_seqlens, int64_t reduction_code, double low,
-                       double high, bool noon, bool ratio_weighted) {
-  check_pama(advantages, mask, log_ratio, preference, cu_seqlens, reduction_code);
-  const auto reduction = static_cast<Reduction>(reduction_code);
-  const Batch batch = batch_of(advantages, mask, log_ratio, preference, cu_seqlens, low, high, noon,
-                               ratio_weighted);
+void run(const Tensor&, const PamaInputs& batch) {
+  check_values(batch);  // before ranks wait for each other
   const Sequences& s = batch.sequences;
-  check_token_values(mask, cu_seqlens, s);
-  check_preference(preference);  // before ranks wait for each other
+  const Reduction reduction = batch.reduction;
   const int64_t n = s.objectives, size = gathered_size(n, reduction, batch.by_sequence);
-  Tensor result = allocate(advantages, {size}, ScalarType::Double);
-  double* total = static_cast<double*>(result.mutable_data_ptr());
+  double* total = batch.statistics;
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
     with_reals(batch, [&](auto real) {
@@ -148,15 +137,13 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
       for (int64_t b = 0; b < s.count && !survey(batch, b, tile, total); ++b) {
       }
     });
-    return result;
+    return;
   }
   std::vector<double> partial(s.count * size, 0.0);
   with_reals(batch, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       Tile<decltype(real)> tile(batch);
-      for (int64_t b = first; b < end; ++b) {
-        add(batch, reduction, b, tile, partial.data() + b * size);
-      }
+      for (int64_t b = first; b < end; ++b) add(batch, b, tile, partial.data() + b * size);
     });
   });
   for (int64_t b = 0; b < s.count; ++b) {
@@ -169,11 +156,10 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
       for (int64_t k = 0; k < i; ++k) gram[i * n + k] = gram[k * n + i];
     }
   }
-  return result;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-  m.impl("pama_statistics", TORCH_BOX(&pama_statistics));
+  m.impl("pama_statistics", TORCH_BOX(&pama_statistics<run>));
 }
 
 }  // namespace

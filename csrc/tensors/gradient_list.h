@@ -7,8 +7,8 @@
 #include <numeric>
 #include <vector>
 
-#include "arguments.h"
-#include "overlap.h"
+#include "tensors/overlap.h"
+#include "tensors/tensor.h"
 
 namespace pama {
 
@@ -38,9 +38,14 @@ inline bool same_order(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Bytes of an element of a gradient.
-inline int64_t size_of(DType dtype) {
-  return dtype == DType::kDouble ? 8 : dtype == DType::kFloat ? 4 : 2;
+// The number of parameters of a flat list of n objectives' gradients.
+inline int64_t parameters_in(const std::vector<Tensor>& grads, int64_t n) {
+  const int64_t count = static_cast<int64_t>(grads.size());
+  if (n < 1 || count == 0 || count % n != 0) {
+    refuse("grads must hold as many tensors for each of " + std::to_string(n) +
+           " objectives, got " + std::to_string(count));
+  }
+  return count / n;
 }
 
 // The n x P gradients of a flat list (objective by objective). An empty tensor among others that
@@ -77,11 +82,11 @@ class GradientList {
   // What combined gradients may be written to.
   void check_out(const std::vector<Tensor>& grads, const std::vector<Tensor>& out) const {
     if (static_cast<int64_t>(out.size()) != parameters) {
-      refuse("out must hold " + std::to_string(parameters) + " tensors, got " +
+      refuse("out must have as many tensors as grads[0], " + std::to_string(parameters) + ", got " +
              std::to_string(out.size()));
     }
     for (int64_t p = 0; p < parameters; ++p) {
-      if (size[p] > 0 || out[p].numel() > 0) check_alike(grads[model[p]], out[p]);
+      check_alike("out[" + std::to_string(p) + "]", out[p], named(model[p]), grads[model[p]]);
     }
   }
 
@@ -120,12 +125,22 @@ class GradientList {
   }
 
  private:
-  static void check_alike(const Tensor& first, const Tensor& other) {
-    if (other.scalar_type() != first.scalar_type()) {
-      refuse(std::string("the gradients of a parameter must have one dtype, got ") +
-             toString(other.scalar_type()) + " beside " + toString(first.scalar_type()));
+  std::string named(int64_t k) const {
+    return "grads[" + std::to_string(k / parameters) + "][" + std::to_string(k % parameters) + "]";
+  }
+
+  // In the words of `alike` in pama_ops/_checks.py.
+  static void check_alike(const std::string& at, const Tensor& x, const std::string& of,
+                          const Tensor& like) {
+    if (!same_sizes(x.sizes(), like.sizes())) {
+      refuse(at + " must have the shape " + text_of(like.sizes()) + " of " + of + ", got " +
+             text_of(x.sizes()));
     }
-    check_sizes("a gradient", other, first.sizes(), first);
+    if (x.scalar_type() != like.scalar_type()) {
+      refuse(at + " must have the dtype " + text_of(like.scalar_type()) + " of " + of + ", got " +
+             text_of(x.scalar_type()));
+    }
+    check_device(at.c_str(), x, like, of.c_str());
   }
 
   void place(const std::vector<Tensor>& grads, int64_t p) {
@@ -136,8 +151,10 @@ class GradientList {
       if (size[p] > 0) model[p] = k;
     }
     const Tensor& first = grads[model[p]];
-    check_floating("grads", first);
-    check_device("grads", first, grads[0]);
+    if (!is_floating(first.scalar_type())) check_floating(named(model[p]).c_str(), first);
+    if (first.get_device_index() != grads[0].get_device_index()) {
+      check_device(named(model[p]).c_str(), first, grads[0], "the others");
+    }
     dtype[p] = dtype_of(first);
     if (size[p] == 0) return;
     const bool contiguous = first.is_contiguous(), dense = contiguous || is_dense(first);
@@ -151,7 +168,7 @@ class GradientList {
       const bool alike =
           x.scalar_type() == kind && x.get_device_index() == device && same_sizes(x.sizes(), sizes);
       if (!alike && x.numel() == 0) continue;
-      if (!alike) check_alike(first, x);
+      if (!alike) check_alike(named(k), x, named(model[p]), first);
       in_place &= contiguous ? x.is_contiguous() : dense && same_order(first, x);
       data[k] = x.const_data_ptr();
     }
@@ -227,42 +244,5 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
            std::to_string(p) + "]");
   }
 }
-
-// Where combined gradients go: tensors in the layouts that the gradients are walked in.
-struct Combination {
-  std::vector<Tensor> tensors;
-  std::vector<void*> data;
-  std::vector<int64_t> moved;  // whose given tensor lies otherwise
-
-  Combination(const GradientList& grads, const std::vector<Tensor>& like) {
-    for (int64_t p = 0; p < grads.parameters; ++p) {
-      tensors.push_back(grads.empty_like(like, p));
-      data.push_back(tensors.back().mutable_data_ptr());
-    }
-  }
-
-  // In the given tensors; in copies of theirs, `write_back` later, where the layouts differ.
-  Combination(const GradientList& grads, const std::vector<Tensor>& like,
-              const std::vector<Tensor>& out, bool accumulate)
-      : tensors(out) {
-    grads.check_out(like, out);
-    check_apart(grads, out);
-    for (int64_t p = 0; p < grads.parameters; ++p) {
-      if (!grads.walks(like, p, out[p])) {
-        tensors[p] = grads.empty_like(like, p);
-        if (accumulate) torch::stable::copy_(tensors[p], out[p]);
-        moved.push_back(p);
-      }
-      data.push_back(tensors[p].mutable_data_ptr());
-    }
-  }
-
-  void write_back(const std::vector<Tensor>& out) const {
-    for (const int64_t p : moved) {
-      Tensor to = out[p];
-      torch::stable::copy_(to, tensors[p]);
-    }
-  }
-};
 
 }  // namespace pama

@@ -3,12 +3,10 @@
 
 #include <cmath>
 
-#include "core/exponential.h"
 #include "core/portable.h"
+#include "core/tokens/exponential.h"
 
 namespace pama {
-
-enum class Reduction : int { kToken, kSequence, kGram, kBatch };
 
 struct ActivePart {
   double log_low, log_high;  // log(1 - low) and log(1 + high): the clip, on the ratio's logarithm
@@ -40,19 +38,6 @@ PAMA_INLINE double active_part(const ActivePart& rule, double a, double log_rati
 
 inline ActivePart active_part_rule(double low, double high, bool noon, bool ratio_weighted) {
   return {low < 1 ? std::log1p(-low) : -HUGE_VAL, std::log1p(high), noon, ratio_weighted};
-}
-
-// Where the statistics of a batch lie: flags of a nonzero part (n), then for `batch` the count of
-// tokens and the sums (1 + n), for `gram` the matrix (n n).
-PAMA_INLINE int64_t statistics_size(int64_t n, Reduction reduction) {
-  return n + (reduction == Reduction::kGram ? n * n : reduction == Reduction::kBatch ? n + 1 : 0);
-}
-
-// The same as they are gathered: with a preference by sequence each objective's own tokens (n)
-// stand at the end of those of `batch` and `gram`.
-PAMA_INLINE int64_t gathered_size(int64_t n, Reduction reduction, bool by_sequence) {
-  const int64_t size = statistics_size(n, reduction);
-  return by_sequence && size > n ? size + n : size;
 }
 
 }  // namespace pama

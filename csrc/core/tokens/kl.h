@@ -1,7 +1,9 @@
 // Per-token estimators of KL(π ‖ π_ref) from k = log π − log π_ref, and their slopes in k.
 #pragma once
 
-#include "core/exponential.h"
+#include <type_traits>
+
+#include "core/tokens/exponential.h"
 
 namespace pama {
 
@@ -22,26 +24,25 @@ PAMA_INLINE double kl_slope(double k) {
   if constexpr (kind == Estimator::kK3) return -exponential(-k).minus_one;
 }
 
-PAMA_INLINE double kl_estimate(Estimator kind, double k) {
+// body(constant) with `kind` as a constant.
+template <class Body>
+PAMA_INLINE auto with_estimator(Estimator kind, const Body& body) {
   switch (kind) {
     case Estimator::kK1:
-      return kl_estimate<Estimator::kK1>(k);
+      return body(std::integral_constant<Estimator, Estimator::kK1>{});
     case Estimator::kK2:
-      return kl_estimate<Estimator::kK2>(k);
+      return body(std::integral_constant<Estimator, Estimator::kK2>{});
     default:
-      return kl_estimate<Estimator::kK3>(k);
+      return body(std::integral_constant<Estimator, Estimator::kK3>{});
   }
 }
 
+PAMA_INLINE double kl_estimate(Estimator kind, double k) {
+  return with_estimator(kind, [k](auto constant) { return kl_estimate<constant()>(k); });
+}
+
 PAMA_INLINE double kl_slope(Estimator kind, double k) {
-  switch (kind) {
-    case Estimator::kK1:
-      return kl_slope<Estimator::kK1>(k);
-    case Estimator::kK2:
-      return kl_slope<Estimator::kK2>(k);
-    default:
-      return kl_slope<Estimator::kK3>(k);
-  }
+  return with_estimator(kind, [k](auto constant) { return kl_slope<constant()>(k); });
 }
 
 }  // namespace pama

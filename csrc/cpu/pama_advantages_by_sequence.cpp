@@ -1,0 +1,188 @@
+// `sequence`, `batch` and `gram`: one weight vector for each sequence, or one for all.
+#include "core/min_norm.h"
+#include "cpu/pama_advantages_combine.h"
+
+namespace pama {
+namespace {
+
+template <class Real>
+PAMA_INLINE void find_means(const PamaInputs& batch, int64_t b, Tile<Real>& tile, double* means) {
+  const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
+  const int64_t step = tile_length<Real>(batch, size);
+  int64_t total = 0;
+  std::fill_n(means, n, 0.0);
+  for (int64_t t = 0; t < size; t += step) {
+    place_parts(batch, b, t, std::min(step, size - t), tile);
+    total += tile.tokens.count;
+    for (int64_t i = 0; i < n; ++i) means[i] += sum_of_parts(tile, i);
+  }
+  for (int64_t i = 0; i < n; ++i) means[i] /= static_cast<double>(std::max<int64_t>(total, 1));
+  means[n] = static_cast<double>(total);
+}
+
+PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* means) {
+  find_means(batch, b, tile, means);
+}
+
+PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* means) {
+  find_means(batch, b, tile, means);
+}
+
+// out = before + Σ w a over four rows; `before` may be null.
+template <class Real, class Out>
+PAMA_INLINE void add_four(const Real* const* a, const double* w, Real floor, int64_t count,
+                          const double* before, Out* out) {
+  const Real *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+  const double w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+  const auto rest = [before](int64_t j) { return before ? before[j] : 0.0; };
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    const double sum = (w0 * after_noon(a0[j], floor) + w1 * after_noon(a1[j], floor)) +
+                       (w2 * after_noon(a2[j], floor) + w3 * after_noon(a3[j], floor));
+    out[j] = static_cast<Out>(rest(j) + sum);
+  }
+}
+
+// Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
+template <class Real>
+PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, Real* combined) {
+  static const Row<Real> zeros{};
+  const int64_t count = tile.tokens.count;
+  Row<double> sum;
+  const double* before = nullptr;
+  const Real* a[4];
+  double w[4];
+  int rows = 0;
+  for (int64_t i = 0; i < tile.size(); ++i) {
+    if (weights[i] == 0) continue;
+    if (rows == 4) {
+      add_four(a, w, tile.floor, count, before, sum.at);
+      before = sum.at;
+      rows = 0;
+    }
+    a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
+  }
+  for (; rows < 4; ++rows) a[rows] = zeros.at, w[rows] = 0;
+  if (before) {
+    add_four(a, w, tile.floor, count, before, combined);
+  } else {
+    add_four(a, w, tile.floor, count, nullptr, combined);
+  }
+}
+
+template <class Real>
+PAMA_INLINE void combine_tiles(const Combine& job, int64_t b, const double* weights,
+                               Tile<Real>& tile) {
+  const Sequences& s = job.inputs.sequences;
+  Row<Real> scratch;
+  const int64_t size = s.size(b);
+  for (int64_t t = 0; t < size; t += kTile) {
+    place_advantages(job.inputs, b, t, std::min(kTile, size - t), tile);
+    const int64_t first = s.first(job.advantages, 0, b) + t;
+    Real* there = rows::in_place<Real>(job.advantages, first, tile.tokens);
+    combine_rows(tile, weights, there ? there : scratch.at);
+    if (there) {
+      rows::clear_around(there, tile.tokens);
+    } else {
+      rows::scatter(job.advantages, first, tile.tokens, scratch.at);
+    }
+  }
+}
+
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile<float>& tile) {
+  combine_tiles(job, b, weights, tile);
+}
+
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  Tile<double>& tile) {
+  combine_tiles(job, b, weights, tile);
+}
+
+// One problem for the whole batch, of one preference. Returns the optimum.
+double solve_batch(const Combine& job, const Preference& preference, double* weights) {
+  const Reduction reduction = job.inputs.reduction;
+  const double* statistics = job.inputs.statistics;
+  const auto n = static_cast<int64_t>(preference.raw.size());
+  const int size = static_cast<int>(n);
+  std::fill_n(weights, n, 0.0);
+  if (preference.used.empty()) return 0;
+  std::vector<double> problem(statistics + n, statistics + statistics_size(n, reduction));
+  if (reduction == Reduction::kGram) {
+    std::vector<double> reals(MinNorm<SerialTeam>::reals(n));
+    std::vector<int> integers(MinNorm<SerialTeam>::integers(n));
+    MinNorm<SerialTeam>({.team = {},
+                         .n = size,
+                         .gram = problem.data(),
+                         .vector = preference.raw.data(),
+                         .rtol = 0x1p-52,
+                         .options = nullptr,
+                         .out = weights,
+                         .workspace = {reals.data(), integers.data()}})
+        .solve();
+    return 0;
+  }
+  std::vector<double> reals(PamaWeights<SerialTeam>::reals(n));
+  for (int64_t i = 0; i < n; ++i) problem[1 + i] /= std::max(problem[0], 1.0);
+  PamaWeights<SerialTeam> solver({}, size, {reals.data(), nullptr});
+  solver.prefer(preference.raw.data());
+  return solver.solve(problem.data() + 1, weights);
+}
+
+}  // namespace
+
+void combine_by_sequence(const Combine& job) {
+  const Sequences& s = job.inputs.sequences;
+  const int64_t n = s.objectives;
+  with_reals(job.inputs, [&](auto real) {
+    for_sequences(s, [&](int64_t first, int64_t end) {
+      Tile<decltype(real)> tile(job.inputs);
+      std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
+      PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
+      const Preference* preference = nullptr;
+      for (int64_t b = first; b < end; ++b) {
+        if (preference != &job.preferences.at(b)) {
+          preference = &job.preferences.at(b);
+          solver.prefer(preference->raw.data());
+        }
+        mean_parts(job.inputs, b, tile, means.data());
+        double optimum = 0;
+        std::fill(weights.begin(), weights.end(), 0.0);
+        if (means[n] > 0 && !preference->used.empty())
+          optimum = solver.solve(means.data(), weights.data());
+        for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
+        store(job.optimum, b, optimum);
+        combine_sequence(job, b, weights.data(), tile);
+      }
+    });
+  });
+}
+
+void combine_by_batch(const Combine& job) {
+  const Sequences& s = job.inputs.sequences;
+  const Preferences& preferences = job.preferences;
+  const int64_t n = s.objectives, kinds = static_cast<int64_t>(preferences.distinct.size());
+  std::vector<double> weights(kinds * n), optimum(kinds);
+  parallel_for(0, kinds, std::max<int64_t>(4096 / (n * n * n), 1), [&](int64_t first, int64_t end) {
+    for (int64_t k = first; k < end; ++k) {
+      optimum[k] = solve_batch(job, preferences.distinct[k], weights.data() + k * n);
+    }
+  });
+  // Of each sequence if they differ, or of all.
+  const int64_t problems = job.inputs.by_sequence ? s.count : 1;
+  const auto kind = [&](int64_t b) { return preferences.of.empty() ? 0 : preferences.of[b]; };
+  for (int64_t b = 0; b < problems; ++b) {
+    for (int64_t i = 0; i < n; ++i) store(job.weights, i * problems + b, weights[kind(b) * n + i]);
+    if (job.inputs.reduction == Reduction::kBatch) store(job.optimum, b, optimum[kind(b)]);
+  }
+  with_reals(job.inputs, [&](auto real) {
+    for_sequences(s, [&](int64_t first, int64_t end) {
+      Tile<decltype(real)> tile(job.inputs);
+      for (int64_t b = first; b < end; ++b) {
+        combine_sequence(job, b, weights.data() + kind(b) * n, tile);
+      }
+    });
+  });
+}
+
+}  // namespace pama

@@ -1,0 +1,117 @@
+// The ops that solve a small problem for each matrix, or each vector, of a stack: the list of
+// solvers, and `pama_weights`.
+#pragma once
+
+#include <algorithm>
+#include <cfloat>
+
+#include "core/gram_problem.h"
+#include "tensors/stacks.h"
+
+namespace pama {
+
+struct ProblemStack {
+  static constexpr int kMaxOptions = 4;
+
+  Stack input, vector, out, optimum;
+  int64_t count;
+  int n;
+  double rtol;
+  double options[kMaxOptions];
+};
+
+// A preference, or what an op takes in its place, for each matrix or for all.
+inline void check_vector(const char* name, const Tensor& x, int64_t size, const Tensor& gram) {
+  const Sizes sizes = x.sizes(), lead(gram.sizes().data(), gram.dim() - 2);
+  const bool scalar = size == 1 && sizes.size() == 0;
+  const bool alone = sizes.size() == 1 && sizes[0] == size;
+  const bool each = sizes.size() == lead.size() + 1 && sizes[lead.size()] == size &&
+                    same_sizes(Sizes(sizes.data(), lead.size()), lead);
+  if (!scalar && !alone && !each) {
+    refuse(std::string(name) + " must have the shape [" + std::to_string(size) + "], or that for " +
+           "each matrix, got " + text_of(sizes));
+  }
+  check_device(name, x, gram);
+}
+
+// What `Solver` (core/solvers.h) asks for.
+template <class Solver>
+void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
+                   const std::vector<double>& options, const std::optional<double>& rtol) {
+  check_floating("gram", gram);
+  const int64_t dims = gram.dim();
+  if (dims < 2 || gram.size(dims - 1) != gram.size(dims - 2) || gram.size(dims - 1) == 0) {
+    refuse("gram must have the shape [..., n, n] with n >= 1, got " + text_of(gram.sizes()));
+  }
+  if (static_cast<int64_t>(options.size()) != Solver::kOptions) {
+    refuse("options must hold as many numbers as the op takes, " +
+           std::to_string(Solver::kOptions) + ", got " + std::to_string(options.size()));
+  }
+  if (rtol && !(*rtol >= 0 && *rtol <= DBL_MAX)) {
+    refuse("rtol must be nonnegative and finite, got " + text_of(*rtol));
+  }
+  if (!vector) {
+    if (Solver::kTakes == Takes::kVector) refuse("the op takes a vector beside gram, got None");
+    return;
+  }
+  const int64_t n = gram.size(dims - 1);
+  switch (Solver::kTakes) {
+    case Takes::kNothing:
+      refuse("the op takes no vector beside gram, got a tensor");
+    case Takes::kPreference:  // [n], or one for each matrix
+      if (vector->dim() <= 1) return check_reals("preference", *vector, {n}, gram);
+      check_floating("preference", *vector);
+      return check_vector("preference", *vector, n, gram);
+    case Takes::kVector:
+      if (vector->scalar_type() != ScalarType::Long)
+        check_floating("the vector beside gram", *vector);
+      return check_vector("the vector beside gram", *vector, Solver::vector(n), gram);
+  }
+}
+
+template <class Solver, void (*Run)(const Tensor& on, const ProblemStack&)>
+Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
+             const std::vector<double>& options, const std::optional<double>& rtol) {
+  check_problem<Solver>(gram, vector, options, rtol);
+  static_assert(Solver::kOptions <= ProblemStack::kMaxOptions);
+  std::vector<int64_t> shape(gram.sizes().begin(), gram.sizes().end() - 2);
+  const int64_t n = gram.size(gram.dim() - 1);
+  if (!Solver::kScalar) shape.push_back(n);
+  Tensor out = allocate(gram, shape, gram.scalar_type());
+  ProblemStack problems{.input = stack_of(gram, 2, gram, 2),
+                        .vector = stack_of(vector, 1, gram, 2),
+                        .out = result_of(out),
+                        .optimum = {},
+                        .count = count_of(gram, 2),
+                        .n = static_cast<int>(n),
+                        .rtol = rtol.value_or(2 * precision_of(dtype_of(gram)).roundoff),
+                        .options = {}};
+  std::copy(options.begin(), options.end(), problems.options);
+  Run(gram, problems);
+  return out;
+}
+
+template <void (*Run)(const Tensor& on, const ProblemStack&)>
+std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
+                                        const std::optional<Tensor>& preference) {
+  check_floating("values", values);
+  const Sizes sizes = values.sizes();
+  if (sizes.size() == 0 || sizes[sizes.size() - 1] == 0) {
+    refuse("values must have the shape [..., n] with n >= 1, got " + text_of(sizes));
+  }
+  const int64_t n = sizes[sizes.size() - 1];
+  if (preference) check_reals("preference", *preference, {n}, values);
+  Tensor weights = allocate(values, sizes, values.scalar_type());
+  Tensor optimum = allocate(values, Sizes(sizes.data(), sizes.size() - 1), values.scalar_type());
+  Run(values, {.input = stack_of(values, 1, values, 1),
+               .vector = stack_of(preference, 1, values, 1),
+               .out = result_of(weights),
+               .optimum = result_of(optimum),
+               .count = count_of(values, 1),
+               .n = static_cast<int>(n),
+               .rtol = 0,
+               .options = {}});
+  return {weights, optimum};
+}
+
+}  // namespace pama
