@@ -72,10 +72,26 @@ struct BFloat16 {
 };
 
 // The number that an element is.
-PAMA_INLINE double number(double x) { return x; }
-PAMA_INLINE float number(float x) { return x; }
+template <class T>
+PAMA_INLINE T number(T x) {
+  return x;
+}
 PAMA_INLINE float number(Half x) { return half_to_float(x.bits); }
 PAMA_INLINE float number(BFloat16 x) { return bfloat16_to_float(x.bits); }
+
+// The element nearest to a number.
+template <class Real, class Element>
+PAMA_INLINE void round_to(Real x, Element& to) {
+  to = static_cast<Element>(x);
+}
+template <class Real>
+PAMA_INLINE void round_to(Real x, Half& to) {
+  to.bits = float_to_half(static_cast<float>(x));
+}
+template <class Real>
+PAMA_INLINE void round_to(Real x, BFloat16& to) {
+  to.bits = float_to_bfloat16(static_cast<float>(x));
+}
 
 // body(Element{}) of a floating dtype's element; of any other dtype's as of float32's.
 template <class Body>
@@ -89,6 +105,32 @@ PAMA_INLINE auto with_real(DType dtype, const Body& body) {
       return body(BFloat16{});
     default:
       return body(float{});
+  }
+}
+
+// The same of any dtype; a bool is a byte of 0 or 1.
+template <class Body>
+PAMA_INLINE auto with_element(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kBool:
+    case DType::kUInt8:
+      return body(uint8_t{});
+    case DType::kInt8:
+      return body(int8_t{});
+    case DType::kInt16:
+      return body(int16_t{});
+    case DType::kInt32:
+      return body(int32_t{});
+    case DType::kInt64:
+      return body(int64_t{});
+    case DType::kHalf:
+      return body(Half{});
+    case DType::kBFloat16:
+      return body(BFloat16{});
+    case DType::kFloat:
+      return body(float{});
+    default:
+      return body(double{});
   }
 }
 

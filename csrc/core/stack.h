@@ -34,20 +34,9 @@ PAMA_INLINE double load(const Stack& stack, int64_t i) {
 }
 
 PAMA_INLINE void store(const Stack& stack, int64_t i, double value) {
-  const float narrow = static_cast<float>(value);
-  switch (stack.dtype) {
-    case DType::kHalf:
-      static_cast<uint16_t*>(stack.data)[i] = float_to_half(narrow);
-      break;
-    case DType::kBFloat16:
-      static_cast<uint16_t*>(stack.data)[i] = float_to_bfloat16(narrow);
-      break;
-    case DType::kFloat:
-      static_cast<float*>(stack.data)[i] = narrow;
-      break;
-    default:
-      static_cast<double*>(stack.data)[i] = value;
-  }
+  with_real(stack.dtype, [&](auto element) PAMA_INLINED {
+    round_to(value, static_cast<decltype(element)*>(stack.data)[i]);
+  });
 }
 
 // Element (i, j) of a matrix that is symmetric to rounding, made symmetric to the bit.

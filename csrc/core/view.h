@@ -15,27 +15,9 @@ struct View {
 };
 
 PAMA_INLINE double load(const View& view, int64_t i) {
-  switch (view.dtype) {
-    case DType::kBool:
-    case DType::kUInt8:
-      return static_cast<const uint8_t*>(view.data)[i];
-    case DType::kInt8:
-      return static_cast<const int8_t*>(view.data)[i];
-    case DType::kInt16:
-      return static_cast<const int16_t*>(view.data)[i];
-    case DType::kInt32:
-      return static_cast<const int32_t*>(view.data)[i];
-    case DType::kInt64:
-      return static_cast<double>(static_cast<const int64_t*>(view.data)[i]);
-    case DType::kHalf:
-      return half_to_float(static_cast<const uint16_t*>(view.data)[i]);
-    case DType::kBFloat16:
-      return bfloat16_to_float(static_cast<const uint16_t*>(view.data)[i]);
-    case DType::kFloat:
-      return static_cast<const float*>(view.data)[i];
-    default:
-      return static_cast<const double*>(view.data)[i];
-  }
+  return with_element(view.dtype, [&](auto element) PAMA_INLINED {
+    return static_cast<double>(number(static_cast<const decltype(element)*>(view.data)[i]));
+  });
 }
 
 // Results are float32 or float64.

@@ -5,30 +5,16 @@
 namespace pama {
 namespace {
 
-template <class T>
-bool zeros_and_ones(const T* x, int64_t stride, int64_t count) {
-  bool good = true;
-  for (int64_t j = 0; j < count; ++j) good &= x[j * stride] == T(0) || x[j * stride] == T(1);
-  return good;
-}
-
 bool zeros_and_ones(const View& mask, int64_t first, int64_t count) {
-  switch (mask.dtype) {
-    case DType::kBool:
-      return true;
-    case DType::kUInt8:
-      return zeros_and_ones(static_cast<const uint8_t*>(mask.data) + first, mask.token, count);
-    case DType::kInt64:
-      return zeros_and_ones(static_cast<const int64_t*>(mask.data) + first, mask.token, count);
-    case DType::kFloat:
-      return zeros_and_ones(static_cast<const float*>(mask.data) + first, mask.token, count);
-    default:
-      for (int64_t j = 0; j < count; ++j) {
-        const double m = load(mask, first + j * mask.token);
-        if (m != 0 && m != 1) return false;
-      }
-      return true;
-  }
+  return with_element(mask.dtype, [&](auto element) {
+    const auto* x = static_cast<const decltype(element)*>(mask.data) + first;
+    bool good = true;
+    for (int64_t j = 0; j < count; ++j) {
+      const auto m = number(x[j * mask.token]);
+      good &= m == 0 || m == 1;
+    }
+    return good;
+  });
 }
 
 void check_mask(const View& mask, int64_t rows, int64_t length) {

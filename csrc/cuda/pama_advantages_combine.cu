@@ -236,8 +236,6 @@ __global__ void __launch_bounds__(128, 1)
   wait_for_inputs();
   const Sequences& s = args.inputs.sequences;
   const int64_t n = s.objectives, tokens = s.offsets ? s.total : s.count * s.length;
-  CombineArgs flat = args;
-  flat.inputs.sequences.offsets = nullptr;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   double* part = dynamic_shared() + threadIdx.x * pama_token_workspace(n);
   if constexpr (!kShared) part = args.scratch + thread * pama_token_workspace(n);
@@ -247,8 +245,8 @@ __global__ void __launch_bounds__(128, 1)
   PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
   int64_t prepared = -1;  // the sequence whose preference the solver has
   for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t b = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
-    const int64_t owner = !args.inputs.by_sequence ? 0 : s.offsets ? sequence_of(s, k) : b;
+    const int64_t row = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
+    const int64_t owner = !args.inputs.by_sequence ? 0 : s.offsets ? sequence_of(s, k) : row;
     if (owner != prepared) {
       live = pama_preference(args, owner, SerialTeam{}, preference);
       solver.prefer(preference);
@@ -256,20 +254,22 @@ __global__ void __launch_bounds__(128, 1)
     }
     double combined = 0, optimum = 0, few[kFewObjectives];
     // Those of the first objectives are loaded together, with the mask and the ratio.
-    const View& advantages = flat.inputs.advantages;
-    const auto index = [&](int64_t i) {
-      return flat.inputs.sequences.first(advantages, i, b) + t * advantages.token;
+    const View &advantages = args.inputs.advantages, &ratios = args.inputs.log_ratio,
+               &mask = args.inputs.mask;
+    const auto at = [&](const View& view, int64_t i) {
+      return i * view.objective + row * view.sequence + t * view.token;
+    };
+    const auto noon_of = [&](int64_t i) {
+      return noon(args.inputs.rule, load(advantages, at(advantages, i)));
     };
     decltype(load_one<kLayout>(advantages, 0)) loaded[kFewObjectives];
 #pragma unroll
     for (int i = 0; i < kFewObjectives; ++i) {
-      if (i < n) loaded[i] = load_one<kLayout>(advantages, index(i));
+      if (i < n) loaded[i] = load_one<kLayout>(advantages, at(advantages, i));
     }
-    const View &ratios = flat.inputs.log_ratio, &mask = flat.inputs.mask;
-    const int64_t ratio_at = flat.inputs.sequences.first(ratios, 0, b) + t * ratios.token,
-                  mask_at = flat.inputs.sequences.first(mask, 0, b) + t * mask.token;
-    const double ratio = ratios.data ? real_of(ratios, load_one<kLayout>(ratios, ratio_at)) : 0;
-    const bool here = live && unmasked_one<kLayout>(mask, mask_at);
+    const double ratio =
+        ratios.data ? real_of(ratios, load_one<kLayout>(ratios, at(ratios, 0))) : 0;
+    const bool here = live && unmasked_one<kLayout>(mask, at(mask, 0));
     if (here) {
 #pragma unroll
       for (int i = 0; i < kFewObjectives; ++i) {
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(128, 1)
       }
 #pragma unroll 1
       for (int64_t i = kFewObjectives; i < n; ++i) {
-        part[i] = active_part(args.inputs.rule, pama_noon(flat.inputs, i, b, t), ratio);
+        part[i] = active_part(args.inputs.rule, noon_of(i), ratio);
       }
       optimum = solver.solve(part, weights);
       // A weight of 0 drops the objective, whatever its advantage.
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(128, 1)
       }
 #pragma unroll 1
       for (int64_t i = kFewObjectives; i < n; ++i) {
-        if (weights[i] != 0) combined += weights[i] * pama_noon(flat.inputs, i, b, t);
+        if (weights[i] != 0) combined += weights[i] * noon_of(i);
       }
     }
     for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);

@@ -6,6 +6,27 @@ namespace {
 
 constexpr int kStatisticsBlock = 128;
 
+__device__ __forceinline__ double pama_log_ratio(const PamaInputs& args, int64_t b, int64_t t) {
+  const View& ratio = args.log_ratio;
+  return ratio.data ? load(ratio, args.sequences.first(ratio, 0, b) + t * ratio.token) : 0.0;
+}
+
+// Whether an objective has no part in a sequence.
+__device__ __forceinline__ bool pama_dropped(const PamaInputs& args, int64_t n, int64_t b) {
+  return args.by_sequence && !(preferred(args.preference, n, b) > 0);
+}
+
+// A of an unmasked token, after Noon.
+__device__ __forceinline__ double pama_noon(const PamaInputs& args, int64_t n, int64_t b,
+                                            int64_t t) {
+  const View& a = args.advantages;
+  return noon(args.rule, load(a, args.sequences.first(a, n, b) + t * a.token));
+}
+
+__device__ __forceinline__ bool pama_unmasked(const PamaInputs& args, int64_t b, int64_t t) {
+  return unmasked(args.mask, args.sequences.first(args.mask, 0, b) + t * args.mask.token);
+}
+
 // The statistics of one sequence, by a block. Tiles of I(A), [n][tile], are staged in shared
 // memory; then each warp sums the entries that it owns over the tile, and adds them to its partial
 // result.

@@ -68,18 +68,13 @@ struct ChunkWalk {
   }
 };
 
-__device__ __forceinline__ float real(BFloat16 x) { return bfloat16_to_float(x.bits); }
-__device__ __forceinline__ float real(float x) { return x; }
-__device__ __forceinline__ double real(double x) { return x; }
+// `number`, and `round_to` of the float32 that sums of halves are.
+template <class Element>
+__device__ __forceinline__ auto real(Element x) {
+  return number(x);
+}
 
-__device__ __forceinline__ void round_to(float x, float& to) { to = x; }
-__device__ __forceinline__ void round_to(double x, double& to) { to = x; }
-
-#if defined(PAMA_EMULATE)
-inline float real(Half x) { return half_to_float(x.bits); }
-inline void round_to(float x, Half& to) { to.bits = float_to_half(x); }
-inline void round_to(float x, BFloat16& to) { to.bits = float_to_bfloat16(x); }
-#else
+#if !defined(PAMA_EMULATE)
 // One instruction each: at 4.8 TB/s the portable ones would take half of a GPU's issue slots.
 __device__ __forceinline__ float real(Half x) {
   float wide;

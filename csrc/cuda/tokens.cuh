@@ -37,38 +37,24 @@ struct Tokens {
   bool inside[kTokens], unmasked[kTokens];
 };
 
-namespace detail {
-
-template <class T, class Convert>
+// out[k] of the tokens to take, 0 for the others, which are not read.
+template <class Element>
 __device__ __forceinline__ void load_each(const View& view, int64_t first, const bool* take,
-                                          double* out, const Convert& convert) {
-  const T* from = static_cast<const T*>(view.data) + first;
+                                          double* out) {
+  const Element* from = static_cast<const Element*>(view.data) + first;
   const int64_t step = kBlock * view.token;
-  T bits[kTokens];
+  Element element[kTokens];
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) bits[k] = take[k] ? from[k * step] : T{};
+  for (int k = 0; k < kTokens; ++k) element[k] = take[k] ? from[k * step] : Element{};
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) out[k] = static_cast<double>(convert(bits[k]));
+  for (int k = 0; k < kTokens; ++k) out[k] = static_cast<double>(number(element[k]));
 }
 
-}  // namespace detail
-
-// out[k] of the tokens to take, 0 for the others, which are not read.
+// The same of real numbers.
 __device__ __forceinline__ void load_tokens(const View& view, int64_t first, const bool* take,
                                             double* out) {
-  const auto same = [](auto x) { return x; };
-  const auto half = [](uint16_t x) { return half_to_float(x); };
-  const auto bfloat16 = [](uint16_t x) { return bfloat16_to_float(x); };
-  switch (view.dtype) {
-    case DType::kDouble:
-      return detail::load_each<double>(view, first, take, out, same);
-    case DType::kHalf:
-      return detail::load_each<uint16_t>(view, first, take, out, half);
-    case DType::kBFloat16:
-      return detail::load_each<uint16_t>(view, first, take, out, bfloat16);
-    default:
-      return detail::load_each<float>(view, first, take, out, same);
-  }
+  with_real(view.dtype,
+            [&](auto element) { load_each<decltype(element)>(view, first, take, out); });
 }
 
 // `t` is this thread's first token, of a sequence of `size`.
@@ -84,7 +70,7 @@ __device__ __forceinline__ Tokens find_tokens(const Sequences& s, const View& ma
   const int64_t first = s.first(mask, 0, sequence) + t * mask.token;
   if (mask.dtype <= DType::kUInt8) {
     double value[kTokens];
-    detail::load_each<uint8_t>(mask, first, tokens.inside, value, [](uint8_t x) { return x; });
+    load_each<uint8_t>(mask, first, tokens.inside, value);
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
   } else {
