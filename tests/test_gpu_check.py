@@ -246,7 +246,7 @@ def test_every_stage_leaves_its_steps_in_one_archive(check):
     assert "--tool memcheck --kernel-name kns=pama" in log
 
 
-@pytest.mark.parametrize("step", ["gpu_ops.py gram", "gradients.py", "gpu_report"])
+@pytest.mark.parametrize("step", ["gpu_ops.py gram", "gradients.py", "provenance"])
 def test_a_step_that_fails_hides_no_other(check, step):
     run = check.run("first", FAILS=step)
     assert run.returncode == 1
