@@ -28,12 +28,12 @@ def script(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks/gpu"))
     monkeypatch.setattr(sys, "path", sys.path)  # measure.py adds to it
-    models = importlib.import_module("models")
-    monkeypatch.setattr(models, "MODELS", {"tiny": SHAPES})
+    model_shapes = importlib.import_module("model_shapes")
+    monkeypatch.setattr(model_shapes, "MODELS", {"tiny": SHAPES})
 
     def run(name: str, *arguments: str, **constants: object) -> tuple[dict, Path]:
         module = importlib.import_module(name)
-        constants.setdefault("MODELS", models.MODELS)
+        constants.setdefault("MODELS", model_shapes.MODELS)
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value, raising=False)
         results = tmp_path / f"{name}.json"
