@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from measure import Bench, Call, memory  # before the others, which are found where it looks
+
+# isort: split
 from gradient_peers import Gradients, jacobian, on_host
-from measure import Bench, Call, memory
 from model_shapes import MODELS, Shapes, size
 from torch import Tensor
 
