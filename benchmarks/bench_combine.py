@@ -12,14 +12,15 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Compare
-from gradient_cases import BY_ROWS, BY_SHAPES, BY_SIZE, ROWS, Case
+from gradient_cases import BESIDE_PEERS, ROWS, Case
 from gradient_peers import foreach_combine, jacobian
 from memory_passes import copy_pass, read_pass, reads_and_write
 
 import pama_ops as po
 
 BUDGET = 1.3
-OTHERS = [
+CASES = [
+    *BESIDE_PEERS,
     *(Case(n, threads=1) for n in (4, 32)),
     *(Case(n, torch.bfloat16) for n in ROWS),
     Case(4, torch.bfloat16, threads=1),
@@ -27,13 +28,15 @@ OTHERS = [
 ]
 
 
-def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_combine(compare: Compare, threads, device: str, case: Case) -> None:
+    threads(case.threads)
     grads = case.draw(device)
     flat = [x for row in grads for x in row]
     out = [torch.empty_like(x) for x in grads[0]]
     weights = torch.rand(case.n, device=device)
     numbers, theirs = weights.tolist(), {}
-    if peers:
+    if case in BESIDE_PEERS:
         j, w = jacobian(grads), weights.to(case.dtype)
         theirs = {
             "copy": copy_pass(*flat),
@@ -48,15 +51,3 @@ def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
         rounds=15,
         peers=theirs,
     )
-
-
-@pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_combine(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=False)
-
-
-@pytest.mark.parametrize("case", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
-def test_combine_against_what_users_run(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Compare
-from gradient_cases import BY_ROWS, BY_SHAPES, BY_SIZE, ROWS, Case
+from gradient_cases import BESIDE_PEERS, ROWS, Case
 from gradient_peers import Gradients, cat_gram, pair_dots, torchjd_into_grad
 from memory_passes import copy_pass, read_pass
 from timing import Call
@@ -23,7 +23,8 @@ BUDGETS = {
     torch.bfloat16: {2: 1.6, 4: 1.6, 8: 1.6},
 }
 AGAINST_CAT = 0.2  # at n = 4
-OTHERS = [
+CASES = [
+    *BESIDE_PEERS,
     *(Case(n, threads=1) for n in ROWS),
     *(Case(n, torch.bfloat16, threads) for n in ROWS for threads in (2, 1)),
     *(Case(n, dtype) for dtype in (torch.float16, torch.float64) for n in (4, 16)),
@@ -42,12 +43,14 @@ def peers_of(grads: Gradients) -> dict[str, Call]:
     return peers
 
 
-def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gram(compare: Compare, threads, device: str, case: Case) -> None:
+    threads(case.threads)
     grads = case.draw(device)
     flat = [x for row in grads for x in row]
     budget = BUDGETS.get(case.dtype, {}).get(case.n) if case.budgeted else None
     budgets = {} if budget is None else {"read pass": budget}
-    if peers and case.budgeted and case.n == 4:
+    if case in BESIDE_PEERS and case.budgeted and case.n == 4:
         budgets["cat, J @ J.T"] = AGAINST_CAT
     compare(
         f"{case}, {device}",
@@ -55,17 +58,5 @@ def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
         {"read pass": read_pass(*flat)},
         budgets,
         rounds=15,
-        peers=peers_of(grads) if peers else None,
+        peers=peers_of(grads) if case in BESIDE_PEERS else None,
     )
-
-
-@pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_gram(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=False)
-
-
-@pytest.mark.parametrize("case", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
-def test_gram_against_what_users_run(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=True)

@@ -15,13 +15,14 @@ import torch
 from bench_combine import BUDGET
 from bench_gram import BUDGETS
 from conftest import Compare
-from gradient_cases import BY_ROWS, BY_SHAPES, BY_SIZE, Case
+from gradient_cases import BESIDE_PEERS, Case
 from gradient_peers import on_host_into_grad, torchjd_into_grad
 from memory_passes import read_pass, reads_and_write
 
 import pama_ops as po
 
-OTHERS = [
+CASES = [
+    *BESIDE_PEERS,
     *(Case(n, threads=1) for n in (4, 32)),
     *(Case(n, torch.bfloat16) for n in (4, 32)),
     *(Case(4, dtype) for dtype in (torch.float16, torch.float64)),
@@ -37,12 +38,14 @@ def budget_of(case: Case) -> float | None:
     return (gram * case.n + BUDGET * (case.n + 1)) / (2 * case.n + 1)
 
 
-def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step(compare: Compare, threads, device: str, case: Case) -> None:
+    threads(case.threads)
     grads = case.draw(device)
     flat = [x for row in grads for x in row]
     out = [torch.empty_like(x) for x in grads[0]]
     budget, theirs = budget_of(case), {}
-    if peers:
+    if case in BESIDE_PEERS:
         theirs = {"cat, host, w @ J": on_host_into_grad(grads), **torchjd_into_grad(grads)}
     compare(
         f"{case}, {device}",
@@ -52,15 +55,3 @@ def run(compare: Compare, case: Case, device: str, *, peers: bool) -> None:
         rounds=15,
         peers=theirs,
     )
-
-
-@pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_step(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=False)
-
-
-@pytest.mark.parametrize("case", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
-def test_step_against_what_users_run(compare: Compare, threads, case, device):
-    threads(case.threads)
-    run(compare, case, device, peers=True)

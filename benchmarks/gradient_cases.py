@@ -56,11 +56,11 @@ class Case:
         ]
 
 
-BY_ROWS = [Case(n) for n in ROWS]
-BY_SHAPES = [
+BESIDE_PEERS = [
+    *(Case(n) for n in ROWS),
+    *(Case(4, d=d) for d in (10**4, 10**5, 10**6, 10**7)),
     Case(4, kind="one tensor", d=10**8),
     Case(2, d=size(MODELS["GPT-2 125M"])),
     Case(4, kind="10,000 tensors", d=15 * 10**6),
     Case(4, kind="10,000 tensors", d=10**6),
 ]
-BY_SIZE = [Case(4, d=d) for d in (10**4, 10**5, 10**6, 10**7)]

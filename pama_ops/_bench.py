@@ -37,7 +37,8 @@ def seconds(call: Call, device: torch.device) -> float:
     call()
     end.record(stream)
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1e3
 
 
 def cases(device: torch.device) -> list[tuple[str, Call, int]]:

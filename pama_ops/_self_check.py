@@ -139,22 +139,6 @@ def _of_ratio(logp: Tensor, other: Tensor) -> Tensor:
     return (1 + x) * x.exp()
 
 
-def _gae(
-    rewards: Tensor, values: Tensor, mask: Any, last: Tensor | None, cu: Any, gamma: float,
-    lam: float,
-) -> float:  # fmt: skip
-    """A sum of δ, each of three numbers, discounted by γλ: 1 / (1 - γλ) of them in effect, and as
-    many steps that round it."""
-    steps = min(float(rewards.shape[-1]), 1 / max(1 - gamma * lam, U64))
-    return 8 * steps**2 * 3 * _largest(rewards, values, last)
-
-
-def _whiten_moments(x: Tensor, *_: Any) -> float:
-    """Means of deviations, which are at most twice the largest number; and the root of a mean of
-    their squares, which errs no more than they do."""
-    return 8 * x[0].numel() * 2 * _largest(x)
-
-
 def _whiten_apply(x: Tensor, mask: Any, cu: Any, moments: Tensor, eps: float) -> float:
     """The difference from a mean that R ranks' moments merge into, in units of √(σ² + ε)."""
     merged, unit = merge_moments(moments.double())
@@ -190,11 +174,6 @@ def _of_theorem_1(n: int, error_of_a_value: float) -> float:
     holds both signs, so that the rows are far from parallel however the values a are scaled: the n
     weights err by the relative errors of the values. Elsewhere they are sums of preferences."""
     return 8 * n * error_of_a_value
-
-
-def _pama_weights(values: Tensor, *_: Any) -> float:
-    """The values are given, and the optimum is a combination of them."""
-    return _of_theorem_1(values.shape[-1], 1.0) * max(1.0, _largest(values))
 
 
 def _pama_combine(*args: Any) -> float:
@@ -260,44 +239,42 @@ def _value_loss(
     return _of_a_loss(values[0].numel(), max(1.0, square), is_mean=is_mean)
 
 
-def _value_loss_backward(
-    grad: Tensor, scale: Tensor, values: Tensor, returns: Tensor, *_: Any
-) -> float:
-    """A difference, times two numbers."""
-    return 8 * _largest(grad) * _largest(scale) * (_largest(values) + _largest(returns))
-
-
-def _kl_divergence(logp: Tensor, ref_logp: Tensor, *_: Any) -> float:
-    """A token's own estimate."""
-    return 8 * _largest(_of_ratio(logp, ref_logp))
-
-
-def _kl_divergence_backward(grad: Tensor, logp: Tensor, ref_logp: Tensor, *_: Any) -> float:
-    """Its slope, 1, a difference or e^x - 1."""
-    return _largest(grad) * _kl_divergence(logp, ref_logp)
-
-
-def _duality_gap(gram: Tensor, weights: Tensor, *_: Any) -> float:
-    """wᵀ G w - min (G w), of weights that sum to 1: in a row two sums of n."""
-    return 8 * 2 * gram.shape[-1] * _largest(gram)
+def _steps(length: int, decay: float) -> float:
+    """How many terms of a sum that is discounted by `decay` count, in effect."""
+    return min(float(length), 1 / max(1 - decay, U64))
 
 
 ERRORS: dict[str, Callable[..., float]] = {
-    "duality_gap": _duality_gap,
-    "gae": _gae,
-    "group_informative": lambda *_: 0.0,  # compares, and computes nothing
+    # A discounted sum of δ, each of three numbers; a step of it rounds all that came before.
+    "gae": lambda rewards, values, mask, last, cu, gamma, lam: (
+        8 * _steps(rewards.shape[-1], gamma * lam) ** 2 * 3 * _largest(rewards, values, last)
+    ),
+    # Means of deviations, which are at most twice the largest number; and the root of a mean of
+    # their squares, which errs no more than they do.
+    "whiten_moments": lambda x, *_: 8 * x[0].numel() * 2 * _largest(x),
+    "whiten_apply": _whiten_apply,
     "group_normalize": _group_normalize,
-    "kl_divergence": _kl_divergence,
-    "kl_divergence_backward": _kl_divergence_backward,
-    "pama_combine": _pama_combine,
+    "group_informative": lambda *_: 0.0,  # compares, and computes nothing
     "pama_statistics": _pama_statistics,
-    "pama_weights": _pama_weights,
+    "pama_combine": _pama_combine,
+    # The values are given, and the optimum is a combination of them.
+    "pama_weights": lambda values, _: (
+        _of_theorem_1(values.shape[-1], 1.0) * max(1.0, _largest(values))
+    ),
     "ppo_loss": _ppo_loss,
     "ppo_loss_backward": _ppo_loss_backward,
     "value_loss": _value_loss,
-    "value_loss_backward": _value_loss_backward,
-    "whiten_apply": _whiten_apply,
-    "whiten_moments": _whiten_moments,
+    # A difference, times two numbers.
+    "value_loss_backward": lambda grad, scale, values, returns, *_: (
+        8 * _largest(grad) * _largest(scale) * (_largest(values) + _largest(returns))
+    ),
+    # A token's own estimate; and its slope, which is 1, a difference or e^x - 1.
+    "kl_divergence": lambda logp, ref_logp, *_: 8 * _largest(_of_ratio(logp, ref_logp)),
+    "kl_divergence_backward": lambda grad, logp, ref_logp, *_: (
+        8 * _largest(grad) * _largest(_of_ratio(logp, ref_logp))
+    ),
+    # wᵀ G w - min (G w), of weights that sum to 1: in a row two sums of n.
+    "duality_gap": lambda gram, *_: 8 * 2 * gram.shape[-1] * _largest(gram),
 }
 
 
