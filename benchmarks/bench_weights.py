@@ -78,7 +78,7 @@ def cvxpy_fair(alpha: float) -> Callable[[torch.Tensor], Call]:
 
 
 def torchjd_nash_mtl(gram: torch.Tensor) -> Call:
-    import ecos  # noqa: F401  # which NashMTL asks for when it is first called
+    import ecos  # noqa: F401 (NashMTL asks for it when it is first called)
     from torchjd.aggregation import NashMTL
 
     nash_mtl = NashMTL(n_tasks=len(gram))

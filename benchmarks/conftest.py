@@ -1,4 +1,4 @@
-"""What the timing suites share: interleaved rounds, a read pass, and one table of ratios.
+"""What the timing suites share: interleaved rounds, and one table of ratios.
 
 Ratios hold on a noisy machine only if both sides met the same noise, so every round of an op is
 preceded by a round of each of its bounds (but for long ones), and medians are compared. Peers, what

@@ -196,17 +196,13 @@ def _pama_combine(*args: Any) -> float:
     return weights * max(1.0, n * _largest(advantages))
 
 
-def _of_a_loss(count: int, mean: float, *, is_mean: bool) -> float:
-    """A loss over `count` tokens: their mean, or their sum over no less than 1."""
-    return 8 * count * mean * (1 if is_mean else count)
-
-
 def _ppo_loss(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Any, ref_logp: Tensor | None,
     normalizer: Any, cu: Any, low: float, high: float, aggregate: int, divisor: float,
     kl_coef: float, *_: Any,
 ) -> float:  # fmt: skip
-    """Ratios, ratios times advantages, and estimates of a divergence."""
+    """Ratios, ratios times advantages, and estimates of a divergence: means of them, by whatever
+    weights, or sums over no less than 1."""
     tokens = Tokens(logp, mask, cu)
     logp, old_logp, a = (tokens.select(x)[tokens.mask] for x in (logp, old_logp, advantages))
     size = _of_ratio(logp, old_logp) * (1 + a.abs())
@@ -214,7 +210,7 @@ def _ppo_loss(
         size = size + (1 + kl_coef) * _of_ratio(logp, tokens.select(ref_logp)[tokens.mask])
     means = (reference.TOKEN_MEAN, reference.SEQUENCE_MEAN_TOKEN_MEAN)
     is_mean = aggregate in means and normalizer is None and divisor == 0
-    return _of_a_loss(len(a), float(size.mean()), is_mean=is_mean)
+    return 8 * len(a) * max(_largest(size), 0.0 if is_mean else float(size.sum()))
 
 
 def _ppo_loss_backward(
@@ -233,10 +229,11 @@ def _value_loss(
     cu: Any, clip: float, divisor: float,
 ) -> float:  # fmt: skip
     """Half the square of the distance from a return to a value, or to a clipped one, which lies
-    between the value and one within `clip` of the old. What a token counts is 1 at most."""
-    square = (_largest(values, old_values) + clip + _largest(returns)) ** 2 / 2
-    is_mean = normalizer is None and divisor == 0
-    return _of_a_loss(values[0].numel(), max(1.0, square), is_mean=is_mean)
+    between the value and one within `clip` of the old: a mean, or a sum over no less than 1. What
+    a token counts is 1 at most."""
+    square = max(1.0, (_largest(values, old_values) + clip + _largest(returns)) ** 2 / 2)
+    count, is_mean = values[0].numel(), normalizer is None and divisor == 0
+    return 8 * count * square * (1 if is_mean else count)
 
 
 def _steps(length: int, decay: float) -> float:
