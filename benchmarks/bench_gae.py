@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Compare, read_pass
+from conftest import Compare
+from memory_passes import read_pass
+from token_batches import BATCH, LENGTH, draw, mask_of
 from torch import Tensor
 
 import pama_ops as po
 
 GAMMA, LAM = 1.0, 0.95
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BATCHED, SEPARATE = "loop over tokens, batched over N", "loop over tokens, one per objective"
 
 
@@ -29,19 +30,16 @@ def loop(rewards: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return advantages, advantages + values
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", ["[N, B, T]", "[B, T, N] permuted"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gae(compare: Compare, device: str, layout: str, masked: bool) -> None:
-    n, batch, length = 3, 64, 1024
-    generator = torch.Generator().manual_seed(0)
-    rewards, values = torch.randn(2, n, batch, length, generator=generator).to(device)
+    n = 3
+    rewards, values = (draw(n, BATCH, LENGTH, device=device, seed=seed) for seed in (0, 1))
     if layout != "[N, B, T]":
         rewards, values = (
             x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in (rewards, values)
         )
-    ends = torch.randint(length // 2, length + 1, (batch, 1), generator=generator)
-    mask = (torch.arange(length) < ends).to(device) if masked else None
+    mask = mask_of("padded", (BATCH, LENGTH), device) if masked else None
 
     plain = layout == "[N, B, T]" and not masked
     if plain:
@@ -52,7 +50,7 @@ def test_gae(compare: Compare, device: str, layout: str, masked: bool) -> None:
         SEPARATE: lambda: [loop(r, v) for r, v in zip(rewards, values, strict=True)],
     }
     compare(
-        f"gae N={n} B={batch} T={length} {layout}{' padded' if masked else ''} {device}",
+        f"gae N={n} B={BATCH} T={LENGTH} {layout}{' padded' if masked else ''} {device}",
         lambda: po.gae(rewards, values, mask, gamma=GAMMA, lam=LAM),
         {"read pass": read_pass(rewards, values), **(peers if plain else {})},
         {BATCHED: 1 / 100, SEPARATE: 1 / 250},

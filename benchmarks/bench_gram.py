@@ -2,17 +2,19 @@
 
     pytest benchmarks/bench_gram.py --benchmark-only
 
-cells.py says which gradients, peers.py what the peers are. TorchJD's jac_to_grad includes weights
-and combination, which cannot be had apart; bench_step.py has that of ours.
+gradient_cases.py says which gradients, gradient_peers.py what the peers are. TorchJD's jac_to_grad
+includes weights and combination, which cannot be had apart; bench_step.py has that of ours.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cells import BY_ROWS, BY_SHAPES, BY_SIZE, DEVICES, ROWS, Cell
-from conftest import Call, Compare, copy_pass, read_pass
-from peers import cat_gram, pair_dots, torchjd_into_grad
+from conftest import Compare
+from gradient_cases import BESIDE_PEERS, ROWS, Case
+from gradient_peers import Gradients, cat_gram, pair_dots, torchjd_into_grad
+from memory_passes import copy_pass, read_pass
+from timing import Call
 
 import pama_ops as po
 
@@ -21,14 +23,15 @@ BUDGETS = {
     torch.bfloat16: {2: 1.6, 4: 1.6, 8: 1.6},
 }
 AGAINST_CAT = 0.2  # at n = 4
-OTHERS = [
-    *(Cell(n, threads=1) for n in ROWS),
-    *(Cell(n, torch.bfloat16, threads) for n in ROWS for threads in (2, 1)),
-    *(Cell(n, dtype) for dtype in (torch.float16, torch.float64) for n in (4, 16)),
+CASES = [
+    *BESIDE_PEERS,
+    *(Case(n, threads=1) for n in ROWS),
+    *(Case(n, torch.bfloat16, threads) for n in ROWS for threads in (2, 1)),
+    *(Case(n, dtype) for dtype in (torch.float16, torch.float64) for n in (4, 16)),
 ]
 
 
-def peers_of(grads: list[list[torch.Tensor]]) -> dict[str, Call]:
+def peers_of(grads: Gradients) -> dict[str, Call]:
     flat = [x for row in grads for x in row]
     peers = {
         "copy": copy_pass(*flat),
@@ -40,32 +43,20 @@ def peers_of(grads: list[list[torch.Tensor]]) -> dict[str, Call]:
     return peers
 
 
-def run(compare: Compare, cell: Cell, device: str, *, peers: bool) -> None:
-    grads = cell.draw(device)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gram(compare: Compare, threads, device: str, case: Case) -> None:
+    threads(case.threads)
+    grads = case.draw(device)
     flat = [x for row in grads for x in row]
-    budget = BUDGETS.get(cell.dtype, {}).get(cell.n) if cell.budgeted else None
+    budget = BUDGETS.get(case.dtype, {}).get(case.n) if case.budgeted else None
     budgets = {} if budget is None else {"read pass": budget}
-    if peers and cell.budgeted and cell.n == 4:
+    if case in BESIDE_PEERS and case.budgeted and case.n == 4:
         budgets["cat, J @ J.T"] = AGAINST_CAT
     compare(
-        f"{cell}, {device}",
+        f"{case}, {device}",
         lambda: po.gram(grads),
         {"read pass": read_pass(*flat)},
         budgets,
         rounds=15,
-        peers=peers_of(grads) if peers else None,
+        peers=peers_of(grads) if case in BESIDE_PEERS else None,
     )
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell", OTHERS, ids=str)
-def test_gram(compare: Compare, threads, cell, device):
-    threads(cell.threads)
-    run(compare, cell, device, peers=False)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("cell", [*BY_ROWS, *BY_SIZE, *BY_SHAPES], ids=str)
-def test_gram_against_what_users_run(compare: Compare, threads, cell, device):
-    threads(cell.threads)
-    run(compare, cell, device, peers=True)

@@ -1,4 +1,4 @@
-"""What the timing suites share: interleaved rounds, a read pass, and one table of ratios.
+"""What the timing suites share: interleaved rounds, and one table of ratios.
 
 Ratios hold on a noisy machine only if both sides met the same noise, so every round of an op is
 preceded by a round of each of its bounds (but for long ones), and medians are compared. Peers, what
@@ -9,26 +9,21 @@ ends the run; `--results PATH` writes it as JSON with machine, versions and comm
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import torch
-
-import pama_ops
+from timing import Call, sample, seconds
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from provenance import commit, machine
+from provenance import commit, machine, versions
 
-Call = Callable[[], object]
 SHORT = 5e-3  # seconds
-BEYOND_CACHES = 256_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -56,57 +51,51 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
 
 
-def seconds(call: Call) -> float:
-    begin = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 Compare = Callable[..., None]
 
 
-def sample(call: Call, most: int, budget: float = 0.5) -> list[float]:
-    """Times of a call: `most`, or those that a budget of seconds allows, but 3. The first is not
-    counted, unless it is long: then what it warms is no part of it."""
-    samples = [seconds(call)]
-    if samples[0] < budget / 3:
-        samples.clear()
-    while len(samples) < 3 or (len(samples) < most and sum(samples) < budget):
-        samples.append(seconds(call))
-    return samples
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a suite runs: on each of these, unless it has a fixture of its own."""
+    return request.param
 
 
 @pytest.fixture
-def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
+def compare(benchmark, device: str, request: pytest.FixtureRequest) -> Compare:
     """A function that measures a call beside its bounds and adds a row for each of them.
 
-    `peers` have such rows as well, and the call one against each peer that `budgets` names.
+    A bound is a call, or a number of seconds. `peers` have such rows as well, and the call one
+    against each peer that `budgets` names.
     """
+    here = torch.device(device)
+
+    def once(call: Call) -> float:
+        return seconds(call, here)
 
     def run(
         case: str,
         call: Call,
-        bounds: dict[str, Call],
+        bounds: dict[str, Call | float],
         budgets: dict[str, float] | None = None,
         rounds: int = 60,
         peers: dict[str, Call] | None = None,
     ) -> None:
         budgets, peers = budgets or {}, peers or {}
-        times: dict[str, list[float]] = {name: [] for name in bounds}
-        own = min(seconds(call) for _ in range(2))
+        measured = {name: bound for name, bound in bounds.items() if callable(bound)}
+        ours: list[float] = []
+        times: dict[str, list[float]] = {name: [] for name in measured}
+        own = min(once(call) for _ in range(2))
         # A peer much longer than the op empties the caches, lets the threads fall asleep and the
         # allocator give memory back, all of which the op that comes next would pay for. Noise does
         # not change the verdict on it, so that is measured apart, after the op.
         beside = {
-            name: bound for name, bound in bounds.items() if seconds(bound) < max(SHORT, 2 * own)
+            name: bound for name, bound in measured.items() if once(bound) < max(SHORT, 2 * own)
         }
 
         def measure_bounds() -> None:
             for name, bound in beside.items():
                 warm_up(bound)
-                times[name].append(seconds(bound))
+                times[name].append(once(bound))
             warm_up(call)
 
         # Threads awake and caches filled are nothing beside a long call.
@@ -118,11 +107,19 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
         rounds = max(5, min(rounds, int(1 / own)))
         benchmark.group = case
         benchmark.pedantic(
-            lambda: seconds(call), setup=measure_bounds, rounds=rounds, warmup_rounds=warmup
+            lambda: ours.append(once(call)),
+            setup=measure_bounds,
+            rounds=rounds,
+            warmup_rounds=warmup,
         )
-        for name in times:
-            times[name] = times[name][warmup:] or sample(bounds[name], 15)
-        theirs = {name: sample(peer, 10) for name, peer in peers.items()}
+
+        def apart(call: Call, most: int) -> list[float]:
+            return sample(lambda: once(call), least=3, most=most, budget=0.5)
+
+        for name, bound in measured.items():
+            times[name] = times[name][warmup:] or apart(bound, 15)
+        theirs = {name: apart(peer, 10) for name, peer in peers.items()}
+        times |= {name: [bound] for name, bound in bounds.items() if not callable(bound)}
 
         suite = request.node.path.stem.removeprefix("bench_")
 
@@ -135,9 +132,9 @@ def compare(benchmark, request: pytest.FixtureRequest) -> Compare:
             request.config.stash[ROWS].append(row)
             return ratio
 
-        ours = benchmark.stats.stats.data
         for name, samples in {**times, **{k: v for k, v in theirs.items() if k in budgets}}.items():
-            benchmark.extra_info[f"ratio to {name}"] = add("ours", ours, name, samples)
+            ratio = add("ours", ours[warmup:], name, samples)
+            benchmark.extra_info[f"ratio to {name}"] = ratio
         for name, samples in theirs.items():
             for bound, of_bound in times.items():
                 add(name, samples, bound, of_bound)
@@ -153,36 +150,7 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def passes(*tensors: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """A buffer beyond the caches, and how often it must be read to read the tensors' bytes."""
-    size = sum(x.numel() * x.element_size() for x in tensors)
-    count = -(-size // BEYOND_CACHES)
-    return count, torch.ones(-(-size // count // 4), device=tensors[0].device)
-
-
-def read_pass(*tensors: torch.Tensor) -> Call:
-    """A sum over as many bytes as the tensors hold, as fast as torch reads memory."""
-    count, buffer = passes(*tensors)
-    return lambda: [buffer.sum() for _ in range(count)]
-
-
-def copy_pass(*tensors: torch.Tensor) -> Call:
-    """A copy of as many bytes as the tensors hold: the least that concatenating them costs."""
-    count, buffer = passes(*tensors)
-    to = torch.empty_like(buffer)
-    return lambda: [to.copy_(buffer) for _ in range(count)]
-
-
 # --- the table ----------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    return {
-        "pama_ops": pama_ops.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "compiler": getattr(pama_ops._library.extension, "compiler", "none"),
-    }
 
 
 def times(ratio: float) -> str:

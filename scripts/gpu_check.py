@@ -330,7 +330,7 @@ def prepare(run: Run) -> Step | None:
     tree = [commit() or run.environment["PAMA_COMMIT"], sources()]
     if run.record["where"].get("tree") != tree:
         run.begin_anew()
-        script = "import gpu_report, json; print(json.dumps(gpu_report.where()))"
+        script = "import json, provenance; print(json.dumps(provenance.where()))"
         good = run.step("where", 60, PYTHON, "-c", script, show=1)
         last = text_of(RESULTS / "where.log").splitlines()[-1:]
         run.record["where"] = json.loads(last[0]) if good and last else {}

@@ -1,43 +1,9 @@
-"""What a run of scripts/gpu_check.py found: where it ran, pytest's reports, and a table of it all.
+"""What a run of scripts/gpu_check.py found: pytest's reports, and a table of it all."""
 
-Only `where` imports torch, which takes seconds while a GPU waits.
-"""
-
-import platform
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from provenance import commit, machine, output_of
-
 SHOWN = 20  # failures in the table
-
-
-def where() -> dict[str, object]:
-    """Machine, cards, driver, versions and commit."""
-    import torch
-
-    query = output_of("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv")
-    nvcc = output_of("nvcc", "--version") or ""
-    return {
-        **machine(),
-        "nvidia-smi": query.splitlines()[1:] if query else None,
-        "torch": torch.__version__,
-        "torch CUDA": torch.version.cuda,
-        "nvcc": next((line for line in nvcc.splitlines() if "release" in line), None),
-        "python": platform.python_version(),
-        "commit": commit(),
-        "architecture": architecture(),
-    }
-
-
-def architecture() -> str | None:
-    """The card's, with Hopper's own instructions where it has them."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")
 
 
 def tests(paths: list[str]) -> dict[str, object]:

@@ -5,7 +5,6 @@ python scripts/gpu_trl.py cpu|cuda
 
 import sys
 import tempfile
-import time
 
 import datasets
 import tokenizers
@@ -13,6 +12,7 @@ import torch
 import transformers
 import trl
 
+from pama_ops._bench import seconds
 from pama_ops.integrations.trl import PAMAGRPOTrainer
 
 WORDS = [*"abcdefgh"]
@@ -60,14 +60,10 @@ def main(device: str) -> None:
             train_dataset=datasets.Dataset.from_dict({"prompt": [*WORDS] * 16}),
             processing_class=tokenizer(),
         )
-        begin = time.perf_counter()
-        trainer.train()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - begin
+        took = seconds(trainer.train, torch.device(device))
     for row in trainer.state.log_history:
         print({k: v for k, v in row.items() if "reward" in k or "pama" in k or k == "loss"})
-    print(f"{STEPS} steps on {device}: {1e3 * seconds / STEPS:.0f} ms a step")
+    print(f"{STEPS} steps on {device}: {1e3 * took / STEPS:.0f} ms a step")
 
 
 if __name__ == "__main__":

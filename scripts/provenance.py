@@ -1,10 +1,11 @@
-"""Where figures come from: the machine and the commit, kept beside every result."""
+"""Where figures come from: machine, versions and commit, kept beside every result."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,3 +48,47 @@ def commit() -> str | None:
     if head and not output_of(*git, "status", "--porcelain", "-uno"):
         return head
     return os.environ.get("PAMA_COMMIT") or (head and head + "+")
+
+
+def versions() -> dict[str, object]:
+    """Of Python, torch, nvcc, and of the package where this process has imported it.
+
+    scripts/gpu_check.sh asks on a machine where there is no package yet.
+    """
+    import torch
+
+    nvcc = output_of("nvcc", "--version") or ""
+    found: dict[str, object] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch CUDA": torch.version.cuda,
+        "nvcc": next((line for line in nvcc.splitlines() if "release" in line), None),
+    }
+    if "pama_ops" in sys.modules:
+        import pama_ops
+
+        found["pama_ops"] = pama_ops.__version__
+        found["compiler"] = getattr(pama_ops._library.extension, "compiler", "none")
+    return found
+
+
+def where() -> dict[str, object]:
+    """All of it on one level, with the cards' driver, and the architecture to compile for."""
+    query = output_of("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv")
+    return {
+        **machine(),
+        "nvidia-smi": query.splitlines()[1:] if query else None,
+        **versions(),
+        "commit": commit(),
+        "architecture": architecture(),
+    }
+
+
+def architecture() -> str | None:
+    """The card's, with Hopper's own instructions where it has them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "")

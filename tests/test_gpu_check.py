@@ -28,12 +28,12 @@ def script(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks/gpu"))
     monkeypatch.setattr(sys, "path", sys.path)  # measure.py adds to it
-    models = importlib.import_module("models")
-    monkeypatch.setattr(models, "MODELS", {"tiny": SHAPES})
+    model_shapes = importlib.import_module("model_shapes")
+    monkeypatch.setattr(model_shapes, "MODELS", {"tiny": SHAPES})
 
     def run(name: str, *arguments: str, **constants: object) -> tuple[dict, Path]:
         module = importlib.import_module(name)
-        constants.setdefault("MODELS", models.MODELS)
+        constants.setdefault("MODELS", model_shapes.MODELS)
         for constant, value in constants.items():
             monkeypatch.setattr(module, constant, value, raising=False)
         results = tmp_path / f"{name}.json"
@@ -246,7 +246,7 @@ def test_every_stage_leaves_its_steps_in_one_archive(check):
     assert "--tool memcheck --kernel-name kns=pama" in log
 
 
-@pytest.mark.parametrize("step", ["gpu_ops.py gram", "gradients.py", "gpu_report"])
+@pytest.mark.parametrize("step", ["gpu_ops.py gram", "gradients.py", "provenance"])
 def test_a_step_that_fails_hides_no_other(check, step):
     run = check.run("first", FAILS=step)
     assert run.returncode == 1

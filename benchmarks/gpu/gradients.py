@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from measure import Bench, memory
-from models import MODELS, Shapes, size
+from model_shapes import MODELS, Shapes, size
 
 import pama_ops as po
 

@@ -1,7 +1,7 @@
-"""What the GPU benchmarks share: a clock, what a call costs besides time, and a file of results.
+"""What the GPU benchmarks share: rounds, what a call costs besides time, and a file of results.
 
-Device work is timed with events; what the caches hold is flushed before each round; medians and
-quartiles are kept. On a CPU the same scripts run with the host's clock.
+What the caches hold is flushed before each round; medians and quartiles are kept. The same scripts
+run on a CPU.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[1:1] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]  # for gpu_report; models, peers
+sys.path[1:1] = [str(ROOT / "scripts"), str(ROOT / "benchmarks")]
 
-from gpu_report import where  # noqa: E402
+from provenance import where  # noqa: E402
+from timing import Call, sample, seconds  # noqa: E402
 
-Call = Callable[[], object]
 SHARE = 0.6  # of the memory; what needs more is left out, and said so
 
 
@@ -72,30 +70,15 @@ class Bench:
             call = self._captured(call, calls)
         else:
             calls = 1
-        begin = time.perf_counter()
-        samples: list[float] = []
-        self._once(call)
-        while len(samples) < 5 or (
-            len(samples) < 200 and time.perf_counter() - begin < self.arguments.seconds
-        ):
-            samples.append(self._once(call) / calls)
-        low, median, high = statistics.quantiles(samples, n=4)
+
+        def read() -> float:
+            self.flushed.zero_()
+            return seconds(call, self.device) / calls
+
+        samples = sample(read, least=5, most=200, budget=self.arguments.seconds)
+        low, median, high = (1e3 * x for x in statistics.quantiles(samples, n=4))
         result = {"ms": median, "low": low, "high": high, "rounds": len(samples)}
         return {**result, "calls a graph": calls} if calls > 1 else result
-
-    def _once(self, call: Call) -> float:
-        self.flushed.zero_()
-        if not self.on_gpu:
-            begin = time.perf_counter()
-            call()
-            return 1e3 * (time.perf_counter() - begin)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
 
     def _captured(self, call: Call, calls: int) -> Call:
         stream = torch.cuda.Stream()

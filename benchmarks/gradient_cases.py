@@ -3,7 +3,7 @@
 All combinations of n, dtype, shapes, size and threads would take hours, and the largest of them
 tens of GB. So one thing varies at a time, about n = 4 float32 gradients of GPT-2's shapes on two
 threads that fill 240 MB, beyond every cache; but n goes with each dtype that a budget is set for.
-No cell takes 8 GB, peers' copies and all: the largest are GPT-2 itself at n = 2 and one tensor of
+No case takes 8 GB, peers' copies and all: the largest are GPT-2 itself at n = 2 and one tensor of
 1e8 elements at n = 4.
 """
 
@@ -12,10 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from models import MODELS, Shapes, narrowed_gpt2, size
+from model_shapes import MODELS, Shapes, narrowed_gpt2, size
 from torch import Tensor
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = [2, 4, 8, 16, 32]
 BYTES = 240_000_000
 BUDGETED = 160_000_000  # bytes: what fits in caches is bound otherwise
@@ -28,7 +27,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Case:
     n: int
     dtype: torch.dtype = torch.float32
     threads: int = 2
@@ -57,11 +56,11 @@ class Cell:
         ]
 
 
-BY_ROWS = [Cell(n) for n in ROWS]
-BY_SHAPES = [
-    Cell(4, kind="one tensor", d=10**8),
-    Cell(2, d=size(MODELS["GPT-2 125M"])),
-    Cell(4, kind="10,000 tensors", d=15 * 10**6),
-    Cell(4, kind="10,000 tensors", d=10**6),
+BESIDE_PEERS = [
+    *(Case(n) for n in ROWS),
+    *(Case(4, d=d) for d in (10**4, 10**5, 10**6, 10**7)),
+    Case(4, kind="one tensor", d=10**8),
+    Case(2, d=size(MODELS["GPT-2 125M"])),
+    Case(4, kind="10,000 tensors", d=15 * 10**6),
+    Case(4, kind="10,000 tensors", d=10**6),
 ]
-BY_SIZE = [Cell(4, d=d) for d in (10**4, 10**5, 10**6, 10**7)]

@@ -1,6 +1,6 @@
 """pama_advantages against its budget, a read pass and the plain-PyTorch formula.
 
-pytest benchmarks/bench_pama.py --benchmark-only
+pytest benchmarks/bench_pama_advantages.py --benchmark-only
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import time
 
 import pytest
 import torch
-from conftest import Compare, read_pass
+from conftest import Compare
+from memory_passes import read_pass
+from token_batches import draw, mask_of
 from torch import Tensor
 
 import pama_ops as po
 
 N, BATCH, LENGTH = 4, 64, 512
 REDUCTIONS = ["token", "sequence", "gram", "batch"]
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 BUDGET, FORMULA = "4 read passes + 25 us", "plain PyTorch"
 
 
@@ -49,11 +50,10 @@ def plain(advantages: Tensor, mask: Tensor, log_ratio: Tensor, reduction: str) -
     return (weights * a).sum(0)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_on_policy(compare: Compare, device: str, reduction: str) -> None:
     """Before the first update there is no ratio, and nothing is masked."""
-    a = torch.randn(N, BATCH, LENGTH, generator=torch.Generator().manual_seed(0)).to(device)
+    a = draw(N, BATCH, LENGTH, device=device)
     compare(
         f"pama_advantages N={N} B={BATCH} T={LENGTH} {reduction} {device}",
         lambda: po.pama_advantages(a, reduction=reduction),
@@ -63,14 +63,11 @@ def test_on_policy(compare: Compare, device: str, reduction: str) -> None:
     )
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_with_ratio_and_padding(compare: Compare, device: str, reduction: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(N, BATCH, LENGTH, generator=generator).to(device)
-    log_ratio = (0.2 * torch.randn(BATCH, LENGTH, generator=generator)).to(device)
-    ends = torch.randint(LENGTH // 2, LENGTH + 1, (BATCH, 1), generator=generator)
-    mask = (torch.arange(LENGTH) < ends).to(device)
+    a = draw(N, BATCH, LENGTH, device=device)
+    log_ratio = 0.2 * draw(BATCH, LENGTH, device=device, seed=1)
+    mask = mask_of("padded", (BATCH, LENGTH), device)
     got = po.pama_advantages(a, mask, log_ratio, reduction=reduction).advantages
     torch.testing.assert_close(got, plain(a, mask, log_ratio, reduction), rtol=1e-4, atol=1e-5)
     compare(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from timing import Call
 from torch import Tensor
 
-Call = Callable[[], object]
 Gradients = list[list[Tensor]]
 ITERATIONS = 250  # of Frank-Wolfe, as in Sener & Koltun's code
 
