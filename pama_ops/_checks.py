@@ -545,6 +545,7 @@ def outputs(
     """
     if not at_once and _without_gaps([out]):
         for p, x in enumerate(out):
+            tensor(f"{name}[{p}]", x)
             no_gradient(f"{name}[{p}]", x)
             _without_signs_to_turn(f"{name}[{p}]", x)
         return

@@ -413,11 +413,9 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
             f"grads must hold as many tensors for each of {n} objectives, got {len(grads)}"
         )
     count = len(grads) // n
-    if out is not None and len(out) != count:
-        raise ValueError(f"out must have as many tensors as grads[0], {count}, got {len(out)}")
-    for p in range(count):
-        column = list(enumerate(grads[p::count]))
-        first, like = max(column, key=lambda entry: entry[1].numel())
+    of_parameter = [list(enumerate(grads[p::count])) for p in range(count)]
+    likes = [max(column, key=lambda entry: entry[1].numel()) for column in of_parameter]
+    for p, (column, (first, like)) in enumerate(zip(of_parameter, likes, strict=True)):
         of = f"grads[{first}][{p}]"
         checks.floating(of, like)
         if like.device != grads[0].device:
@@ -427,8 +425,12 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
         for i, x in column:
             if x.numel() > 0 or x.layout != torch.strided:
                 checks.alike(f"grads[{i}][{p}]", x, of, like)
-        if out is not None:
-            checks.alike(f"out[{p}]", out[p], of, like)
+    if out is None:
+        return
+    if len(out) != count:
+        raise ValueError(f"out must have as many tensors as grads[0], {count}, got {len(out)}")
+    for p, (first, like) in enumerate(likes):
+        checks.alike(f"out[{p}]", out[p], f"grads[{first}][{p}]", like)
 
 
 def _check_accumulate(gram: Tensor, grads: list[Tensor]) -> None:

@@ -68,8 +68,8 @@ def sources(*folders: str) -> str:
     """
     digest = hashlib.sha256()
     files = [ROOT / "CMakeLists.txt", *(ROOT / "cmake").iterdir(), *(ROOT / "csrc").glob("*.*")]
-    for folder in "core", "cuda", "kernels", *folders:
-        files += (ROOT / "csrc" / folder).iterdir()
+    for folder in "core", "cuda", "tensors", *folders:
+        files += (x for x in (ROOT / "csrc" / folder).rglob("*") if x.is_file())
     for file in sorted(files):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()

@@ -380,7 +380,7 @@ def test_the_groups_hold_every_op(monkeypatch):
 def test_the_profiled_kernels_are_there(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     profiled = re.compile(importlib.import_module("gpu_profile").KERNELS)
-    sources = "".join(x.read_text() for x in (ROOT / "csrc/kernels").iterdir())
+    sources = "".join(x.read_text() for x in (ROOT / "csrc/cuda").iterdir())
     found = {x[1] for x in map(profiled.fullmatch, re.findall(r"\w+_kernel(?=\()", sources)) if x}
     assert found == {"gram", "gae", "pama", "whiten"}
 

@@ -126,12 +126,13 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
 void check_preferences(const ProblemStack& problems) {
   const Stack& each = problems.vector;
   if (!each.data) return;
-  bool shared = true;
-  for (int d = 0; d < each.lead; ++d) shared &= each.strides[d] == 0;
-  for (int64_t b = 0; b < (shared ? 1 : problems.count); ++b) {
-    const int64_t start = each.offset(b);
+  const auto check = [&](int64_t start) {
     check_preference([&](int64_t i) { return load(each, start + i * each.column); }, problems.n);
-  }
+  };
+  const bool shared = std::all_of(each.strides, each.strides + each.lead,
+                                  [](int64_t stride) { return stride == 0; });
+  if (shared) return check(0);
+  for (int64_t b = 0; b < problems.count; ++b) check(each.offset(b));
 }
 
 template <template <class> class Solver>

@@ -97,10 +97,10 @@ __device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const P
   return moments_about(shift, count, sum, squares);
 }
 
+// `partials`: [objective][sequence][chunk].
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock)
-    whiten_moments_kernel(const __grid_constant__ Whiten args, int64_t chunks,
-                          Moments* partials) {  // [objective][sequence][chunk]
+    whiten_moments_kernel(const __grid_constant__ Whiten args, int64_t chunks, Moments* partials) {
   wait_for_inputs();
   const Sequences& s = args.sequences;
   const Part part = block_part(s, chunks);
