@@ -114,7 +114,7 @@ def require(good: Tensor, message: str, got: Callable[[], object] | None = None)
         raise ValueError(message if got is None else f"{message}, got {got()}")
 
 
-def values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
+def token_values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
     """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
     if mask is not None and mask.dtype != torch.bool:
         good = ((mask == 0) | (mask == 1)).all()
@@ -400,9 +400,7 @@ def normalizer_value(x: Tensor | None) -> None:
         require(~(x < 0), "normalizer must not be negative", x.item)
 
 
-def gradients(
-    name: str, grads: object, *, at_once: bool = False
-) -> tuple[list[Tensor], int, bool]:
+def gradients(name: str, grads: object, *, at_once: bool = False) -> tuple[list[Tensor], int, bool]:
     """n tensors or n lists of P tensors or None, as one flat list, n, and whether tensors came.
 
     None becomes an empty tensor, which the ops read as a missing one. Whether the gradients of a
@@ -431,6 +429,7 @@ def gradients(
     rows: Iterable[Sequence[Tensor | None]] = lists
     # The op does not know that tensors stood for lists of one.
     if single or at_once or not _without_gaps(lists):
+
         def where(i: int, p: int) -> str:
             return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
 

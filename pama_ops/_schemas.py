@@ -239,7 +239,7 @@ def _token_values(**arguments: Any) -> None:
     """Of an op on tokens: one of its arguments that have them all in the last dimension."""
     of_tokens = ("rewards", "x", "advantages", "logp", "values")
     tokens: Tensor = next(arguments[name] for name in of_tokens if name in arguments)
-    checks.values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
+    checks.token_values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
     checks.normalizer_value(arguments.get("normalizer"))
     preference = arguments.get("preference")
     checks.preference_values(preference, by_sequence=_by_sequence(preference))
@@ -347,7 +347,8 @@ def _fake_pama_statistics(
 pama_statistics = _define(
     "pama_statistics",
     "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
-    " int reduction, float low, float high, bool noon, bool ratio_weighted) -> Tensor",
+    " int reduction, float epsilon_low, float epsilon_high, bool noon, bool ratio_weighted)"
+    " -> Tensor",
     reference.pama_statistics,
     _fake_pama_statistics,
     _check_pama,
@@ -392,8 +393,8 @@ def _fake_pama_combine(
 pama_combine = _define(
     "pama_combine",
     "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
-    " Tensor statistics, int reduction, float low, float high, bool noon, bool ratio_weighted)"
-    " -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
+    " Tensor statistics, int reduction, float epsilon_low, float epsilon_high, bool noon,"
+    " bool ratio_weighted) -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
     reference.pama_combine,
     _fake_pama_combine,
     _check_pama,
@@ -506,16 +507,14 @@ combine_into = _define(
 
 
 def _check_problem(takes: reference.Takes) -> Callable[..., None]:
-    """As check_problem in csrc/arguments.h."""
+    """As check_problem in csrc/tensors/weights.h."""
 
     def check(
         gram: Tensor,
+        vector: Tensor | None,
         options: Sequence[float],
         rtol: float | None = None,
-        preference: Tensor | None = None,
-        weights: Tensor | None = None,
     ) -> None:
-        vector = preference if weights is None else weights  # duality_gap calls it so
         n = checks.gram("gram", gram).shape[-1]
         if len(options) != takes.options:
             raise ValueError(
@@ -552,8 +551,8 @@ def _matrix_values(gram: Tensor, **_: Any) -> None:
     checks.gram_matrix(gram)
 
 
-def _preferred_values(gram: Tensor, preference: Tensor | None, **_: Any) -> None:
-    checks.preference_values(preference)
+def _preferred_values(gram: Tensor, vector: Tensor | None, **_: Any) -> None:
+    checks.preference_values(vector)
     checks.gram_matrix(gram)
 
 
@@ -563,24 +562,27 @@ def _check_objective_values(values: Tensor, preference: Tensor | None) -> None:
         checks.match("preference", preference, values.shape[-1:], "values", values.device)
 
 
+# `vector`: what an op takes beside the matrix, a preference, weights, or random numbers, of which a
+# seed is an int64 or travels as the bits of a float64; `options`: its scalars (reference.TAKES);
+# `rtol`: the relative error of the matrix's entries, the eps of its dtype if None.
+PROBLEM = "(Tensor gram, Tensor? vector, float[] options, float? rtol=None) -> Tensor"
+
 duality_gap = _define(
     "duality_gap",
-    "(Tensor gram, Tensor? weights, float[] options, float? rtol=None) -> Tensor",
+    PROBLEM,
     reference.duality_gap,
-    lambda gram, weights, options, rtol=None: gram.new_empty(gram.shape[:-2]),
+    lambda gram, vector, options, rtol=None: gram.new_empty(gram.shape[:-2]),
     _check_problem(reference.Takes(vector=lambda n: n)),
     _matrix_values,
 )
 
-# One op for each function in reference.WEIGHTINGS, under its name. `preference` stands for whatever
-# vector the weighting takes, `options` for its scalars (reference.TAKES); `rtol` is the relative
-# error of the matrix's entries, the eps of its dtype if None.
+# One op for each function in reference.WEIGHTINGS, under its name.
 for _name, _default in reference.WEIGHTINGS.items():
     globals()[_name] = _define(
         _name,
-        "(Tensor gram, Tensor? preference, float[] options, float? rtol=None) -> Tensor",
+        PROBLEM,
         _default,
-        lambda gram, preference, options, rtol=None: gram.new_empty(gram.shape[:-1]),
+        lambda gram, vector, options, rtol=None: gram.new_empty(gram.shape[:-1]),
         _check_problem(reference.TAKES[_name]),
         _preferred_values if reference.TAKES[_name].preference else _matrix_values,
     )
@@ -636,8 +638,9 @@ kl_divergence_backward = _define(
 ppo_loss = _define(
     "ppo_loss",
     "(Tensor logp, Tensor old_logp, Tensor advantages, Tensor? mask, Tensor? ref_logp,"
-    " Tensor? normalizer, Tensor? cu_seqlens, float low, float high, int aggregate, float divisor,"
-    " float kl_coef, int estimator) -> (Tensor loss, Tensor statistics, Tensor row_weights)",
+    " Tensor? normalizer, Tensor? cu_seqlens, float epsilon_low, float epsilon_high,"
+    " int aggregate, float divisor, float kl_coef, int estimator)"
+    " -> (Tensor loss, Tensor statistics, Tensor row_weights)",
     reference.ppo_loss,
     lambda logp, old_logp, advantages, mask, ref_logp, normalizer, cu_seqlens, *_: (
         logp.new_empty((), dtype=result_dtype(logp, old_logp, advantages, ref_logp)),
@@ -661,8 +664,8 @@ ppo_loss = _define(
 ppo_loss_backward = _define(
     "ppo_loss_backward",
     "(Tensor grad, Tensor row_weights, Tensor logp, Tensor old_logp, Tensor advantages,"
-    " Tensor? mask, Tensor? ref_logp, Tensor? cu_seqlens, float low, float high, float kl_coef,"
-    " int estimator) -> Tensor",
+    " Tensor? mask, Tensor? ref_logp, Tensor? cu_seqlens, float epsilon_low, float epsilon_high,"
+    " float kl_coef, int estimator) -> Tensor",
     reference.ppo_loss_backward,
     lambda grad, row_weights, logp, *_: logp.new_empty(logp.shape, dtype=result_dtype(logp)),
     _check_tokens(
@@ -742,10 +745,21 @@ def _ppo_loss_backward(
     if grad is None or not ctx.needs_input_grad[0]:
         return None, *constants
     logp, old_logp, advantages, mask, ref_logp, _normalizer, cu_seqlens, *options = _kept(ctx)
-    low, high, _aggregate, _divisor, kl_coef, estimator, _statistics, row_weights = options
+    (
+        epsilon_low,
+        epsilon_high,
+        _aggregate,
+        _divisor,
+        kl_coef,
+        estimator,
+        _statistics,
+        row_weights,
+    ) = options
     tokens = (logp, old_logp, advantages, mask, ref_logp, cu_seqlens)
     forward_mode.refuse("ppo_loss's gradient", grad, row_weights, *tokens)
-    slope = ppo_loss_backward(grad, row_weights, *tokens, low, high, kl_coef, estimator)
+    slope = ppo_loss_backward(
+        grad, row_weights, *tokens, epsilon_low, epsilon_high, kl_coef, estimator
+    )
     return slope.to(logp.dtype), *constants
 
 

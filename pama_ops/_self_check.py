@@ -198,8 +198,8 @@ def _pama_combine(*args: Any) -> float:
 
 def _ppo_loss(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Any, ref_logp: Tensor | None,
-    normalizer: Any, cu: Any, low: float, high: float, aggregate: int, divisor: float,
-    kl_coef: float, *_: Any,
+    normalizer: Any, cu: Any, epsilon_low: float, epsilon_high: float, aggregate: int,
+    divisor: float, kl_coef: float, *_: Any,
 ) -> float:  # fmt: skip
     """Ratios, ratios times advantages, and estimates of a divergence: means of them, by whatever
     weights, or sums over no less than 1."""
@@ -215,7 +215,8 @@ def _ppo_loss(
 
 def _ppo_loss_backward(
     grad: Tensor, row_weights: Tensor, logp: Tensor, old_logp: Tensor, advantages: Tensor,
-    mask: Any, ref_logp: Tensor | None, cu: Any, low: float, high: float, kl_coef: float, *_: Any,
+    mask: Any, ref_logp: Tensor | None, cu: Any, epsilon_low: float, epsilon_high: float,
+    kl_coef: float, *_: Any,
 ) -> float:  # fmt: skip
     """A token's own slope: nothing is summed but the penalty's."""
     slope = _of_ratio(logp, old_logp) * advantages.abs()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
 from pama_ops import _schemas as ops
-from pama_ops import distributed
 from pama_ops._autograd import constant
 from pama_ops.reference import of_own_tokens
 
@@ -111,7 +111,7 @@ def gae(
         shape = (rewards.shape[0], *rows)
         check.match("last_values", last_values, shape, "rewards", rewards.device)
     if check.flag("check_values", check_values):
-        check.values(mask, cu_seqlens, rewards.shape[-1])
+        check.token_values(mask, cu_seqlens, rewards.shape[-1])
     out = GAE(*ops.gae(rewards, values, mask, last_values, cu_seqlens, gamma, lam))
     return constant("gae", out, rewards, values, last_values, mask)
 
@@ -152,8 +152,8 @@ def whiten(
     >>> whiten(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[1, 1, 0]]))
     tensor([[[-0.7071,  0.7071,  0.0000]]])
     """
-    distributed.check_group(group)
-    try:
+    agreement.check_group(group)
+    with agreement.all_ranks_raise(advantages, group, wait=check_values) as ranks:
         check_values = check.flag("check_values", check_values)
         x = check.floating("advantages", advantages)
         by_sequence = x.dim() == 2 and cu_seqlens is None
@@ -165,21 +165,20 @@ def whiten(
         check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
         eps = check.positive("eps", eps)
         if check_values:
-            check.values(mask, cu_seqlens, x.shape[-1])
+            check.token_values(mask, cu_seqlens, x.shape[-1])
         if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
             # The moments of any number of objectives, for nothing, might not fit.
             empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
             return constant("whiten", empty, advantages, mask)
         moments = ops.whiten_moments(x, mask, cu_seqlens)
-    except (TypeError, ValueError) as error:
-        distributed.refuse(error, advantages, group, wait=check_values)
-    if group is None:
-        moments = moments.unsqueeze(0)
-    else:
-        if distributed.may_talk(x.device, check_values):
-            facts = {"the function": "whiten", "the number of objectives": len(x), "eps": eps}
-            distributed.agree([(group, facts)], x.device)
-        moments = distributed.gathered(moments, group)
+        if group is not None:
+            ranks.must_agree(
+                [x],
+                lambda _: {
+                    "the function": "whiten", "the number of objectives": len(x), "eps": eps,
+                },
+            )  # fmt: skip
+    moments = moments.unsqueeze(0) if group is None else agreement.gathered(moments, group)
     out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
     return constant("whiten", out.squeeze(1) if by_sequence else out, advantages, mask)
 
@@ -331,42 +330,51 @@ def pama_advantages(
     >>> pama_advantages(advantages).advantages
     tensor([[1., 0.]])
     """
-    distributed.check_group(group)
-    try:
+    agreement.check_group(group)
+    with agreement.all_ranks_raise(advantages, group, wait=check_values) as ranks:
         check_values = check.flag("check_values", check_values)
         advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
         if log_ratio is not None:
             tokens = advantages.shape[1:]
             check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
-        low, high = check.clip(clip)
+        epsilon_low, epsilon_high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
         p = check.preference(preference, n, advantages, *rows)
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         if check_values:
-            check.values(mask, cu_seqlens, advantages.shape[-1])
+            check.token_values(mask, cu_seqlens, advantages.shape[-1])
             check.preference_values(p, by_sequence=p is not None and p.dim() == 2)
         statistics = ops.pama_statistics(
-            advantages, mask, log_ratio, p, cu_seqlens, kind, low, high, noon, ratio_weighted
+            advantages,
+            mask,
+            log_ratio,
+            p,
+            cu_seqlens,
+            kind,
+            epsilon_low,
+            epsilon_high,
+            noon,
+            ratio_weighted,
         )
-    except (TypeError, ValueError) as error:
-        distributed.refuse(error, advantages, group, wait=check_values)
+        if group is not None:
+            ranks.must_agree(
+                [advantages],
+                lambda _: {
+                    "the function": "pama_advantages",
+                    "the number of objectives": n,
+                    "reduction": reduction,
+                    "clip": (epsilon_low, epsilon_high),
+                    "noon": noon,
+                    "ratio_weighted": ratio_weighted,
+                    "preference": (
+                        p if p is None else p.tolist() if p.dim() == 1 else "one for each sequence"
+                    ),
+                },
+            )
     if group is not None:
-        if distributed.may_talk(advantages.device, check_values):
-            facts = {
-                "the function": "pama_advantages",
-                "the number of objectives": n,
-                "reduction": reduction,
-                "clip": (low, high),
-                "noon": noon,
-                "ratio_weighted": ratio_weighted,
-                "preference": (
-                    p if p is None else p.tolist() if p.dim() == 1 else "one for each sequence"
-                ),
-            }
-            distributed.agree([(group, facts)], advantages.device)
-        statistics = distributed.gathered(statistics, group).sum(0)
+        statistics = agreement.gathered(statistics, group).sum(0)
     if p is not None and p.dim() == 2 and reduction in ("gram", "batch"):
         statistics = of_own_tokens(statistics, n, kind)
     combined, weights, optimum, active = ops.pama_combine(
@@ -377,8 +385,8 @@ def pama_advantages(
         cu_seqlens,
         statistics,
         kind,
-        low,
-        high,
+        epsilon_low,
+        epsilon_high,
         noon,
         ratio_weighted,
     )

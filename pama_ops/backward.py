@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from pama_ops import _agreement as agreement
+from pama_ops import _backward_arguments as arguments
 from pama_ops import _checks as check
+from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
+from pama_ops import _fsdp2 as fsdp2
 from pama_ops import _memory as memory
 from pama_ops import _schemas as ops
 from pama_ops import distributed
@@ -107,30 +111,34 @@ def pareto_backward(
     >>> x.grad
     tensor([0.5000, 0.5000])
     """
-    distributed.check_group(group)
-    tensors = distributed.sharded(parameters)
+    agreement.check_group(group)
+    tensors = fsdp2.shards_of(parameters)
     ranks = distributed.data_ranks(data_group, group, [tensors, features])
     through = features is not None
     name = "features" if through else "parameters"
-    try:
+    given = [tensors, features, losses]
+    with agreement.all_ranks_raise(given, ranks, group, wait=True) as agreed:
         # By where they stand in what was given, which refusals name.
-        terms, named, owned = _arguments(losses, tensors, features, task_parameters)
+        terms, named, owned = arguments.checked(losses, tensors, features, task_parameters)
         shared, heads = [*named.values()], [[*x.values()] for x in owned]
         forward_mode.refuse("pareto_backward", *terms, *shared)
         retain_graph = check.flag("retain_graph", retain_graph)
         _refuse_reentrant_checkpoints(terms, shared)
-    except (TypeError, ValueError, RuntimeError) as error:
-        distributed.refuse(error, [tensors, features, losses], ranks, group, wait=True)
-    _agree(name, terms, shared, heads, weighting, group, ranks)
+        agreed.must_agree(
+            shared,
+            lambda over: _facts(name, terms, shared, heads, weighting, of_parts=over is group),
+        )
     rows, tasks = _gradients_of_all(name, terms, named, owned, group, ranks, retain_graph)
     if ranks is not None:
-        if not (through and _sharded(heads)):  # FSDP2 has averaged those
+        if not (through and dtensors.any_in(heads)):  # FSDP2 has averaged those
             distributed.average(tasks, heads, ranks)
         if not through:
             distributed.average(rows, [shared] * len(rows), ranks)
     weights = _weights(weighting, rows, name, group, ranks, summed=through)
-    for over in distributed.meeting(shared, ranks, group):  # one rank's chance and processor
-        distributed.same(weights, over)
+    for over in agreement.groups_of_all_ranks(
+        shared, ranks, group
+    ):  # one rank's chance and processor
+        distributed.take_first_ranks(weights, over)
     _copy_own(heads, tasks)
     if through:
         rows.clear()
@@ -168,22 +176,19 @@ def _backward(
 # --- what it is made of -------------------------------------------------------------------------
 
 
-def _agree(
+def _facts(
     name: str,
     losses: list[Tensor],
     shared: list[Tensor],
     heads: list[list[Tensor]],
     weighting: object,
-    group: ProcessGroup | None,
-    ranks: ProcessGroup | None,
-) -> None:
-    """All ranks raise unless they agree. Ranks of `group` hold parts of their own shapes, and data
-    ranks features of theirs; what else ranks share they hold in the same shapes.
+    *,
+    of_parts: bool,
+) -> dict[str, object]:
+    """What ranks share. Those of a group hold parts of their own shapes, and data ranks features of
+    theirs; what else ranks share they hold in the same shapes.
     """
-    groups = distributed.meeting(shared, ranks, group)
-    if not groups:
-        return
-    counts: dict[str, object] = {
+    facts: dict[str, object] = {
         "the function": "pareto_backward",
         "the number of losses": len(losses),
         "weighting": _described(weighting),
@@ -191,13 +196,13 @@ def _agree(
         f"the number of shared {name}": len(shared),
         "the number of task_parameters": [len(head) for head in heads],
     }
-    layouts = dict(counts)
-    if name == "parameters" or _sharded([shared]):
-        layouts |= distributed.layouts_as_facts(f"shared {name}", shared)
+    if of_parts:
+        return facts
+    if name == "parameters" or dtensors.any_in([shared]):
+        facts |= agreement.placements_as_facts(f"shared {name}", shared)
     for i, head in enumerate(heads):
-        layouts |= distributed.layouts_as_facts(f"task_parameters of loss {i}:", head)
-    meetings = [(over, counts if over is group else layouts) for over in groups]
-    distributed.agree(meetings, shared[0].device)
+        facts |= agreement.placements_as_facts(f"task_parameters of loss {i}:", head)
+    return facts
 
 
 def _described(x: object) -> str:
@@ -221,10 +226,6 @@ def _described(x: object) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _sharded(rows: list[list[Tensor]]) -> bool:
-    return any(distributed.is_dtensor(x) for row in rows for x in row)
-
-
 def _gradients_of_all(
     name: str,
     losses: list[Tensor],
@@ -240,8 +241,13 @@ def _gradients_of_all(
     """
     through = name == "features"
     shared, heads = [*named.values()], [[*x.values()] for x in owned]
-    sharded = _sharded([shared, *heads])
-    try:
+    communicating = dtensors.any_in([shared, *heads])
+
+    def in_the_middle() -> bool:
+        nodes = _graph(losses, shared)
+        return communicating or any(node.name() in COMMUNICATING for node in nodes)
+
+    with agreement.all_ranks_raise(shared, ranks, group, wait=True, unless=in_the_middle) as agreed:
         rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
         for i, row in enumerate(rows):
             _dense(named, i, row)
@@ -252,13 +258,8 @@ def _gradients_of_all(
             _dense(owned[i], i, row)
         if through or ranks is None:
             _reached(name, rows)
-    except Exception as error:
-        if sharded or any(node.name() in COMMUNICATING for node in _graph(losses, shared)):
-            raise
-        distributed.refuse(error, shared, ranks, group, wait=True)
-    if not sharded:
-        groups = distributed.meeting(shared, ranks, group)
-        distributed.agree([(over, {}) for over in groups], shared[0].device)
+        if not communicating:
+            agreed.must_agree(shared)
     return rows, tasks
 
 
@@ -280,11 +281,11 @@ def _gradients(
     """
     wanted = [[*shared, *head] for head in heads]
     count = len(shared)
-    if through and _sharded(heads):
+    if through and dtensors.any_in(heads):
         rows = _autograd(losses, [shared for _ in losses], retain_last=True)
-        return rows, distributed.collect(losses, heads, retain_last=True)
-    if not through and _sharded(wanted):
-        both = distributed.collect(losses, wanted, retain_last=retain_graph)
+        return rows, fsdp2.gradients_by_backward(losses, heads, retain_last=True)
+    if not through and dtensors.any_in(wanted):
+        both = fsdp2.gradients_by_backward(losses, wanted, retain_last=retain_graph)
     else:
         both = _autograd(losses, wanted, retain_last=through or retain_graph)
     return [row[:count] for row in both], [row[count:] for row in both]
@@ -304,7 +305,9 @@ def _autograd(
             grads = torch.autograd.grad(loss, tensors, retain_graph=keep, allow_unused=True)
             # Without the graph that a gradient has where a function's backward returns a parameter.
             plain = [None if g is None else g.detach() for g in grads]
-            rows.append([distributed.resolved(g, x) for g, x in zip(plain, tensors, strict=True)])
+            rows.append(
+                [dtensors.with_sums_taken(g, x) for g, x in zip(plain, tensors, strict=True)]
+            )
     return rows
 
 
@@ -351,7 +354,7 @@ def _weights(
     _reached(name, rows)
     matrix = gram(rows, group=group)
     if ranks is not None:
-        distributed.settle(matrix, ranks, summed=summed)
+        distributed.unite(matrix, ranks, summed=summed)
     weights = weighting(matrix)
     if not isinstance(weights, Tensor):
         raise TypeError(f"weighting must return a torch.Tensor, got {type(weights).__name__}")
@@ -367,12 +370,12 @@ def _weights(
 def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     """`.grad` += Σ w_i g_i, without a temporary where there is a `.grad` to add to."""
     n, count = weights.shape[0], len(parameters)
-    layouts = distributed.layouts(flat, n)
+    layouts = dtensors.representatives(flat, n)
     fresh = [p for p in range(count) if parameters[p].grad is None]
     there = [p for p in range(count) if parameters[p].grad is not None]
     targets = [cast("Tensor", parameters[p].grad) for p in there]
-    distributed.check_shards("gradients and .grad", [*(layouts[p] for p in there), *targets], 2)
-    flat = [distributed.local(x) for x in flat]
+    dtensors.check_dtensors("gradients and .grad", [*(layouts[p] for p in there), *targets], 2)
+    flat = [dtensors.local_part(x) for x in flat]
 
     def of(some: list[int]) -> list[Tensor]:
         return [flat[i * count + p] for i in range(n) for p in some]
@@ -380,7 +383,7 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     # First what is new: its gradients may lie in a .grad that is written next.
     new = ops.combine(of(fresh), weights) if fresh else []
     if there:
-        to = [distributed.local(x) for x in targets]
+        to = [dtensors.local_part(x) for x in targets]
         try:
             ops.write(ops.combine_into, to, of(there), weights, True)
         except ValueError as error:
@@ -390,9 +393,9 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
             ) from error
     for p in reversed(fresh):
         x = new.pop()
-        if not distributed.is_dtensor(parameters[p]):
+        if not dtensors.is_dtensor(parameters[p]):
             x = _laid_out_like(parameters[p], x)
-        parameters[p].grad = distributed.laid_out_as(layouts[p], x)
+        parameters[p].grad = dtensors.placed_as(layouts[p], x)
 
 
 def _laid_out_like(parameter: Tensor, x: Tensor) -> Tensor:
@@ -427,160 +430,3 @@ def _add_own(heads: list[list[Tensor]], tasks: list[list[Tensor | None]]) -> Non
             x.grad.add_(grad)
         else:
             x.grad = grad.add_(x.grad)
-
-
-# --- checks of the arguments --------------------------------------------------------------------
-
-
-def _arguments(
-    losses: object, parameters: object, features: object, task_parameters: object
-) -> tuple[list[Tensor], dict[str, Tensor], list[dict[str, Tensor]]]:
-    """The losses, what G is of (shared parameters or features), and each loss's own parameters."""
-    terms = _losses(losses)
-    heads = _heads(task_parameters, len(terms))
-    of_heads = {at: x for head in heads for at, x in head.items()}
-    if (parameters is None) == (features is None):
-        raise ValueError(
-            "exactly one of parameters and features must be given, got "
-            + ("neither" if parameters is None else "both")
-        )
-    if features is not None:
-        shared = _features(features)
-        _check_apart(of_heads)
-        _refuse_hooks(of_heads)
-        distributed.check_kinds("features", [*shared.values()])
-        distributed.check_kinds("task_parameters", [*of_heads.values()])
-        _check_graphs(terms, of_heads)
-        return terms, shared, heads
-    own = {id(x) for x in of_heads.values()}
-    everything = _parameters("parameters", parameters)
-    shared = {at: x for at, x in everything.items() if id(x) not in own}
-    if not shared:
-        raise ValueError("parameters must hold a shared one that requires a gradient, got none")
-    trained = shared | of_heads
-    _check_apart(trained)
-    _refuse_hooks({at: x for at, x in trained.items() if distributed.is_dtensor(x)})
-    distributed.check_kinds("parameters", [*shared.values()])
-    for i, head in enumerate(heads):
-        kinds = [next(iter(shared.values())), *head.values()]
-        distributed.check_kinds(f"parameters[:1] + task_parameters[{i}]", kinds)
-    _check_graphs(terms, trained)
-    return terms, shared, heads
-
-
-def _refuse_hooks(parameters: dict[str, Tensor]) -> None:
-    """Of parameters that take part in a `backward()`: a hook that takes the step there would take
-    it by one loss's gradient, or by the weighted one of a head. Those that average, of
-    DistributedDataParallel, may run.
-    """
-    for at, x in parameters.items():
-        for hook in (getattr(x, "_post_accumulate_grad_hooks", None) or {}).values():
-            of = getattr(getattr(hook, "func", hook), "__module__", None) or ""
-            if not of.startswith("torch.nn.parallel"):
-                raise ValueError(
-                    f"{at} must have no post-accumulate-grad hook, which would see another "
-                    "gradient than .grad gets: remove it, and do after the call what it does"
-                )
-
-
-def _check_graphs(losses: list[Tensor], tensors: dict[str, Tensor]) -> None:
-    sharded = _sharded([[*tensors.values()]])
-    for i, loss in enumerate(losses):
-        if not loss.requires_grad and sharded:
-            raise ValueError(
-                f"losses[{i}] must have a graph to differentiate where parameters are DTensors, "
-                "whose backward communicates, but requires no gradient"
-            )
-
-
-def _losses(losses: object) -> list[Tensor]:
-    if isinstance(losses, Tensor):
-        if check.floating("losses", losses).dim() != 1:
-            raise ValueError(f"losses must be a list or a tensor [n], got {list(losses.shape)}")
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode
-            losses = losses.unbind()
-    if not isinstance(losses, Sequence):
-        raise TypeError(f"losses must be a list of tensors, got {type(losses).__name__}")
-    if len(losses) == 0:
-        raise ValueError("losses must hold at least one loss, got none")
-    for i, loss in enumerate(losses):
-        check.floating(f"losses[{i}]", loss)
-        if loss.numel() != 1:
-            raise ValueError(f"losses[{i}] must have one element, got {list(loss.shape)}")
-    if not any(loss.requires_grad for loss in losses):
-        raise ValueError("losses must have a graph to differentiate, but none requires a gradient")
-    return list(losses)
-
-
-def _parameters(name: str, parameters: object, *, sparse: bool = False) -> dict[str, Tensor]:
-    """Those that require a gradient, each once, by where they stand; with a dense `.grad`, or a
-    sparse one too.
-    """
-    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
-        raise TypeError(f"{name} must be an iterable of tensors, got {type(parameters).__name__}")
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for p, x in enumerate(cast("Iterable[object]", distributed.sharded(parameters))):
-        x = check.tensor(f"{name}[{p}]", x)
-        if not x.requires_grad or id(x) in seen:
-            continue
-        seen.add(id(x))
-        if not x.is_leaf:
-            raise ValueError(f"{name}[{p}] must be a leaf, which has a .grad, got a result of ops")
-        if x.grad is not None:
-            if x.grad.layout != torch.strided and not (sparse and x.grad.is_sparse):
-                raise TypeError(f"{name}[{p}].grad must be dense, got {x.grad.layout}")
-            check.writable(f"{name}[{p}].grad", x.grad)
-        kept[f"{name}[{p}]"] = x
-    return kept
-
-
-def _check_apart(parameters: dict[str, Tensor]) -> None:
-    """That no `.grad` shares memory with another one."""
-    grads = {
-        at: distributed.local(x.grad)
-        for at, x in parameters.items()
-        if x.grad is not None and x.grad.layout == torch.strided
-    }
-    if pair := memory.sharing([*grads.values()]):
-        first, last = (list(grads)[k] for k in pair)
-        raise ValueError(f"{last}.grad must share no memory with {first}.grad, but does")
-
-
-def _features(features: object) -> dict[str, Tensor]:
-    tensors = [features] if isinstance(features, Tensor) else features
-    if not isinstance(tensors, Sequence) or len(tensors) == 0:
-        raise TypeError(f"features must be a tensor or a list of some, got {features!r}")
-    for k, x in enumerate(tensors):
-        check.floating(f"features[{k}]", x)
-        if not x.requires_grad:
-            raise ValueError(f"features[{k}] must require a gradient: take it before any detach")
-    return {f"features[{k}]": x for k, x in enumerate(tensors)}
-
-
-def _heads(task_parameters: object, n: int) -> list[dict[str, Tensor]]:
-    """Each loss's own parameters, by where they stand."""
-    if task_parameters is None:
-        return [{} for _ in range(n)]
-    if isinstance(task_parameters, Tensor) or not isinstance(task_parameters, Sequence):
-        raise TypeError(
-            "task_parameters must be a list, an iterable of parameters for each loss, "
-            f"got {type(task_parameters).__name__}"
-        )
-    if len(task_parameters) != n:
-        raise ValueError(
-            f"task_parameters must have one entry for each of the {n} losses, "
-            f"got {len(task_parameters)}"
-        )
-    heads = [
-        _parameters(f"task_parameters[{i}]", x, sparse=True) for i, x in enumerate(task_parameters)
-    ]
-    owner: dict[int, int] = {}
-    for i, head in enumerate(heads):
-        for x in head.values():
-            if owner.setdefault(id(x), i) != i:
-                raise ValueError(
-                    f"task_parameters[{i}] must not share a parameter with "
-                    f"task_parameters[{owner[id(x)]}]: what two losses train is shared"
-                )
-    return heads

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
+from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _schemas as ops
 from pama_ops import distributed
@@ -47,7 +49,7 @@ def gram(
         grads: n >= 1 tensors, or n lists of P tensors or None, of float64, float32, float16 or
             bfloat16; shape, dtype and device of the p-th gradient are those of all objectives.
             Or DTensors (FSDP2, tensor parallel): G is that of the whole gradients, summed over the
-            mesh dimensions along which they are sharded. Not differentiable then.
+            mesh dimensions along which they are are_dtensors. Not differentiable then.
         group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
             matrices of the parts are added. Not differentiable then. Every rank gets the same
             bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange a header of two
@@ -75,24 +77,19 @@ def gram(
     >>> gram([[torch.ones(2, 2), None], [torch.ones(2, 2), torch.ones(3)]]).tolist()
     [[4.0, 4.0], [4.0, 7.0]]
     """
-    distributed.check_group(group)
-    try:
+    agreement.check_group(group)
+    with agreement.all_ranks_raise(grads, group, wait=check_finite) as ranks:
         check_finite = check.flag("check_finite", check_finite)
         flat, n, _ = check.gradients("grads", grads, at_once=group is not None)
-        sharded = distributed.check_shards("grads", flat, n)
+        in_parts = dtensors.check_dtensors("grads", flat, n) or group is not None
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         if group is not None and torch.is_grad_enabled() and any(x.requires_grad for x in flat):
             raise ValueError("grads must not require a gradient where a group is given")
-    except (TypeError, ValueError) as error:
-        distributed.refuse(error, grads, group, wait=check_finite)
-    if group is None and not sharded:
-        result: Tensor = _gram(flat, n)
-    else:
-        forward_mode.refuse("gram of gradients in parts", *flat)
-        if distributed.may_talk(flat[0].device, check_finite):
-            _agree(flat, n, group)
-        result = distributed.gram(flat, n, group)
+        if in_parts:
+            forward_mode.refuse("gram of gradients in parts", *flat)
+            ranks.must_agree(flat, lambda over: _facts(flat, n, of_parts=over is group))
+    result = distributed.gram(flat, n, group) if in_parts else _gram(flat, n)
     if check_finite:
         _require_finite(result)
     result = result if dtype == torch.float64 else result.to(dtype)
@@ -152,19 +149,17 @@ def _noted(gram: Tensor, rtol: float) -> Tensor:
     return gram
 
 
-def _agree(flat: list[Tensor], n: int, group: ProcessGroup | None) -> None:
-    """All ranks raise unless they agree; ranks of `group` hold parts of their own shapes."""
+def _facts(flat: list[Tensor], n: int, *, of_parts: bool) -> dict[str, object]:
+    """What ranks share; those of a group hold parts of the parameters, in shapes of their own."""
     counts: dict[str, object] = {
         "the function": "gram",
         "the number of objectives": n,
         "the number of tensors of an objective": len(flat) // n,
     }
-    found = [x if distributed.is_dtensor(x) else None for x in distributed.layouts(flat, n)]
-    layouts = counts | distributed.layouts_as_facts("tensor", found)
-    meetings = [
-        (over, counts if over is group else layouts) for over in distributed.meeting(flat, group)
-    ]
-    distributed.agree(meetings, flat[0].device)
+    if of_parts:
+        return counts
+    found = [x if dtensors.is_dtensor(x) else None for x in dtensors.representatives(flat, n)]
+    return counts | agreement.placements_as_facts("tensor", found)
 
 
 def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
@@ -193,7 +188,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     [[4.0, 3.0], [3.0, 4.0]]
     """
     flat, n, _ = check.gradients("grads", grads)
-    if distributed.check_shards("grads", flat, n):
+    if dtensors.check_dtensors("grads", flat, n):
         raise TypeError("grads must be plain tensors to accumulate, got DTensors: pass to_local()")
     check.match("gram", gram, (n, n), "grads", flat[0].device)
     if gram.dtype != torch.float64 or not gram.is_contiguous():
@@ -236,8 +231,8 @@ def combine(
     tensor([0.5000, 0.5000])
     """
     flat, n, single = check.gradients("grads", grads)
-    sharded = distributed.check_shards("grads", flat, n)
-    results = _combine(flat, n, weights, _targets(out), sharded=sharded)
+    are_dtensors = dtensors.check_dtensors("grads", flat, n)
+    results = _combine(flat, n, weights, _targets(out), are_dtensors=are_dtensors)
     if out is not None:
         return cast("Tensor | list[Tensor]", out)
     return results[0] if single else results
@@ -255,29 +250,29 @@ def _targets(out: object) -> list[Tensor] | None:
 
 
 def _combine(
-    flat: list[Tensor], n: int, weights: Tensor, out: list[Tensor] | None, *, sharded: bool
+    flat: list[Tensor], n: int, weights: Tensor, out: list[Tensor] | None, *, are_dtensors: bool
 ) -> list[Tensor]:
     check.match("weights", weights, (n,), "grads", flat[0].device)
-    layouts = distributed.layouts(flat, n) if sharded else []
-    if sharded:
+    layouts = dtensors.representatives(flat, n) if are_dtensors else []
+    if are_dtensors:
         if weights.requires_grad and torch.is_grad_enabled():
             raise ValueError("weights must not require a gradient where grads are DTensors")
-        flat = [distributed.local(x) for x in flat]
-    if sharded or out is not None:
+        flat = [dtensors.local_part(x) for x in flat]
+    if are_dtensors or out is not None:
         forward_mode.refuse("combine into `out` or of DTensors", weights, *flat)
     if out is None:
         results: list[Tensor]
         if forward_mode.carries(weights, *flat):
             return _combine_tangents(flat, weights)
         results = ops.of_lists(ops.combine, flat, weights)
-        if sharded:
+        if are_dtensors:
             parts = zip(layouts, results, strict=True)
-            results = [distributed.laid_out_as(x, part) for x, part in parts]
+            results = [dtensors.placed_as(x, part) for x, part in parts]
         return results
-    check.outputs("out", out, layouts or flat, 1 if sharded else n, at_once=sharded)
-    if sharded:
-        distributed.check_shards("out and grads", [*layouts, *out], 2)
-        out = [distributed.local(x) for x in out]
+    check.outputs("out", out, layouts or flat, 1 if are_dtensors else n, at_once=are_dtensors)
+    if are_dtensors:
+        dtensors.check_dtensors("out and grads", [*layouts, *out], 2)
+        out = [dtensors.local_part(x) for x in out]
     with torch.no_grad():
         ops.write(ops.combine_into, out, flat, weights, False)
     return out

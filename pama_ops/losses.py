@@ -70,7 +70,7 @@ def kl_divergence(
     if mask is not None:
         check.token_mask(mask, logp.shape, "logp", logp.device)
         if checked:
-            check.values(mask, None, logp.shape[-1])
+            check.token_values(mask, None, logp.shape[-1])
     kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
     kl: Tensor
     forward_mode.refuse_constants("kl_divergence", mask=mask)
@@ -149,7 +149,7 @@ def ppo_loss(
     for name, x in ("old_logp", old_logp), ("advantages", advantages), ("ref_logp", ref_logp):
         if x is not None or name != "ref_logp":
             check.match(name, x, logp.shape, "logp", logp.device)
-    low, high = check.clip(clip)
+    epsilon_low, epsilon_high = check.clip(clip)
     kind = check.choice("aggregate", aggregate, AGGREGATES)
     estimator = 1 + check.choice("kl_estimator", kl_estimator, ESTIMATORS)
     kl_coef = check.finite("kl_coef", kl_coef)
@@ -157,7 +157,7 @@ def ppo_loss(
         raise ValueError(f"ref_logp must be given when kl_coef is not 0, got None and {kl_coef}")
     norm, divisor = check.normalizer(normalizer, logp)
     if check.flag("check_values", check_values):
-        check.values(mask, cu_seqlens, logp.shape[-1])
+        check.token_values(mask, cu_seqlens, logp.shape[-1])
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():
@@ -178,8 +178,8 @@ def ppo_loss(
         ref_logp,
         norm,
         cu_seqlens,
-        low,
-        high,
+        epsilon_low,
+        epsilon_high,
         kind,
         divisor,
         kl_coef,
@@ -195,8 +195,8 @@ def ppo_loss(
             mask,
             ref_logp,
             cu_seqlens,
-            low,
-            high,
+            epsilon_low,
+            epsilon_high,
             kl_coef,
             estimator,
         )
@@ -248,7 +248,7 @@ def value_loss(
     clip = check.positive("clip", clip)
     norm, divisor = check.normalizer(normalizer, values)
     if check.flag("check_values", check_values):
-        check.values(mask, cu_seqlens, values.shape[-1])
+        check.token_values(mask, cu_seqlens, values.shape[-1])
         check.normalizer_value(norm)
     tangent: Tensor | None = None
     if forward_mode.active():

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import pama_ops as po
-from pama_ops import distributed
+from pama_ops import _fsdp2
 
 DOCS = Path(__file__).parents[1] / "docs" / "distributed.md"
 N = 3
@@ -692,7 +692,7 @@ def through_features(net: nn.Module, whole: Headed, x: torch.Tensor, named: bool
             z = whole.z  # what the losses know, where DistributedDataParallel returns another
         own = [head.parameters() for head in whole.heads] if named else None
         w = po.pareto_backward(losses, features=z, task_parameters=own)
-    return w, flattened(full(x.grad) for x in distributed.sharded(whole.parameters()))
+    return w, flattened(full(x.grad) for x in _fsdp2.shards_of(whole.parameters()))
 
 
 def headed() -> Headed:

@@ -12,7 +12,7 @@
 
 namespace pama {
 
-inline void check_values(const PamaInputs& batch) {
+inline void check_batch(const PamaInputs& batch) {
   const Sequences& s = batch.sequences;
   check_tokens(s, batch.mask);
   if (!batch.preference.data) return;

@@ -5,7 +5,7 @@ namespace pama {
 namespace {
 
 void run(const Tensor&, const PamaCombination& job) {
-  check_values(job.inputs);
+  check_batch(job.inputs);
   for (int64_t i = 0; i < job.inputs.sequences.objectives; ++i) {
     job.active[i] = job.inputs.statistics[i] != 0;
   }

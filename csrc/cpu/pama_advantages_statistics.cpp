@@ -125,7 +125,7 @@ PAMA_CLONES void add(const PamaInputs& batch, int64_t b, Tile<double>& tile, dou
 }
 
 void run(const Tensor&, const PamaInputs& batch) {
-  check_values(batch);  // before ranks wait for each other
+  check_batch(batch);  // before ranks wait for each other
   const Sequences& s = batch.sequences;
   const Reduction reduction = batch.reduction;
   const int64_t n = s.objectives, size = gathered_size(n, reduction, batch.by_sequence);

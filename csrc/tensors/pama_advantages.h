@@ -25,13 +25,14 @@ struct PamaCombination {
 inline PamaInputs pama_inputs(const TokenInputs& tokens, const Tensor& advantages,
                               const std::optional<Tensor>& log_ratio,
                               const std::optional<Tensor>& preference, int64_t reduction,
-                              double low, double high, bool noon, bool ratio_weighted) {
+                              double epsilon_low, double epsilon_high, bool noon,
+                              bool ratio_weighted) {
   PamaInputs inputs{.sequences = tokens.sequences,
                     .advantages = tokens.first,
                     .mask = tokens.mask,
                     .log_ratio = tokens.of_objective("log_ratio", log_ratio),
                     .preference = {},
-                    .rule = active_part_rule(low, high, noon, ratio_weighted),
+                    .rule = active_part_rule(epsilon_low, epsilon_high, noon, ratio_weighted),
                     .reduction = static_cast<Reduction>(reduction),
                     .by_sequence = preference && preference->dim() == 2,
                     .statistics = nullptr};
@@ -53,11 +54,11 @@ template <void (*Run)(const Tensor& on, const PamaInputs&)>
 Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
                        const std::optional<Tensor>& log_ratio,
                        const std::optional<Tensor>& preference,
-                       const std::optional<Tensor>& cu_seqlens, int64_t reduction, double low,
-                       double high, bool noon, bool ratio_weighted) {
+                       const std::optional<Tensor>& cu_seqlens, int64_t reduction,
+                       double epsilon_low, double epsilon_high, bool noon, bool ratio_weighted) {
   const TokenInputs tokens("advantages", advantages, mask, cu_seqlens);
-  PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, low, high,
-                                  noon, ratio_weighted);
+  PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, epsilon_low,
+                                  epsilon_high, noon, ratio_weighted);
   const int64_t size =
       gathered_size(inputs.sequences.objectives, inputs.reduction, inputs.by_sequence);
   Tensor statistics = allocate(advantages, {size}, ScalarType::Double);
@@ -81,10 +82,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
     const Tensor& advantages, const std::optional<Tensor>& mask,
     const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
     const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction,
-    double low, double high, bool noon, bool ratio_weighted) {
+    double epsilon_low, double epsilon_high, bool noon, bool ratio_weighted) {
   const TokenInputs tokens("advantages", advantages, mask, cu_seqlens);
-  PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, low, high,
-                                  noon, ratio_weighted);
+  PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, epsilon_low,
+                                  epsilon_high, noon, ratio_weighted);
   const int64_t n = inputs.sequences.objectives;
   check_sizes("statistics", statistics, {statistics_size(n, inputs.reduction)}, advantages);
   if (statistics.scalar_type() != ScalarType::Double || !statistics.is_contiguous()) {

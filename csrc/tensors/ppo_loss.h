@@ -31,8 +31,8 @@ struct PpoSlope {
 inline PpoInputs ppo_inputs(const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
                             const std::optional<Tensor>& mask,
                             const std::optional<Tensor>& ref_logp,
-                            const std::optional<Tensor>& cu_seqlens, double low, double high,
-                            double kl_coef, int64_t estimator) {
+                            const std::optional<Tensor>& cu_seqlens, double epsilon_low,
+                            double epsilon_high, double kl_coef, int64_t estimator) {
   const TokenInputs tokens("logp", logp, mask, cu_seqlens, false);
   return {.sequences = tokens.sequences,
           .logp = tokens.first,
@@ -40,7 +40,7 @@ inline PpoInputs ppo_inputs(const Tensor& logp, const Tensor& old_logp, const Te
           .advantages = tokens.alike("advantages", advantages),
           .mask = tokens.mask,
           .ref_logp = tokens.alike("ref_logp", ref_logp),
-          .clip = clip_of(low, high),
+          .clip = clip_of(epsilon_low, epsilon_high),
           .kl_coef = kl_coef,
           .estimator = static_cast<Estimator>(estimator)};
 }
@@ -49,10 +49,11 @@ template <void (*Run)(const Tensor& on, const PpoLoss&)>
 std::tuple<Tensor, Tensor, Tensor> ppo_loss(
     const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-    const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens, double low,
-    double high, int64_t aggregate, double divisor, double kl_coef, int64_t estimator) {
-  const PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, low,
-                                      high, kl_coef, estimator);
+    const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens,
+    double epsilon_low, double epsilon_high, int64_t aggregate, double divisor, double kl_coef,
+    int64_t estimator) {
+  const PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens,
+                                      epsilon_low, epsilon_high, kl_coef, estimator);
   const View divides = one_of("normalizer", normalizer, logp);
   const ScalarType dtype = result_dtype(&logp, &old_logp, &advantages, ref_logp);
   Tensor loss = allocate(logp, {}, dtype), statistics = allocate(logp, {4}, dtype);
@@ -66,10 +67,10 @@ template <void (*Run)(const Tensor& on, const PpoSlope&)>
 Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Tensor& logp,
                          const Tensor& old_logp, const Tensor& advantages,
                          const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-                         const std::optional<Tensor>& cu_seqlens, double low, double high,
-                         double kl_coef, int64_t estimator) {
-  PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, low, high,
-                                kl_coef, estimator);
+                         const std::optional<Tensor>& cu_seqlens, double epsilon_low,
+                         double epsilon_high, double kl_coef, int64_t estimator) {
+  PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, epsilon_low,
+                                epsilon_high, kl_coef, estimator);
   // A term that counts nothing is not read, so that it cannot bring a NaN either.
   if (kl_coef == 0) inputs.ref_logp.data = nullptr;
   const View of_loss = one_of("grad", grad, logp);

@@ -49,7 +49,12 @@ def kl_divergence_backward(
 
 
 def _ppo_tokens(
-    tokens: Tokens, logp: Tensor, old_logp: Tensor, advantages: Tensor, low: float, high: float
+    tokens: Tokens,
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    epsilon_low: float,
+    epsilon_high: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
     log_ratio = tokens.select(logp) - tokens.select(old_logp)
@@ -57,9 +62,9 @@ def _ppo_tokens(
     # An advantage of 0 counts 0, also where the ratio is infinite.
     plain = torch.where((a == 0) & ~log_ratio.isnan(), 0.0, log_ratio.exp() * a)
     # In logarithms, so that the test is exact; false for NaN, which so goes through.
-    above = (a > 0) & (log_ratio > math.log1p(high))
-    under = (a < 0) & (log_ratio < (math.log1p(-low) if low < 1 else -math.inf))
-    clipped = torch.where(above, (1 + high) * a, (1 - low) * a)
+    above = (a > 0) & (log_ratio > math.log1p(epsilon_high))
+    under = (a < 0) & (log_ratio < (math.log1p(-epsilon_low) if epsilon_low < 1 else -math.inf))
+    clipped = torch.where(above, (1 + epsilon_high) * a, (1 - epsilon_low) * a)
     return log_ratio, torch.where(above | under, clipped, plain), above | under, plain
 
 
@@ -91,8 +96,8 @@ def ppo_loss(
     ref_logp: Tensor | None,
     normalizer: Tensor | None,
     cu_seqlens: Tensor | None,
-    low: float,
-    high: float,
+    epsilon_low: float,
+    epsilon_high: float,
     aggregate: int,
     divisor: float,
     kl_coef: float,
@@ -100,7 +105,9 @@ def ppo_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; (clip fraction, approximate KL, ratio mean, KL to reference); row weights [B]."""
     tokens = Tokens(logp, mask, cu_seqlens)
-    log_ratio, surrogate, flat, _ = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
+    log_ratio, surrogate, flat, _ = _ppo_tokens(
+        tokens, logp, old_logp, advantages, epsilon_low, epsilon_high
+    )
     kl = torch.zeros_like(log_ratio)
     if ref_logp is not None:
         kl = kl_estimate(tokens.select(logp) - tokens.select(ref_logp), estimator)
@@ -123,13 +130,13 @@ def ppo_loss_backward(
     mask: Tensor | None,
     ref_logp: Tensor | None,
     cu_seqlens: Tensor | None,
-    low: float,
-    high: float,
+    epsilon_low: float,
+    epsilon_high: float,
     kl_coef: float,
     estimator: int,
 ) -> Tensor:
     tokens = Tokens(logp, mask, cu_seqlens)
-    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, low, high)
+    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, epsilon_low, epsilon_high)
     slope = -torch.where(flat, 0.0, plain)
     if ref_logp is not None and kl_coef != 0:
         log_ratio = tokens.select(logp) - tokens.select(ref_logp)

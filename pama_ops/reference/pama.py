@@ -20,8 +20,8 @@ def active_part(
     tokens: Tokens,
     advantages: Tensor,
     log_ratio: Tensor | None,
-    low: float,
-    high: float,
+    epsilon_low: float,
+    epsilon_high: float,
     noon: bool,
     ratio_weighted: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,9 @@ def active_part(
     l = tokens.select(log_ratio)  # noqa: E741
     # In logarithms, so that the test is exact; NaN in the ratio is data and goes through.
     flat = torch.where(
-        a < 0, l < (math.log1p(-low) if low < 1 else -math.inf), l > math.log1p(high)
+        a < 0,
+        l < (math.log1p(-epsilon_low) if epsilon_low < 1 else -math.inf),
+        l > math.log1p(epsilon_high),
     )
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
     if ratio_weighted:
@@ -49,8 +51,8 @@ def pama_statistics(
     preference: Tensor | None,
     cu_seqlens: Tensor | None,
     reduction: int,
-    low: float,
-    high: float,
+    epsilon_low: float,
+    epsilon_high: float,
     noon: bool,
     ratio_weighted: bool,
 ) -> Tensor:
@@ -62,7 +64,9 @@ def pama_statistics(
     """
     by_sequence = preference is not None and preference.dim() == 2
     tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
-    _, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    _, part = active_part(
+        tokens, advantages, log_ratio, epsilon_low, epsilon_high, noon, ratio_weighted
+    )
     own: list[Tensor] = []
     if preference is not None and preference.dim() == 2:
         present = preference > 0
@@ -100,8 +104,8 @@ def pama_combine(
     cu_seqlens: Tensor | None,
     statistics: Tensor,
     reduction: int,
-    low: float,
-    high: float,
+    epsilon_low: float,
+    epsilon_high: float,
     noon: bool,
     ratio_weighted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,7 +117,9 @@ def pama_combine(
     n = advantages.shape[0]
     by_sequence = preference is not None and preference.dim() == 2
     tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
-    a, part = active_part(tokens, advantages, log_ratio, low, high, noon, ratio_weighted)
+    a, part = active_part(
+        tokens, advantages, log_ratio, epsilon_low, epsilon_high, noon, ratio_weighted
+    )
     active = statistics[:n] != 0
     if reduction == TOKEN:
         problem = part.movedim(0, -1)

@@ -5,11 +5,12 @@
 
 #include "core/portable.h"
 #include "core/tokens/exponential.h"
+#include "core/tokens/surrogate.h"
 
 namespace pama {
 
 struct ActivePart {
-  double log_low, log_high;  // log(1 - low) and log(1 + high): the clip, on the ratio's logarithm
+  double log_low, log_high;  // the clip's bounds, log(1 - ε_low) and log(1 + ε_high), on log u
   bool noon, ratio_weighted;
 };
 
@@ -36,8 +37,10 @@ PAMA_INLINE double active_part(const ActivePart& rule, double a, double log_rati
   return rule.ratio_weighted ? part * ratio_weight(log_ratio) : part;
 }
 
-inline ActivePart active_part_rule(double low, double high, bool noon, bool ratio_weighted) {
-  return {low < 1 ? std::log1p(-low) : -HUGE_VAL, std::log1p(high), noon, ratio_weighted};
+inline ActivePart active_part_rule(double epsilon_low, double epsilon_high, bool noon,
+                                   bool ratio_weighted) {
+  const Clip clip = clip_of(epsilon_low, epsilon_high);
+  return {clip.log_low, clip.log_high, noon, ratio_weighted};
 }
 
 }  // namespace pama

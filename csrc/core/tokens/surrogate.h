@@ -12,8 +12,9 @@ struct Clip {
   double low, high, log_low, log_high;
 };
 
-inline Clip clip_of(double low, double high) {
-  return {1 - low, 1 + high, low < 1 ? std::log1p(-low) : -HUGE_VAL, std::log1p(high)};
+inline Clip clip_of(double epsilon_low, double epsilon_high) {
+  return {1 - epsilon_low, 1 + epsilon_high, epsilon_low < 1 ? std::log1p(-epsilon_low) : -HUGE_VAL,
+          std::log1p(epsilon_high)};
 }
 
 struct Surrogate {

@@ -1,0 +1,182 @@
+"""How ranks that call a function together agree, and raise together where they do not."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pama_ops import _checks as check
+from pama_ops import _dtensors as dtensors
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+# What the ranks of a group must have alike, by its name in messages.
+Facts = Mapping[str, object]
+
+
+def placements_as_facts(name: str, tensors: Sequence[Tensor | None]) -> dict[str, object]:
+    """Dtype, shape and placements of each tensor, which ranks with the same parameters share."""
+    return {f"{name} {p}": _layout(x) for p, x in enumerate(tensors)}
+
+
+def _layout(x: Tensor | None) -> str:
+    if x is None:
+        return "None"
+    placed = f" {cast('DTensor', x).placements}" if dtensors.is_dtensor(x) else ""
+    return f"{x.dtype} {list(x.shape)}{placed}"
+
+
+class all_ranks_raise:  # noqa: N801, as contextlib's own
+    """A block of a call that ranks make together, in which each checks its arguments.
+
+    Where one raises in it, the others raise an error that says so, in place of waiting for it; so
+    do all where the facts differ that they state in it by `must_agree`.
+
+    Ranks meet over the meshes of the tensors among `arguments`, and over `groups`. On a GPU they do
+    so only if the caller waits for it (`wait`, which may be the very argument that is refused), and
+    never in a program that is compiled. `unless` it says so, asked when a rank has failed: there
+    the others are in the middle of something else.
+    """
+
+    def __init__(
+        self,
+        arguments: object,
+        *groups: ProcessGroup | None,
+        wait: object,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.arguments, self.groups, self.wait, self.unless = arguments, groups, wait, unless
+        self.facts: Callable[[ProcessGroup], Facts] | None = None
+
+    def must_agree(
+        self, tensors: Sequence[Tensor], facts: Callable[[ProcessGroup], Facts] = lambda _: {}
+    ) -> None:
+        """What the ranks of a group must have alike at the end of the block, and which tensors of
+        the arguments say where they meet.
+        """
+        self.arguments, self.facts = tensors, facts
+
+    def __enter__(self) -> all_ranks_raise:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if error is None:
+            if self.facts is not None:
+                self._compare(self.facts)
+        elif isinstance(error, Exception) and not self.unless():
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        tensors = list(dtensors.tensors_in(self.arguments))
+        groups = groups_of_all_ranks(tensors, *self.groups)
+        device = tensors[0].device if tensors else torch.device("cpu")
+        if self._may_talk(device) and all(serves(group, device.type) for group in groups):
+            _hear_all([(group, {}) for group in groups], device, error)
+
+    def _compare(self, facts: Callable[[ProcessGroup], Facts]) -> None:
+        tensors = cast("Sequence[Tensor]", self.arguments)
+        if not self._may_talk(tensors[0].device):
+            return
+        groups = groups_of_all_ranks(tensors, *self.groups)
+        error = _hear_all([(over, facts(over)) for over in groups], tensors[0].device, None)
+        if error is not None:
+            raise error
+
+    def _may_talk(self, device: torch.device) -> bool:
+        return device.type == "cpu" or check.plain(self.wait) is True
+
+
+def groups_of_all_ranks(flat: Sequence[object], *others: ProcessGroup | None) -> list[ProcessGroup]:
+    """Groups which one after the other let every rank hear of every other: meshes', then others.
+
+    A mesh of all ranks meets in the default group, the only one that a rank knows whose tensors are
+    not on the mesh.
+    """
+    meshes = dict.fromkeys(cast("DTensor", x).device_mesh for x in flat if dtensors.is_dtensor(x))
+    groups: list[ProcessGroup | None] = []
+    for mesh in meshes:
+        groups += (
+            [dist.group.WORLD] if _of_all(mesh) else dtensors.mesh_groups(mesh, range(mesh.ndim))
+        )
+    return [group for group in dict.fromkeys([*groups, *others]) if group is not None]
+
+
+def _of_all(mesh: DeviceMesh) -> bool:
+    return mesh.size() == dist.get_world_size() > 1 and serves(dist.group.WORLD, mesh.device_type)
+
+
+def serves(group: ProcessGroup | None, device_type: str) -> bool:
+    """Whether the group has a back end for tensors of such devices."""
+    return f"{device_type}:" in dist.get_backend_config(group)
+
+
+def gathered(x: Tensor, group: ProcessGroup) -> Tensor:
+    """[ranks, ...]: the `x` of each rank, in their order and so the same bits everywhere."""
+    rows = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, x.contiguous(), group=group)
+    return torch.stack(rows)
+
+
+def _hear_all(
+    meetings: Iterable[tuple[ProcessGroup, Facts]], device: torch.device, error: Exception | None
+) -> Exception | None:
+    """This rank's `error`, or else one that tells of another rank's, or of facts that differ.
+
+    One all-gather of two integers for each group, whatever is called with whatever arguments. Where
+    they differ, and all ranks of the group see that they do, the facts themselves travel. What a
+    rank hears in one group it passes on in the next, so that all ranks of a mesh of several
+    dimensions raise.
+    """
+    for group, facts in meetings:
+        table = gathered(torch.tensor([error is not None, _digest(facts)], device=device), group)
+        if bool((table[:, 0] == 0).all() and (table[:, 1] == table[0, 1]).all()):
+            continue
+        notes: list[Any] = [None] * len(table)
+        dist.all_gather_object(notes, (dict(facts), error and _said(error)), group=group)
+        error = error or _disagreement(notes)
+    return error
+
+
+def _digest(facts: Facts) -> int:
+    text = repr(sorted(facts.items())).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _disagreement(notes: list[tuple[Facts, str | None]]) -> ValueError:
+    refusing = {rank: text for rank, (_, text) in enumerate(notes) if text is not None}
+    if refusing:
+        return ValueError(
+            "group must have ranks that all succeed, but ranks "
+            f"{list(refusing)} raise {next(iter(refusing.values()))}"
+        )
+    for name in dict.fromkeys(name for facts, _ in notes for name in facts):
+        ranks: dict[str, list[int]] = {}
+        for rank, (facts, _) in enumerate(notes):
+            ranks.setdefault(str(facts.get(name, "nothing")), []).append(rank)
+        if len(ranks) > 1:
+            said = ", ".join(f"{value} on ranks {where}" for value, where in ranks.items())
+            return ValueError(f"group must have ranks that agree in {name}, got {said}")
+    raise AssertionError("digests differ and facts do not")
+
+
+def check_group(group: object) -> None:
+    """Raise at once: there is nobody to tell."""
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group must be a ProcessGroup or None, got {type(group).__name__}")
