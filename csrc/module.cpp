@@ -5,7 +5,7 @@
 #pragma pop_macro("TORCH_TARGET_VERSION")
 
 #include "build_info.h"  // made by CMakeLists.txt
-#include "cpu/level.h"
+#include "cpu/generations.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU kernels of pama_ops.";

@@ -254,7 +254,7 @@ def objective_values(name: str, x: object) -> Tensor:
 def gram_matrix(gram: Tensor) -> None:
     """The checks of a Gram matrix that a CPU kernel makes by itself; synchronises on a GPU.
 
-    Entries that are not finite are data. csrc/core/stack.h says what rounding is allowed.
+    Entries that are not finite are data. csrc/core/matrix_stack.h says what rounding is allowed.
     """
     g = gram.detach().double()
     square = g.diagonal(dim1=-2, dim2=-1)

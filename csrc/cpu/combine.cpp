@@ -11,7 +11,7 @@
 // on average, before the first is read; one tensor of as many bytes takes 0.9 of the bound.
 #include "tensors/combine.h"
 
-#include "cpu/rows.h"
+#include "cpu/generations.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <emmintrin.h>
@@ -200,34 +200,35 @@ void run(const Tensor&, const GradientList& grads, const View& weights,
     bytes += grads.size[p] * size_of(grads.dtype[p]);
   }
   const int64_t total = start.back();
-  parallel_for(0, (total + kChunk - 1) / kChunk, 4, [&](int64_t first, int64_t last) {
-    std::vector<const void*> rows;
-    std::vector<double> used;
-    int64_t at = first * kChunk;
-    const int64_t end = std::min(last * kChunk, total);
-    int64_t p = std::upper_bound(start.begin(), start.end(), at) - start.begin() - 1;
-    while (at < end) {
-      while (start[p + 1] <= at) ++p;
-      rows.clear(), used.clear();
-      for (int64_t i = 0; i < grads.objectives; ++i) {
-        if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
-      }
-      const int64_t until = std::min(end, start[p + 1]);
-      const Run columns{rows.data(),
-                        used.data(),
-                        static_cast<int64_t>(rows.size()),
-                        at - start[p],
-                        until - start[p],
-                        accumulate,
-                        bytes >= kStreamed,
-                        out[p]};
-      with_real(grads.dtype[p], [&](auto element) { combine_run(columns, element); });
-      at = until;
-    }
+  torch::stable::parallel_for(
+      0, (total + kChunk - 1) / kChunk, 4, [&](int64_t first, int64_t last) {
+        std::vector<const void*> rows;
+        std::vector<double> used;
+        int64_t at = first * kChunk;
+        const int64_t end = std::min(last * kChunk, total);
+        int64_t p = std::upper_bound(start.begin(), start.end(), at) - start.begin() - 1;
+        while (at < end) {
+          while (start[p + 1] <= at) ++p;
+          rows.clear(), used.clear();
+          for (int64_t i = 0; i < grads.objectives; ++i) {
+            if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
+          }
+          const int64_t until = std::min(end, start[p + 1]);
+          const Run columns{rows.data(),
+                            used.data(),
+                            static_cast<int64_t>(rows.size()),
+                            at - start[p],
+                            until - start[p],
+                            accumulate,
+                            bytes >= kStreamed,
+                            out[p]};
+          with_real(grads.dtype[p], [&](auto element) { combine_run(columns, element); });
+          at = until;
+        }
 #if defined(PAMA_STREAM)
-    _mm_sfence();
+        _mm_sfence();
 #endif
-  });
+      });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {

@@ -20,9 +20,8 @@
 #define PAMA_X86
 #endif
 
+#include "cpu/generations.h"
 #include "cpu/gram_tile.h"
-#include "cpu/level.h"
-#include "cpu/rows.h"
 #include "tensors/gram.h"
 
 namespace pama {
@@ -238,7 +237,7 @@ void run(const Tensor&, const GradientList& grads, const std::vector<int64_t>& o
   const int64_t width = (total + slots - 1) / slots;
   std::vector<double> memory(slots * size, 0.0);
   const auto sums_of = [&](int64_t slot) { return Sums{n, memory.data() + slot * size}; };
-  parallel_for(0, slots, 1, [&](int64_t first_slot, int64_t last_slot) {
+  torch::stable::parallel_for(0, slots, 1, [&](int64_t first_slot, int64_t last_slot) {
     for (int64_t s = first_slot; s < last_slot; ++s) {
       const Sums sums = sums_of(s);
       Slot slot(grads, sums);

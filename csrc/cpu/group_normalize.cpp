@@ -3,7 +3,7 @@
 #include "tensors/group_normalize.h"
 
 #include "core/tokens/group_reward.h"
-#include "cpu/rows.h"
+#include "cpu/token_tiles.h"
 
 namespace pama {
 namespace {

@@ -3,29 +3,29 @@
 #include "tensors/kl_divergence.h"
 
 #include "cpu/checks.h"
-#include "cpu/rows.h"
+#include "cpu/token_tiles.h"
 
 namespace pama {
 namespace {
 
 template <Estimator kind>
 PAMA_INLINE void kl_tile(const Kl& kl, int64_t b, int64_t t) {
-  rows::Selection tile;
+  Selection tile;
   alignas(64) double x[kTile], y[kTile];
   const auto first = [&](const View& view) { return b * view.sequence + t * view.token; };
-  rows::select(kl.mask, first(kl.mask), std::min(kTile, kl.sequences.length - t), tile);
-  rows::gather(kl.logp, first(kl.logp), tile, x);
-  rows::gather(kl.ref_logp, first(kl.ref_logp), tile, y);
+  select(kl.mask, first(kl.mask), std::min(kTile, kl.sequences.length - t), tile);
+  gather(kl.logp, first(kl.logp), tile, x);
+  gather(kl.ref_logp, first(kl.ref_logp), tile, y);
   for (int64_t j = 0; j < tile.count; ++j) x[j] -= y[j];
   if (kl.grad.data) {
-    rows::gather(kl.grad, first(kl.grad), tile, y);
+    gather(kl.grad, first(kl.grad), tile, y);
 #pragma omp simd
     for (int64_t j = 0; j < tile.count; ++j) x[j] = y[j] * kl_slope<kind>(x[j]);
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < tile.count; ++j) x[j] = kl_estimate<kind>(x[j]);
   }
-  rows::scatter(kl.out, first(kl.out), tile, x);
+  scatter(kl.out, first(kl.out), tile, x);
 }
 
 // Tiles of rows, of which each has `tiles`.

@@ -6,8 +6,7 @@
 #include <type_traits>
 
 #include "cpu/checks.h"
-#include "cpu/rows.h"
-#include "cpu/sums.h"
+#include "cpu/token_tiles.h"
 #include "tensors/pama_advantages.h"
 
 namespace pama {
@@ -50,17 +49,17 @@ PAMA_INLINE bool weighted(const PamaInputs& batch) {
 
 // One tile of one sequence: A and I(A) of some objectives, masked tokens cut out.
 template <class Real>
-struct Tile {
-  rows::Selection tokens;
-  std::vector<int64_t> objectives;          // those that are placed
-  std::vector<Row<Real>> advantage, parts;  // scratch
-  std::vector<const Real*> advantage_at;    // A before Noon
-  std::vector<const Real*> part_at;         // I(A), by `find_parts`; before Noon without a ratio
-  Row<Real> log_ratio;
-  Row<Real> upper, lower;  // what the ratio makes of A >= 0 and of A < 0 (see `judge`)
-  Real floor;              // the least A that Noon leaves
+struct PamaTile {
+  Selection tokens;
+  std::vector<int64_t> objectives;                 // those that are placed
+  std::vector<TileTokens<Real>> advantage, parts;  // scratch
+  std::vector<const Real*> advantage_at;           // A before Noon
+  std::vector<const Real*> part_at;  // I(A), by `find_parts`; before Noon without a ratio
+  TileTokens<Real> log_ratio;
+  TileTokens<Real> upper, lower;  // what the ratio makes of A >= 0 and of A < 0 (see `judge`)
+  Real floor;                     // the least A that Noon leaves
 
-  Tile(const PamaInputs& batch, std::vector<int64_t> which)
+  PamaTile(const PamaInputs& batch, std::vector<int64_t> which)
       : objectives(std::move(which)),
         advantage(objectives.size()),
         parts(objectives.size()),
@@ -68,8 +67,8 @@ struct Tile {
         part_at(objectives.size()),
         floor(batch.rule.noon ? 0 : -HUGE_VAL) {}
 
-  explicit Tile(const PamaInputs& batch)
-      : Tile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
+  explicit PamaTile(const PamaInputs& batch)
+      : PamaTile(batch, std::vector<int64_t>(batch.sequences.objectives)) {
     std::iota(objectives.begin(), objectives.end(), 0);
   }
 
@@ -90,7 +89,7 @@ PAMA_INLINE Real after_noon(Real a, Real floor) {
 inline constexpr int kLive = 1;
 
 template <class Real>
-PAMA_INLINE void judge(const ActivePart& rule, Tile<Real>& tile, const Real* log_ratio) {
+PAMA_INLINE void judge(const ActivePart& rule, PamaTile<Real>& tile, const Real* log_ratio) {
   // A float32 exceeds the float64 bound if it exceeds the largest float32 that does not.
   Real high = static_cast<Real>(rule.log_high), low = static_cast<Real>(rule.log_low);
   if (high > rule.log_high) high = std::nextafter(high, Real(-HUGE_VAL));
@@ -105,7 +104,7 @@ PAMA_INLINE void judge(const ActivePart& rule, Tile<Real>& tile, const Real* log
 
 // I(A) of an A after Noon, the weighting by the ratio apart.
 template <class Real>
-PAMA_INLINE Real part_of(const Tile<Real>& tile, int64_t j, Real a) {
+PAMA_INLINE Real part_of(const PamaTile<Real>& tile, int64_t j, Real a) {
   const Real verdict = a < 0 ? tile.lower.at[j] : tile.upper.at[j];
   return verdict == kLive ? a : verdict;
 }
@@ -115,20 +114,20 @@ PAMA_INLINE Real part_of(const Tile<Real>& tile, int64_t j, Real a) {
 // Finds the tokens from t on that count, and where their A are, before Noon.
 template <class Real>
 PAMA_INLINE void place_advantages(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
-                                  Tile<Real>& tile) {
+                                  PamaTile<Real>& tile) {
   const Sequences& s = batch.sequences;
   const View &a = batch.advantages, &mask = batch.mask;
-  rows::select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
+  select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
   const auto first = [&](int64_t k) { return s.first(a, tile.objectives[k], b) + t * a.token; };
   // Asked once: what the loop of the copies needs is set up in front of it.
-  if (rows::in_place<Real>(a, first(0), tile.tokens)) {
+  if (in_place<Real>(a, first(0), tile.tokens)) {
     for (int64_t k = 0; k < tile.size(); ++k) {
-      tile.advantage_at[k] = rows::in_place<Real>(a, first(k), tile.tokens);
+      tile.advantage_at[k] = in_place<Real>(a, first(k), tile.tokens);
     }
     return;
   }
   for (int64_t k = 0; k < tile.size(); ++k) {
-    rows::gather(a, first(k), tile.tokens, tile.advantage[k].at);
+    gather(a, first(k), tile.tokens, tile.advantage[k].at);
     tile.advantage_at[k] = tile.advantage[k].at;
   }
 }
@@ -136,13 +135,13 @@ PAMA_INLINE void place_advantages(const PamaInputs& batch, int64_t b, int64_t t,
 // Judges by the ratio. Returns log u, null where there is none.
 template <class Real>
 PAMA_INLINE const Real* place_ratio(const PamaInputs& batch, int64_t b, int64_t t,
-                                    Tile<Real>& tile) {
+                                    PamaTile<Real>& tile) {
   const View& ratio = batch.log_ratio;
   if (!ratio.data) return nullptr;
   const int64_t first = batch.sequences.first(ratio, 0, b) + t * ratio.token;
-  const Real* log_ratio = rows::in_place<Real>(ratio, first, tile.tokens);
+  const Real* log_ratio = in_place<Real>(ratio, first, tile.tokens);
   if (!log_ratio) {
-    rows::gather(ratio, first, tile.tokens, tile.log_ratio.at);
+    gather(ratio, first, tile.tokens, tile.log_ratio.at);
     log_ratio = tile.log_ratio.at;
   }
   judge(batch.rule, tile, log_ratio);
@@ -162,14 +161,14 @@ template <class Real>
 PAMA_INLINE int64_t tile_length(const PamaInputs& batch, int64_t size) {
   const View& a = batch.advantages;
   const bool scratch = batch.by_sequence || batch.mask.data || batch.log_ratio.data ||
-                       a.token != 1 || a.dtype != rows::kDTypeOf<Real>;
+                       a.token != 1 || a.dtype != kDTypeOf<Real>;
   return scratch ? kTile : size;
 }
 
 // As place_advantages, and finds I(A); Noon is left to the reader where there is no ratio.
 template <class Real>
 PAMA_INLINE void place_parts(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
-                             Tile<Real>& tile) {
+                             PamaTile<Real>& tile) {
   place_advantages(batch, b, t, length, tile);
   const Real* log_ratio = place_ratio(batch, b, t, tile);
   const int64_t count = tile.tokens.count;
@@ -187,8 +186,8 @@ PAMA_INLINE void place_parts(const PamaInputs& batch, int64_t b, int64_t t, int6
 
 // Takes the parts of objectives that their preference drops in this sequence for zeros.
 template <class Real>
-PAMA_INLINE void drop_parts(const PamaInputs& batch, int64_t b, Tile<Real>& tile) {
-  static const Row<Real> zeros{};
+PAMA_INLINE void drop_parts(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile) {
+  static const TileTokens<Real> zeros{};
   if (!batch.by_sequence) return;
   for (int64_t k = 0; k < tile.size(); ++k) {
     if (!(preferred(batch.preference, tile.objectives[k], b) > 0)) tile.part_at[k] = zeros.at;
@@ -197,7 +196,7 @@ PAMA_INLINE void drop_parts(const PamaInputs& batch, int64_t b, Tile<Real>& tile
 
 // Σ I(A) of one objective.
 template <class Real>
-PAMA_INLINE double sum_of_parts(const Tile<Real>& tile, int64_t k) {
+PAMA_INLINE double sum_of_parts(const PamaTile<Real>& tile, int64_t k) {
   const Real *part = tile.part_at[k], floor = tile.floor;
   return sum_of(tile.tokens.count,
                 [&](int64_t j) { return static_cast<double>(after_noon(part[j], floor)); });

@@ -6,7 +6,8 @@ namespace pama {
 namespace {
 
 template <class Real>
-PAMA_INLINE void find_means(const PamaInputs& batch, int64_t b, Tile<Real>& tile, double* means) {
+PAMA_INLINE void find_means(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
+                            double* means) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   const int64_t step = tile_length<Real>(batch, size);
   int64_t total = 0;
@@ -20,11 +21,13 @@ PAMA_INLINE void find_means(const PamaInputs& batch, int64_t b, Tile<Real>& tile
   means[n] = static_cast<double>(total);
 }
 
-PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* means) {
+PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, PamaTile<float>& tile,
+                            double* means) {
   find_means(batch, b, tile, means);
 }
 
-PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* means) {
+PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
+                            double* means) {
   find_means(batch, b, tile, means);
 }
 
@@ -45,10 +48,10 @@ PAMA_INLINE void add_four(const Real* const* a, const double* w, Real floor, int
 
 // Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
 template <class Real>
-PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, Real* combined) {
-  static const Row<Real> zeros{};
+PAMA_INLINE void combine_rows(const PamaTile<Real>& tile, const double* weights, Real* combined) {
+  static const TileTokens<Real> zeros{};
   const int64_t count = tile.tokens.count;
-  Row<double> sum;
+  TileTokens<double> sum;
   const double* before = nullptr;
   const Real* a[4];
   double w[4];
@@ -72,30 +75,30 @@ PAMA_INLINE void combine_rows(const Tile<Real>& tile, const double* weights, Rea
 
 template <class Real>
 PAMA_INLINE void combine_tiles(const Combine& job, int64_t b, const double* weights,
-                               Tile<Real>& tile) {
+                               PamaTile<Real>& tile) {
   const Sequences& s = job.inputs.sequences;
-  Row<Real> scratch;
+  TileTokens<Real> scratch;
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
     place_advantages(job.inputs, b, t, std::min(kTile, size - t), tile);
     const int64_t first = s.first(job.advantages, 0, b) + t;
-    Real* there = rows::in_place<Real>(job.advantages, first, tile.tokens);
+    Real* there = in_place<Real>(job.advantages, first, tile.tokens);
     combine_rows(tile, weights, there ? there : scratch.at);
     if (there) {
-      rows::clear_around(there, tile.tokens);
+      clear_around(there, tile.tokens);
     } else {
-      rows::scatter(job.advantages, first, tile.tokens, scratch.at);
+      scatter(job.advantages, first, tile.tokens, scratch.at);
     }
   }
 }
 
 PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  Tile<float>& tile) {
+                                  PamaTile<float>& tile) {
   combine_tiles(job, b, weights, tile);
 }
 
 PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  Tile<double>& tile) {
+                                  PamaTile<double>& tile) {
   combine_tiles(job, b, weights, tile);
 }
 
@@ -136,7 +139,7 @@ void combine_by_sequence(const Combine& job) {
   const int64_t n = s.objectives;
   with_reals(job.inputs, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
-      Tile<decltype(real)> tile(job.inputs);
+      PamaTile<decltype(real)> tile(job.inputs);
       std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
       PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
       const Preference* preference = nullptr;
@@ -177,7 +180,7 @@ void combine_by_batch(const Combine& job) {
   }
   with_reals(job.inputs, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
-      Tile<decltype(real)> tile(job.inputs);
+      PamaTile<decltype(real)> tile(job.inputs);
       for (int64_t b = first; b < end; ++b) {
         combine_sequence(job, b, weights.data() + kind(b) * n, tile);
       }

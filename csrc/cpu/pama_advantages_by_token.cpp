@@ -9,9 +9,9 @@ namespace {
 
 // A tile, and what is made of it. With a uniform preference weights are found by comparing alone.
 template <class Real>
-struct TokenTile : Tile<Real> {
+struct TokenTile : PamaTile<Real> {
   TokenTile(const PamaInputs& batch, const Preference& preference)
-      : Tile<Real>(batch, preference.used),
+      : PamaTile<Real>(batch, preference.used),
         preference(preference),
         weight(this->size()),
         weight_at(this->size()),
@@ -23,11 +23,11 @@ struct TokenTile : Tile<Real> {
   }
 
   const Preference& preference;
-  std::vector<Row<Real>> weight;
-  Row<Real> combined, optimum;
+  std::vector<TileTokens<Real>> weight;
+  TileTokens<Real> combined, optimum;
   std::vector<Real*> weight_at;  // where they are written: there, or in the results
   Real *combined_at, *optimum_at;
-  Row<Real> poison;                             // 0, or NaN if a part is not finite
+  TileTokens<Real> poison;                      // 0, or NaN if a part is not finite
   std::vector<double> values, solution, reals;  // of one token that straddles 0
   PamaWeights<SerialTeam> solver;
 };
@@ -48,7 +48,7 @@ template <bool kUniform, bool kRatio, class Real>
 PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, TokenTile<Real>& tile) {
   const Preference& p = tile.preference;
   const int64_t used = tile.size(), count = tile.tokens.count;
-  Row<Real> least_row, ties_row, tied_row;
+  TileTokens<Real> least_row, ties_row, tied_row;
   Real *least = least_row.at, *ties = ties_row.at, *tied = tied_row.at;
   Real *poison = tile.poison.at, *combined = tile.combined_at, *optimum = tile.optimum_at;
   const Real floor = tile.floor;
@@ -128,7 +128,7 @@ PAMA_INLINE void choose_among_few(TokenTile<Real>& tile) {
   Real *w2 = tile.weight_at[row(2)], *w3 = tile.weight_at[row(3)];
   const Real c1 = counts(1), c2 = counts(2), c3 = counts(3);
   // Where they do not count, they add zeros: an advantage that the clip holds flat may be infinite.
-  static const Row<Real> zeros{};
+  static const TileTokens<Real> zeros{};
   const auto summand = [&](int64_t k) { return k <= last ? tile.advantage_at[k] : zeros.at; };
   const Real *b1 = summand(1), *b2 = summand(2), *b3 = summand(3);
   const Real* upper = tile.upper.at;
@@ -192,12 +192,12 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
     const auto weights = [&](int64_t n) { return s.first(job.weights, n, b) + t; };
     const int64_t out = s.first(job.advantages, 0, b) + t;
     const auto at = [&](const View& view, int64_t first) {
-      return rows::in_place<Real>(view, first, tile.tokens);
+      return in_place<Real>(view, first, tile.tokens);
     };
     place_advantages(batch, b, t, std::min(kTile, size - t), tile);
     const Real* log_ratio = place_ratio(batch, b, t, tile);
     // Either all results can be written where they belong, or none.
-    const bool placed = rows::in_place<Real>(job.advantages, out, tile.tokens);
+    const bool placed = in_place<Real>(job.advantages, out, tile.tokens);
     for (int64_t k = 0; k < used; ++k) {
       tile.weight_at[k] = placed ? at(job.weights, weights(p.used[k])) : tile.weight[k].at;
     }
@@ -221,18 +221,18 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
         } else {
           std::copy_n(tile.poison.at, tile.tokens.count, there);
         }
-        rows::clear_around(there, tile.tokens);
+        clear_around(there, tile.tokens);
       }
-      rows::clear_around(tile.combined_at, tile.tokens);
-      rows::clear_around(tile.optimum_at, tile.tokens);
+      clear_around(tile.combined_at, tile.tokens);
+      clear_around(tile.optimum_at, tile.tokens);
     } else {
       for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
         const bool counts = k < used && p.used[k] == n;
         const Real* w = counts ? tile.weight[k++].at : tile.poison.at;
-        rows::scatter(job.weights, weights(n), tile.tokens, w);
+        scatter(job.weights, weights(n), tile.tokens, w);
       }
-      rows::scatter(job.advantages, out, tile.tokens, tile.combined.at);
-      rows::scatter(job.optimum, out, tile.tokens, tile.optimum.at);
+      scatter(job.advantages, out, tile.tokens, tile.combined.at);
+      scatter(job.optimum, out, tile.tokens, tile.optimum.at);
     }
   }
 }

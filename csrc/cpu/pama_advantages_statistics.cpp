@@ -8,7 +8,7 @@ namespace pama {
 namespace {
 
 template <class Real>
-PAMA_INLINE bool any_nonzero(const Tile<Real>& tile, int64_t k) {
+PAMA_INLINE bool any_nonzero(const PamaTile<Real>& tile, int64_t k) {
   const Real *part = tile.part_at[k], floor = tile.floor;
   int found = 0;
   for (int64_t j = 0; j < tile.tokens.count; ++j) found |= after_noon(part[j], floor) != 0;
@@ -17,7 +17,8 @@ PAMA_INLINE bool any_nonzero(const Tile<Real>& tile, int64_t k) {
 
 // Whether each objective has a nonzero part; a sequence is read only until all have.
 template <class Real>
-PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, Tile<Real>& tile, double* active) {
+PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
+                             double* active) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   for (int64_t t = 0; t < size; t += kTile) {
     place_parts(batch, b, t, std::min(kTile, size - t), tile);
@@ -35,7 +36,8 @@ PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, Tile<Real>& til
 // gram[i][k] += <part_i, part_k> for four rows from i and four from k: each number that is read and
 // widened serves four products, and the sums stay in registers.
 template <bool kDiagonal, class Real>
-PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t n, double* gram) {
+PAMA_INLINE void add_block(const PamaTile<Real>& tile, int64_t i, int64_t k, int64_t n,
+                           double* gram) {
   const auto row = [&](int64_t r) { return tile.part_at[std::min(r, n - 1)]; };
   const auto widened = [floor = tile.floor](Real x) -> double { return after_noon(x, floor); };
   const Real *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
@@ -68,7 +70,7 @@ PAMA_INLINE void add_block(const Tile<Real>& tile, int64_t i, int64_t k, int64_t
 }
 
 template <class Real>
-PAMA_INLINE void add_gram(const Tile<Real>& tile, int64_t n, double* gram) {
+PAMA_INLINE void add_gram(const PamaTile<Real>& tile, int64_t n, double* gram) {
   for (int64_t i = 0; i < n; i += 4) {
     add_block<true>(tile, i, i, n, gram);
     for (int64_t k = i + 4; k < n; k += 4) add_block<false>(tile, i, k, n, gram);
@@ -84,7 +86,7 @@ inline void count_own_tokens(const PamaInputs& batch, int64_t b, int64_t tokens,
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half;
 // with a preference by sequence also each objective's own tokens.
 template <class Real>
-PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, Tile<Real>& tile,
+PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
                               double* statistics) {
   const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
   const int64_t step = tile_length<Real>(batch, size);
@@ -108,19 +110,22 @@ PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, Tile<Real>& ti
   }
 }
 
-PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* active) {
+PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<float>& tile, double* active) {
   return find_active(batch, b, tile, active);
 }
 
-PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* active) {
+PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
+                        double* active) {
   return find_active(batch, b, tile, active);
 }
 
-PAMA_CLONES void add(const PamaInputs& batch, int64_t b, Tile<float>& tile, double* statistics) {
+PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<float>& tile,
+                     double* statistics) {
   add_sequence(batch, b, tile, statistics);
 }
 
-PAMA_CLONES void add(const PamaInputs& batch, int64_t b, Tile<double>& tile, double* statistics) {
+PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
+                     double* statistics) {
   add_sequence(batch, b, tile, statistics);
 }
 
@@ -133,7 +138,7 @@ void run(const Tensor&, const PamaInputs& batch) {
   std::fill_n(total, size, 0.0);
   if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
     with_reals(batch, [&](auto real) {
-      Tile<decltype(real)> tile(batch);
+      PamaTile<decltype(real)> tile(batch);
       for (int64_t b = 0; b < s.count && !survey(batch, b, tile, total); ++b) {
       }
     });
@@ -142,7 +147,7 @@ void run(const Tensor&, const PamaInputs& batch) {
   std::vector<double> partial(s.count * size, 0.0);
   with_reals(batch, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
-      Tile<decltype(real)> tile(batch);
+      PamaTile<decltype(real)> tile(batch);
       for (int64_t b = first; b < end; ++b) add(batch, b, tile, partial.data() + b * size);
     });
   });

@@ -4,29 +4,29 @@
 
 #include "core/tokens/normalizer.h"
 #include "cpu/checks.h"
-#include "cpu/rows.h"
+#include "cpu/token_tiles.h"
 
 namespace pama {
 namespace {
 
-struct Tile {
-  rows::Selection selection;
+struct PpoTile {
+  Selection selection;
   alignas(64) double logp[kTile], log_ratio[kTile], advantage[kTile], log_ref_ratio[kTile];
 };
 
-PAMA_INLINE void gather(const PpoInputs& ppo, int64_t b, int64_t t, int64_t size, Tile& tile) {
+PAMA_INLINE void gather(const PpoInputs& ppo, int64_t b, int64_t t, int64_t size, PpoTile& tile) {
   const auto first = [&](const View& view) {
     return ppo.sequences.first(view, 0, b) + t * view.token;
   };
-  rows::select(ppo.mask, first(ppo.mask), std::min(kTile, size - t), tile.selection);
+  select(ppo.mask, first(ppo.mask), std::min(kTile, size - t), tile.selection);
   const int64_t count = tile.selection.count;
-  rows::gather(ppo.logp, first(ppo.logp), tile.selection, tile.logp);
-  rows::gather(ppo.old_logp, first(ppo.old_logp), tile.selection, tile.log_ratio);
-  rows::gather(ppo.advantages, first(ppo.advantages), tile.selection, tile.advantage);
+  gather(ppo.logp, first(ppo.logp), tile.selection, tile.logp);
+  gather(ppo.old_logp, first(ppo.old_logp), tile.selection, tile.log_ratio);
+  gather(ppo.advantages, first(ppo.advantages), tile.selection, tile.advantage);
   for (int64_t j = 0; j < count; ++j) tile.log_ratio[j] = tile.logp[j] - tile.log_ratio[j];
   if (ppo.ref_logp.data) {
     double* k = tile.log_ref_ratio;
-    rows::gather(ppo.ref_logp, first(ppo.ref_logp), tile.selection, k);
+    gather(ppo.ref_logp, first(ppo.ref_logp), tile.selection, k);
     for (int64_t j = 0; j < count; ++j) k[j] = tile.logp[j] - k[j];
   }
 }
@@ -47,7 +47,7 @@ PAMA_INLINE void add_kl_slope(double weight, const double* k, int64_t count, dou
 
 PAMA_CLONES void ppo_sequence(const PpoInputs& ppo, int64_t b, PpoSums& sums) {
   const Clip clip = ppo.clip;
-  Tile tile;
+  PpoTile tile;
   const int64_t size = ppo.sequences.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
     gather(ppo, b, t, size, tile);
@@ -77,7 +77,7 @@ PAMA_CLONES void ppo_sequence(const PpoInputs& ppo, int64_t b, PpoSums& sums) {
 PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weight) {
   const PpoInputs& ppo = job.inputs;
   const Clip clip = ppo.clip;
-  Tile tile;
+  PpoTile tile;
   double* slope = tile.advantage;
   const double *k = tile.log_ref_ratio, kl_weight = weight * ppo.kl_coef;
   const int64_t size = ppo.sequences.size(b);
@@ -93,7 +93,7 @@ PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weigh
         add_kl_slope<kind()>(kl_weight, k, count, slope);
       });
     }
-    rows::scatter(job.out, ppo.sequences.first(job.out, 0, b) + t, tile.selection, slope);
+    scatter(job.out, ppo.sequences.first(job.out, 0, b) + t, tile.selection, slope);
   }
 }
 

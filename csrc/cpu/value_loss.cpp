@@ -5,32 +5,32 @@
 #include "core/tokens/normalizer.h"
 #include "core/tokens/value_error.h"
 #include "cpu/checks.h"
-#include "cpu/rows.h"
-#include "cpu/sums.h"
+#include "cpu/token_tiles.h"
 
 namespace pama {
 namespace {
 
-struct Tile {
-  rows::Selection selection;
+struct ValueTile {
+  Selection selection;
   alignas(64) double value[kTile], target[kTile], old[kTile];
 };
 
 // Finds the unmasked tokens from t on.
-PAMA_INLINE void select(const ValueInputs& loss, int64_t b, int64_t t, int64_t size, Tile& tile) {
+PAMA_INLINE void select(const ValueInputs& loss, int64_t b, int64_t t, int64_t size,
+                        ValueTile& tile) {
   const View& mask = loss.mask;
-  rows::select(mask, loss.sequences.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t),
-               tile.selection);
+  select(mask, loss.sequences.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t),
+         tile.selection);
 }
 
-PAMA_INLINE void gather(const ValueInputs& loss, int64_t n, int64_t b, int64_t t, Tile& tile) {
+PAMA_INLINE void gather(const ValueInputs& loss, int64_t n, int64_t b, int64_t t, ValueTile& tile) {
   const auto first = [&](const View& view) {
     return loss.sequences.first(view, n, b) + t * view.token;
   };
-  rows::gather(loss.values, first(loss.values), tile.selection, tile.value);
-  rows::gather(loss.returns, first(loss.returns), tile.selection, tile.target);
+  gather(loss.values, first(loss.values), tile.selection, tile.value);
+  gather(loss.returns, first(loss.returns), tile.selection, tile.target);
   if (loss.old_values.data) {
-    rows::gather(loss.old_values, first(loss.old_values), tile.selection, tile.old);
+    gather(loss.old_values, first(loss.old_values), tile.selection, tile.old);
   }
 }
 
@@ -38,7 +38,7 @@ PAMA_INLINE void gather(const ValueInputs& loss, int64_t n, int64_t b, int64_t t
 PAMA_CLONES double value_sequence(const ValueInputs& loss, int64_t b, double* squares) {
   const Sequences& s = loss.sequences;
   const double clip = loss.clip;
-  Tile tile;
+  ValueTile tile;
   double tokens = 0;
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
@@ -67,7 +67,7 @@ PAMA_CLONES void value_sequence_slope(const ValueSlope& job, int64_t b, const do
   const ValueInputs& loss = job.inputs;
   const Sequences& s = loss.sequences;
   const double clip = loss.clip;
-  Tile tile;
+  ValueTile tile;
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
     select(loss, b, t, size, tile);
@@ -87,7 +87,7 @@ PAMA_CLONES void value_sequence_slope(const ValueSlope& job, int64_t b, const do
           value[j] = scale * value_error(value[j], target[j]).slope;
         }
       }
-      rows::scatter(job.out, s.first(job.out, n, b) + t, tile.selection, value);
+      scatter(job.out, s.first(job.out, n, b) + t, tile.selection, value);
     }
   }
 }

@@ -5,8 +5,7 @@
 
 #include "core/tokens/moments.h"
 #include "cpu/checks.h"
-#include "cpu/rows.h"
-#include "cpu/sums.h"
+#include "cpu/token_tiles.h"
 
 namespace pama {
 namespace {
@@ -24,13 +23,13 @@ PAMA_INLINE Moments tile_moments(const double* x, int64_t count) {
 PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, double unit, Moments* moments) {
   const Sequences& s = whiten.sequences;
   const View &x = whiten.x, &mask = whiten.mask;
-  rows::Selection tile;
+  Selection tile;
   alignas(64) double tokens[kTile];
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
-    rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
+    select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
     for (int64_t n = 0; n < s.objectives; ++n) {
-      rows::gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
+      gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
       if (unit != 1) {
         for (int64_t j = 0; j < tile.count; ++j) tokens[j] *= unit;
       }
@@ -59,16 +58,16 @@ std::vector<Moments> all_moments(const Whiten& whiten, double unit) {
 PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Whitening* whitenings) {
   const Sequences& s = whiten.sequences;
   const View &x = whiten.x, &mask = whiten.mask, &out = whiten.out;
-  rows::Selection tile;
+  Selection tile;
   alignas(64) double tokens[kTile];
   const int64_t size = s.size(b);
   for (int64_t t = 0; t < size; t += kTile) {
-    rows::select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
+    select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
     for (int64_t n = 0; n < s.objectives; ++n) {
       const Whitening map = whitenings[n];
-      rows::gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
+      gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
       for (int64_t j = 0; j < tile.count; ++j) tokens[j] = map(tokens[j]);
-      rows::scatter(out, s.first(out, n, b) + t, tile, tokens);
+      scatter(out, s.first(out, n, b) + t, tile, tokens);
     }
   }
 }

@@ -6,7 +6,7 @@
 // (CUDA 12.1 with driver 530 would grant 32,764 bytes.) Sizes are int64, empty tensors never enter.
 #pragma once
 
-#include "core/stack.h"
+#include "core/matrix_stack.h"
 #include "cuda/device.cuh"
 
 namespace pama {

@@ -7,7 +7,7 @@
 #include "core/gram_problem.h"
 #include "core/pama_weights.h"
 #include "core/solvers.h"
-#include "core/stack.h"
+#include "core/matrix_stack.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/warp_team.cuh"

@@ -6,7 +6,7 @@
 #include <cfloat>
 
 #include "core/gram_problem.h"
-#include "tensors/stacks.h"
+#include "tensors/matrix_stacks.h"
 
 namespace pama {
 

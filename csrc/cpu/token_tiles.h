@@ -1,4 +1,5 @@
-// What the CPU kernels share: multi-versioned loops, and tiles of a row as dense float64.
+// How CPU kernels walk tokens: in tiles of a sequence, dense numbers with the masked ones cut out,
+// by loops that are compiled for several generations of processors.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,15 +9,7 @@
 #include <vector>
 
 #include "core/view.h"
-
-// Compiled for three generations of processors, chosen when the library is loaded; or, to test one
-// of them, for that which PAMA_ONE_CLONE and -march ask for.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_THREAD__) && !defined(PAMA_ONE_CLONE)
-#define PAMA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define PAMA_CLONES
-#endif
+#include "cpu/generations.h"
 
 namespace pama {
 
@@ -28,11 +21,26 @@ inline constexpr int64_t kTile = 256;
 // A tile's tokens of one array. They start on a cache line: a load or store of a vector that
 // straddles two takes twice as long.
 template <class Real>
-struct alignas(64) Row {
+struct alignas(64) TileTokens {
   Real at[kTile];
 };
 
-namespace rows {
+// Σ term(j) for 0 <= j < count, the four quarters side by side: a vector addition takes four
+// cycles, for which a single sum would wait.
+template <class Term>
+PAMA_INLINE double sum_of(int64_t count, const Term& term) {
+  const int64_t quarter = count / 4;
+  double a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+  for (int64_t j = 0; j < quarter; ++j) {
+    a += term(j);
+    b += term(j + quarter);
+    c += term(j + 2 * quarter);
+    d += term(j + 3 * quarter);
+  }
+  for (int64_t j = 4 * quarter; j < count; ++j) a += term(j);
+  return (a + b) + (c + d);
+}
 
 // out[j] = convert(view[first + j]) for a view whose elements are T.
 template <class T, class Out, class Convert>
@@ -154,8 +162,6 @@ PAMA_INLINE void clear_around(Real* there, const Selection& tile) {
   std::fill(there - tile.begin, there, Real(0));
   std::fill(there + tile.count, there - tile.begin + tile.length, Real(0));
 }
-
-}  // namespace rows
 
 // Calls body(first, last) on ranges of sequences, each range worth a thread's while.
 template <class Body>

@@ -1,7 +1,7 @@
 // Stacks of matrices and vectors at the border.
 #pragma once
 
-#include "core/stack.h"
+#include "core/matrix_stack.h"
 #include "tensors/tensor.h"
 
 namespace pama {
