@@ -8,8 +8,8 @@
 #include "core/tokens/gae.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
-#include "cuda/raw_tokens.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/token_packs.cuh"
 #include "tensors/gae.h"
 
 namespace pama {
@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kGaeBlock = 128;  // at most
 constexpr int kGaePacks = 2;
-constexpr int kGaeTokens = kGaePacks * kRawTokens;  // of each thread and tile
+constexpr int kGaeTokens = kGaePacks * kPackTokens;  // of each thread and tile
 
 // At T = 1024 eight blocks a multiprocessor are one wave of 1,024 sequences.
 template <Layout kLayout>
@@ -50,30 +50,30 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
   for (int64_t start = size > 0 ? (size - 1) / tile * tile : -1; start >= 0;
        start -= tile, set ^= 1) {
     const auto first_of = [&](int p) {
-      return start + (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * kRawTokens;
+      return start + (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * kPackTokens;
     };
-    RawMask<kLayout> mask[kGaePacks];
-    RawTokens<kLayout> reward[kGaePacks], value[kGaePacks];
+    MaskPack<kLayout> mask[kGaePacks];
+    TokenPack<kLayout> reward[kGaePacks], value[kGaePacks];
     int inside[kGaePacks];
 #pragma unroll
     for (int p = 0; p < kGaePacks; ++p) {
       const int64_t t = first_of(p);
-      inside[p] = raw_inside(size - t);
-      mask[p] =
-          load_mask<kLayout>(args.mask, masks + t * token_stride<kLayout>(args.mask), inside[p]);
-      reward[p] = load_raw<kLayout>(args.rewards, rewards + t * token_stride<kLayout>(args.rewards),
-                                    inside[p]);
-      value[p] = load_raw<kLayout>(args.values, values + t * token_stride<kLayout>(args.values),
-                                   inside[p]);
+      inside[p] = inside_pack(size - t);
+      mask[p] = load_mask_pack<kLayout>(args.mask, masks + t * token_stride<kLayout>(args.mask),
+                                        inside[p]);
+      reward[p] = load_pack_of<kLayout>(
+          args.rewards, rewards + t * token_stride<kLayout>(args.rewards), inside[p]);
+      value[p] = load_pack_of<kLayout>(args.values, values + t * token_stride<kLayout>(args.values),
+                                       inside[p]);
     }
     GaeRun run[kGaePacks];
 #pragma unroll
     for (int p = 0; p < kGaePacks; ++p) {
 #pragma unroll
-      for (int k = kRawTokens - 1; k >= 0; --k) {
-        if (!raw_unmasked(args.mask, mask[p], k)) continue;
-        run[p] = gae_join(gae_token(raw_real(args.rewards, reward[p], k),
-                                    raw_real(args.values, value[p], k), args.gamma, args.lambda),
+      for (int k = kPackTokens - 1; k >= 0; --k) {
+        if (!unmasked_at(args.mask, mask[p], k)) continue;
+        run[p] = gae_join(gae_token(real_at(args.rewards, reward[p], k),
+                                    real_at(args.values, value[p], k), args.gamma, args.lambda),
                           run[p]);
       }
     }
@@ -105,17 +105,17 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
         carry = whole(carry);
       }
       if (lane() < kWarp - 1) x = after[p](x);
-      double advantage[kRawTokens] = {}, sum[kRawTokens] = {};
+      double advantage[kPackTokens] = {}, sum[kPackTokens] = {};
 #pragma unroll
-      for (int k = kRawTokens - 1; k >= 0; --k) {
-        if (!raw_unmasked(args.mask, mask[p], k)) continue;
-        const double v = raw_real(args.values, value[p], k);
-        advantage[k] = raw_real(args.rewards, reward[p], k) - v + args.gamma * x;
+      for (int k = kPackTokens - 1; k >= 0; --k) {
+        if (!unmasked_at(args.mask, mask[p], k)) continue;
+        const double v = real_at(args.values, value[p], k);
+        advantage[k] = real_at(args.rewards, reward[p], k) - v + args.gamma * x;
         sum[k] = advantage[k] + v;
         x = v + args.lambda * advantage[k];
       }
-      store_raw<kLayout>(args.advantages, advantages + first_of(p), inside[p], advantage);
-      store_raw<kLayout>(args.returns, returns + first_of(p), inside[p], sum);
+      store_pack_of<kLayout>(args.advantages, advantages + first_of(p), inside[p], advantage);
+      store_pack_of<kLayout>(args.returns, returns + first_of(p), inside[p], sum);
     }
   }
 }

@@ -1,6 +1,6 @@
 // Estimates of the KL divergence per token, and their derivative: element by element.
 #include "cuda/launch.h"
-#include "cuda/tokens.cuh"
+#include "cuda/token_chunks.cuh"
 #include "tensors/kl_divergence.h"
 
 namespace pama {

@@ -7,8 +7,8 @@
 
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
-#include "cuda/raw_tokens.cuh"
 #include "cuda/reduce.cuh"
+#include "cuda/token_packs.cuh"
 #include "tensors/pama_advantages.h"
 
 namespace pama {

@@ -103,17 +103,17 @@ __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
   const int64_t n = s.objectives, b = blockIdx.x;
   pama_report_active(args);
   if (b >= s.count) return;
-  const int64_t size = s.size(b), tile = static_cast<int64_t>(blockDim.x) * kRawTokens;
-  const int64_t first = static_cast<int64_t>(threadIdx.x) * kRawTokens;
-  const auto inside_at = [&](int64_t t) { return raw_inside(size - t); };
+  const int64_t size = s.size(b), tile = static_cast<int64_t>(blockDim.x) * kPackTokens;
+  const int64_t first = static_cast<int64_t>(threadIdx.x) * kPackTokens;
+  const auto inside_at = [&](int64_t t) { return inside_pack(size - t); };
   const auto raw = [&](const View& view, int64_t i, int64_t t) {
-    return load_raw<kLayout>(view, s.first(view, i, b) + t * token_stride<kLayout>(view),
-                             inside_at(t));
+    return load_pack_of<kLayout>(view, s.first(view, i, b) + t * token_stride<kLayout>(view),
+                                 inside_at(t));
   };
   const auto raw_mask = [&](int64_t t) {
     const View& mask = args.inputs.mask;
-    return load_mask<kLayout>(mask, s.first(mask, 0, b) + t * token_stride<kLayout>(mask),
-                              inside_at(t));
+    return load_mask_pack<kLayout>(mask, s.first(mask, 0, b) + t * token_stride<kLayout>(mask),
+                                   inside_at(t));
   };
   double *weights = dynamic_shared(), *means = weights + n, *preference = means + n;
   if constexpr (kOwn) {
@@ -133,21 +133,21 @@ __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
         const auto mask = raw_mask(t);
         const auto ratio = load_if_given<kLayout>(
             ratios, ratio_first + t * token_stride<kLayout>(ratios), inside_at(t));
-        RawTokens<kLayout> advantage[few];
+        TokenPack<kLayout> advantage[few];
 #pragma unroll
         for (int h = 0; h < few; ++h) {
           if (i + h < n) advantage[h] = raw(args.inputs.advantages, i + h, t);
         }
 #pragma unroll
-        for (int k = 0; k < kRawTokens; ++k) {
-          if (!raw_unmasked(args.inputs.mask, mask, k)) continue;
+        for (int k = 0; k < kPackTokens; ++k) {
+          if (!unmasked_at(args.inputs.mask, mask, k)) continue;
           count += 1;
-          const double log_ratio = ratios.data ? raw_real(ratios, ratio, k) : 0;
+          const double log_ratio = ratios.data ? real_at(ratios, ratio, k) : 0;
 #pragma unroll
           for (int h = 0; h < few; ++h) {
             if (i + h >= n) continue;
             const double a =
-                noon(args.inputs.rule, raw_real(args.inputs.advantages, advantage[h], k));
+                noon(args.inputs.rule, real_at(args.inputs.advantages, advantage[h], k));
             sum[h] += active_part(args.inputs.rule, a, log_ratio);
           }
         }
@@ -193,22 +193,22 @@ __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
 #pragma unroll 1
   for (int64_t t = first; t < size; t += tile) {
     const auto mask = raw_mask(t);
-    double sum[kRawTokens] = {};
+    double sum[kPackTokens] = {};
 #pragma unroll 4
     for (int64_t i = 0; i < n; ++i) {
       const auto advantage = raw(args.inputs.advantages, i, t);
       const double weight = weights[i];
 #pragma unroll
-      for (int k = 0; k < kRawTokens; ++k) {
-        const double a = noon(args.inputs.rule, raw_real(args.inputs.advantages, advantage, k));
+      for (int k = 0; k < kPackTokens; ++k) {
+        const double a = noon(args.inputs.rule, real_at(args.inputs.advantages, advantage, k));
         if (weight != 0) sum[k] += weight * a;  // else dropped, whatever its advantage
       }
     }
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) {
-      if (!raw_unmasked(args.inputs.mask, mask, k)) sum[k] = 0;
+    for (int k = 0; k < kPackTokens; ++k) {
+      if (!unmasked_at(args.inputs.mask, mask, k)) sum[k] = 0;
     }
-    store_raw<kLayout>(args.advantages, out + t, inside_at(t), sum);
+    store_pack_of<kLayout>(args.advantages, out + t, inside_at(t), sum);
   }
 }
 

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kFewBlock, 1)
     if (i < n && !pama_dropped(args, i, b)) taken |= 1u << i;
   }
   const auto raw = [&](const View& view, int64_t first, int64_t t, int inside) {
-    return load_raw<kLayout>(view, first + t * token_stride<kLayout>(view), inside);
+    return load_pack_of<kLayout>(view, first + t * token_stride<kLayout>(view), inside);
   };
   const View& ratios = args.log_ratio;
   const int64_t mask_first = s.first(args.mask, 0, b), ratio_first = s.first(ratios, 0, b);
@@ -119,14 +119,14 @@ __global__ void __launch_bounds__(kFewBlock, 1)
   unsigned nonzero = 0;
   int count = 0;
 #pragma unroll 1
-  for (int64_t t = static_cast<int64_t>(threadIdx.x) * kRawTokens; t < size;
-       t += kFewBlock * kRawTokens) {
-    const int inside = raw_inside(size - t);
-    const auto mask =
-        load_mask<kLayout>(args.mask, mask_first + t * token_stride<kLayout>(args.mask), inside);
+  for (int64_t t = static_cast<int64_t>(threadIdx.x) * kPackTokens; t < size;
+       t += kFewBlock * kPackTokens) {
+    const int inside = inside_pack(size - t);
+    const auto mask = load_mask_pack<kLayout>(
+        args.mask, mask_first + t * token_stride<kLayout>(args.mask), inside);
     const auto ratio =
         load_if_given<kLayout>(ratios, ratio_first + t * token_stride<kLayout>(ratios), inside);
-    RawTokens<kLayout> advantage[N];
+    TokenPack<kLayout> advantage[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       if (taken >> i & 1) {
@@ -134,15 +134,15 @@ __global__ void __launch_bounds__(kFewBlock, 1)
       }
     }
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) {
-      if (!raw_unmasked(args.mask, mask, k)) continue;
-      const double log_ratio = ratios.data ? raw_real(ratios, ratio, k) : 0;
+    for (int k = 0; k < kPackTokens; ++k) {
+      if (!unmasked_at(args.mask, mask, k)) continue;
+      const double log_ratio = ratios.data ? real_at(ratios, ratio, k) : 0;
       double part[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         part[i] = 0;
         if (!(taken >> i & 1)) continue;
-        const double a = noon(args.rule, raw_real(args.advantages, advantage[i], k));
+        const double a = noon(args.rule, real_at(args.advantages, advantage[i], k));
         part[i] = active_part(args.rule, a, log_ratio);
         if (part[i] != 0) nonzero |= 1u << i;
       }

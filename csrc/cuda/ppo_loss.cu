@@ -4,7 +4,7 @@
 #include "core/tokens/normalizer.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
-#include "cuda/tokens.cuh"
+#include "cuda/token_chunks.cuh"
 #include "tensors/ppo_loss.h"
 
 namespace pama {

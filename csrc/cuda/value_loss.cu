@@ -4,7 +4,7 @@
 #include "core/tokens/value_error.h"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
-#include "cuda/tokens.cuh"
+#include "cuda/token_chunks.cuh"
 #include "tensors/value_loss.h"
 
 namespace pama {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "core/gram_problem.h"
+#include "core/matrix_stack.h"
 #include "core/pama_weights.h"
 #include "core/solvers.h"
-#include "core/matrix_stack.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/warp_team.cuh"

@@ -4,9 +4,9 @@
 // rule finds nothing to do would cost every call. Then the affine map, one more pass.
 #include "core/tokens/moments.h"
 #include "cuda/launch.h"
-#include "cuda/raw_tokens.cuh"
 #include "cuda/reduce.cuh"
-#include "cuda/tokens.cuh"
+#include "cuda/token_chunks.cuh"
+#include "cuda/token_packs.cuh"
 #include "cuda/warp_team.cuh"
 #include "tensors/whiten.h"
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ Moments warp_moments(const Moments& mine) {
 
 constexpr int kWhitenBlock = 128;
 constexpr int kWhitenPacks = 2;  // of a thread in a chunk
-static_assert(kWhitenBlock * kWhitenPacks * kRawTokens == kChunk);
+static_assert(kWhitenBlock * kWhitenPacks * kPackTokens == kChunk);
 
 // The same of all threads of a block, for its first warp alone if that is enough. Between two calls
 // there must be a barrier.
@@ -50,8 +50,8 @@ template <Layout kLayout>
 struct WhitenTokens {
   int64_t first[kWhitenPacks];
   int inside[kWhitenPacks];
-  RawMask<kLayout> mask[kWhitenPacks];
-  RawTokens<kLayout> x[kWhitenPacks];
+  MaskPack<kLayout> mask[kWhitenPacks];
+  TokenPack<kLayout> x[kWhitenPacks];
 };
 
 template <Layout kLayout>
@@ -63,13 +63,13 @@ __device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const Whiten& arg
   WhitenTokens<kLayout> tokens;
 #pragma unroll
   for (int p = 0; p < kWhitenPacks; ++p) {
-    const int64_t first = start + (p * kWhitenBlock + threadIdx.x) * kRawTokens;
-    const int inside = raw_inside(size - first);
+    const int64_t first = start + (p * kWhitenBlock + threadIdx.x) * kPackTokens;
+    const int inside = inside_pack(size - first);
     tokens.first[p] = first;
     tokens.inside[p] = inside;
     tokens.mask[p] =
-        load_mask<kLayout>(args.mask, mask + first * token_stride<kLayout>(args.mask), inside);
-    tokens.x[p] = load_raw<kLayout>(args.x, x + first * token_stride<kLayout>(args.x), inside);
+        load_mask_pack<kLayout>(args.mask, mask + first * token_stride<kLayout>(args.mask), inside);
+    tokens.x[p] = load_pack_of<kLayout>(args.x, x + first * token_stride<kLayout>(args.x), inside);
   }
   return tokens;
 }
@@ -84,10 +84,10 @@ __device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const P
   for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
     const auto tokens = whiten_tokens<kLayout>(args, part, start, size);
 #pragma unroll
-    for (int j = 0; j < kWhitenPacks * kRawTokens; ++j) {
-      const int p = j / kRawTokens, k = j % kRawTokens;
-      if (!raw_unmasked(args.mask, tokens.mask[p], k)) continue;
-      const double x = raw_real(args.x, tokens.x[p], k) * unit;
+    for (int j = 0; j < kWhitenPacks * kPackTokens; ++j) {
+      const int p = j / kPackTokens, k = j % kPackTokens;
+      if (!unmasked_at(args.mask, tokens.mask[p], k)) continue;
+      const double x = real_at(args.x, tokens.x[p], k) * unit;
       if (count == 0) shift = x;
       count += 1;
       sum += x - shift;
@@ -175,13 +175,13 @@ __global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
   while (start < size) {
 #pragma unroll
     for (int p = 0; p < kWhitenPacks; ++p) {
-      double x[kRawTokens];
+      double x[kPackTokens];
 #pragma unroll
-      for (int k = 0; k < kRawTokens; ++k) {
-        const bool here = raw_unmasked(args.mask, tokens.mask[p], k);
-        x[k] = here ? map(raw_real(args.x, tokens.x[p], k)) : 0;
+      for (int k = 0; k < kPackTokens; ++k) {
+        const bool here = unmasked_at(args.mask, tokens.mask[p], k);
+        x[k] = here ? map(real_at(args.x, tokens.x[p], k)) : 0;
       }
-      store_raw<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
+      store_pack_of<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
     }
     start += chunks * kChunk;
     if (start < size) tokens = whiten_tokens<kLayout>(args, part, start, size);

@@ -1,7 +1,7 @@
-// Four neighbouring tokens of a thread as they lie in memory: what several arrays hold of them is
-// loaded before any of it is converted, so that the loads are in flight together. How the arrays
-// lie is known when a kernel is compiled: told apart at run time, each load is waited for where the
-// cases meet (seen in a profile of an H200, where that took most of the time).
+// Packs of four neighbouring tokens of a thread, as they lie in memory: what several arrays hold of
+// them is loaded before any of it is converted, so that the loads are in flight together. How the
+// arrays lie is known when a kernel is compiled: told apart at run time, each load is waited for
+// where the cases meet (seen in a profile of an H200, where that took most of the time).
 #pragma once
 
 #include <initializer_list>
@@ -12,7 +12,7 @@
 
 namespace pama {
 
-inline constexpr int kRawTokens = 4;
+inline constexpr int kPackTokens = 4;
 
 enum class Layout {
   kAny,     // any dtypes and strides
@@ -23,10 +23,10 @@ enum class Layout {
 // The layout of a call's arrays: of those of real numbers, inputs and results, and of its mask.
 inline Layout layout_of(const Sequences& s, std::initializer_list<View> numbers, const View& mask) {
   const auto whole = [&](const View& view, uint64_t bytes) {
-    return reinterpret_cast<uintptr_t>(view.data) % (kRawTokens * bytes) == 0 &&
-           view.objective % kRawTokens == 0 && view.sequence % kRawTokens == 0;
+    return reinterpret_cast<uintptr_t>(view.data) % (kPackTokens * bytes) == 0 &&
+           view.objective % kPackTokens == 0 && view.sequence % kPackTokens == 0;
   };
-  bool packs = !s.offsets && s.length % kRawTokens == 0;
+  bool packs = !s.offsets && s.length % kPackTokens == 0;
   for (const View& view : numbers) {
     if (!view.data) continue;
     if (view.dtype != DType::kFloat || view.token != 1) return Layout::kAny;
@@ -67,41 +67,41 @@ void with_layout(Layout layout, const Launch& launch) {
 }
 
 template <Layout kLayout>
-struct alignas(16) RawTokens {
-  float at[kRawTokens];
+struct alignas(16) TokenPack {
+  float at[kPackTokens];
 };
 
 template <>
-struct RawTokens<Layout::kAny> {
-  uint64_t at[kRawTokens];
+struct TokenPack<Layout::kAny> {
+  uint64_t at[kPackTokens];
 };
 
 // A byte each; 0 of tokens that are not there.
 template <Layout kLayout>
-struct RawMask {
+struct MaskPack {
   uint32_t bytes;
 };
 
 template <>
-struct RawMask<Layout::kAny> {
-  RawTokens<Layout::kAny> tokens;
+struct MaskPack<Layout::kAny> {
+  TokenPack<Layout::kAny> tokens;
   int inside;
 };
 
 // How many of a thread's tokens there are where so many are left.
-__device__ __forceinline__ int raw_inside(int64_t left) {
-  return static_cast<int>(left < 0 ? 0 : left < kRawTokens ? left : kRawTokens);
+__device__ __forceinline__ int inside_pack(int64_t left) {
+  return static_cast<int>(left < 0 ? 0 : left < kPackTokens ? left : kPackTokens);
 }
 
 namespace detail {
 
 template <class T>
-__device__ __forceinline__ RawTokens<Layout::kAny> load_each(const View& view, int64_t first,
+__device__ __forceinline__ TokenPack<Layout::kAny> load_each(const View& view, int64_t first,
                                                              int inside) {
   const T* from = static_cast<const T*>(view.data) + first;
-  RawTokens<Layout::kAny> raw;
+  TokenPack<Layout::kAny> raw;
 #pragma unroll
-  for (int k = 0; k < kRawTokens; ++k) raw.at[k] = k < inside ? from[k * view.token] : T{};
+  for (int k = 0; k < kPackTokens; ++k) raw.at[k] = k < inside ? from[k * view.token] : T{};
   return raw;
 }
 
@@ -109,8 +109,8 @@ __device__ __forceinline__ RawTokens<Layout::kAny> load_each(const View& view, i
 
 // Of the first `inside` tokens from index `first` on, zeros for the others.
 template <Layout kLayout>
-__device__ __forceinline__ RawTokens<kLayout> load_raw(const View& view, int64_t first,
-                                                       int inside) {
+__device__ __forceinline__ TokenPack<kLayout> load_pack_of(const View& view, int64_t first,
+                                                           int inside) {
   if constexpr (kLayout == Layout::kAny) {
     switch (view.dtype) {
       case DType::kBool:
@@ -129,12 +129,12 @@ __device__ __forceinline__ RawTokens<kLayout> load_raw(const View& view, int64_t
     }
   } else {
     const float* from = static_cast<const float*>(view.data) + first;
-    RawTokens<kLayout> raw{};
+    TokenPack<kLayout> raw{};
     if constexpr (kLayout == Layout::kPacks) {
-      if (inside > 0) raw = *reinterpret_cast<const RawTokens<kLayout>*>(from);
+      if (inside > 0) raw = *reinterpret_cast<const TokenPack<kLayout>*>(from);
     } else {
 #pragma unroll
-      for (int k = 0; k < kRawTokens; ++k) {
+      for (int k = 0; k < kPackTokens; ++k) {
         if (k < inside) raw.at[k] = from[k];
       }
     }
@@ -144,26 +144,27 @@ __device__ __forceinline__ RawTokens<kLayout> load_raw(const View& view, int64_t
 
 // The same, and zeros for an array that was not given.
 template <Layout kLayout>
-__device__ __forceinline__ RawTokens<kLayout> load_if_given(const View& view, int64_t first,
+__device__ __forceinline__ TokenPack<kLayout> load_if_given(const View& view, int64_t first,
                                                             int inside) {
-  return view.data ? load_raw<kLayout>(view, first, inside) : RawTokens<kLayout>{};
+  return view.data ? load_pack_of<kLayout>(view, first, inside) : TokenPack<kLayout>{};
 }
 
 // The mask of the same tokens, of which those not there are masked.
 template <Layout kLayout>
-__device__ __forceinline__ RawMask<kLayout> load_mask(const View& mask, int64_t first, int inside) {
+__device__ __forceinline__ MaskPack<kLayout> load_mask_pack(const View& mask, int64_t first,
+                                                            int inside) {
   if constexpr (kLayout == Layout::kAny) {
     return {load_if_given<kLayout>(mask, first, inside), inside};
   } else {
     const uint8_t* from = mask.data ? static_cast<const uint8_t*>(mask.data) + first : nullptr;
-    RawMask<kLayout> raw{0};
+    MaskPack<kLayout> raw{0};
     if constexpr (kLayout == Layout::kPacks) {
       if (inside > 0) {
         raw.bytes = from ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
       }
     } else {
 #pragma unroll
-      for (int k = 0; k < kRawTokens; ++k) {
+      for (int k = 0; k < kPackTokens; ++k) {
         if (k < inside) raw.bytes |= (from ? uint32_t{from[k]} : 1u) << 8 * k;
       }
     }
@@ -206,13 +207,13 @@ __device__ __forceinline__ double real_of(const View& view, uint64_t bits) {
 
 // Token k of an array of real numbers.
 template <Layout kLayout>
-__device__ __forceinline__ double raw_real(const View& view, const RawTokens<kLayout>& raw, int k) {
+__device__ __forceinline__ double real_at(const View& view, const TokenPack<kLayout>& raw, int k) {
   return real_of(view, raw.at[k]);
 }
 
 // Whether token k is there and not masked. Of a float's zeros one has a sign.
 template <Layout kLayout>
-__device__ __forceinline__ bool raw_unmasked(const View& mask, const RawMask<kLayout>& raw, int k) {
+__device__ __forceinline__ bool unmasked_at(const View& mask, const MaskPack<kLayout>& raw, int k) {
   if constexpr (kLayout != Layout::kAny) {
     return (raw.bytes >> 8 * k & 0xff) != 0;
   } else {
@@ -242,17 +243,17 @@ __device__ __forceinline__ bool unmasked_one(const View& mask, int64_t i) {
 
 // Results are contiguous along tokens.
 template <Layout kLayout>
-__device__ __forceinline__ void store_raw(const View& view, int64_t first, int inside,
-                                          const double* value) {
+__device__ __forceinline__ void store_pack_of(const View& view, int64_t first, int inside,
+                                              const double* value) {
   if constexpr (kLayout == Layout::kPacks) {
-    RawTokens<kLayout> four;
+    TokenPack<kLayout> four;
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) four.at[k] = static_cast<float>(value[k]);
+    for (int k = 0; k < kPackTokens; ++k) four.at[k] = static_cast<float>(value[k]);
     float* to = static_cast<float*>(view.data) + first;
-    if (inside > 0) *reinterpret_cast<RawTokens<kLayout>*>(to) = four;
+    if (inside > 0) *reinterpret_cast<TokenPack<kLayout>*>(to) = four;
   } else {
 #pragma unroll
-    for (int k = 0; k < kRawTokens; ++k) {
+    for (int k = 0; k < kPackTokens; ++k) {
       if (k >= inside) continue;
       if constexpr (kLayout == Layout::kFloats) {
         static_cast<float*>(view.data)[first + k] = static_cast<float>(value[k]);
