@@ -326,14 +326,10 @@ auto solve_kernel(bool gram, int64_t n, bool shared) {
     return gram ? pama_solve_kernel<true, WarpTeam, false>
                 : pama_solve_kernel<false, WarpTeam, false>;
   }
-  if (n <= kFewLanes) {
-    return gram ? pama_solve_kernel<true, FewTeam, true> : pama_solve_kernel<false, FewTeam, true>;
-  }
-  if (n <= kWarp) {
-    return gram ? pama_solve_kernel<true, WideTeam, true>
-                : pama_solve_kernel<false, WideTeam, true>;
-  }
-  return gram ? pama_solve_kernel<true, WarpTeam, true> : pama_solve_kernel<false, WarpTeam, true>;
+  return with_team(n, [gram](auto team) {
+    using Team = decltype(team);
+    return gram ? pama_solve_kernel<true, Team, true> : pama_solve_kernel<false, Team, true>;
+  });
 }
 
 void combine_by_sequence(const Tensor& on, const Launcher& launch, CombineArgs args) {

@@ -54,4 +54,12 @@ inline constexpr int64_t kFewLanes = 8;
 using FewTeam = LanesTeam<kFewLanes, true>;
 using WideTeam = LanesTeam<kWarp, true>;
 
+// choose(team) with the team that solves a problem of n objectives soonest.
+template <class Choose>
+auto with_team(int64_t n, const Choose& choose) {
+  if (n <= kFewLanes) return choose(FewTeam{});
+  if (n <= kWarp) return choose(WideTeam{});
+  return choose(WarpTeam{});
+}
+
 }  // namespace pama

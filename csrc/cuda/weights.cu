@@ -129,11 +129,9 @@ constexpr bool kHasWide<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
-  if constexpr (kHasWide<Solver>) {
-    if (n <= kFewLanes) return gram_kernel<Solver, FewTeam, true>;
-    if (n <= kWarp) return gram_kernel<Solver, WideTeam, true>;
-  }
-  return gram_kernel<Solver, WarpTeam, true>;
+  if constexpr (!kHasWide<Solver>) return gram_kernel<Solver, WarpTeam, true>;
+  return with_team(n,
+                   [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; });
 }
 
 template <template <class> class Solver>
