@@ -188,9 +188,7 @@ template <template <class> class Solver>
 constexpr auto op = &solve<Solver<SerialTeam>, run<Solver>>;
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {
-#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(op<Solver>));
-  PAMA_SOLVERS(PAMA_REGISTER)
-#undef PAMA_REGISTER
+  PAMA_SOLVERS(PAMA_REGISTER_SOLVER)
   m.impl("pama_weights", TORCH_BOX(&pama_weights<run_pama_weights>));
 }
 

@@ -149,9 +149,7 @@ template <template <class> class Solver>
 constexpr auto op = &solve<Solver<WarpTeam>, run<Solver>>;
 
 PAMA_CUDA_LIBRARY(m) {
-#define PAMA_REGISTER(name, Solver) m.impl(#name, TORCH_BOX(op<Solver>));
-  PAMA_SOLVERS(PAMA_REGISTER)
-#undef PAMA_REGISTER
+  PAMA_SOLVERS(PAMA_REGISTER_SOLVER)
   m.impl("pama_weights", TORCH_BOX(&pama_weights<run_pama_weights>));
 }
 

@@ -91,6 +91,9 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   return out;
 }
 
+// For PAMA_SOLVERS: registers a back end's `op<Solver>` with the library m.
+#define PAMA_REGISTER_SOLVER(name, Solver) m.impl(#name, TORCH_BOX(op<Solver>));
+
 template <void (*Run)(const Tensor& on, const ProblemStack&)>
 std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
                                         const std::optional<Tensor>& preference) {
