@@ -47,12 +47,12 @@ def test_the_docs_show_the_table():
         for line in text.splitlines()
         if line.startswith("|")
     ]
-    head = next(i for i, row in enumerate(rows) if row[1:] == PROPERTIES)
-    shown = {row[0].strip("`"): row[1:] for row in rows[head + 2 :]}
-    want = {row.name: ["no" if x in row.but_not else "yes" for x in PROPERTIES] for row in TABLE}
-    assert shown == want
-    described = {row[0].strip("`") for row in rows[:head]}
-    assert set(want) <= described
+    head, _, *rows = rows
+    assert head == ["weighting", "what x is", *PROPERTIES, "source", "cost"]
+    assert all(map(all, rows))
+    assert {name.strip("`"): row[1:-2] for name, *row in rows} == {
+        row.name: ["yes" if row.claims(x) else "no" for x in PROPERTIES] for row in TABLE
+    }
 
 
 # --- yes ----------------------------------------------------------------------------------------
@@ -135,13 +135,13 @@ def combination(weighting: Weighting, j: torch.Tensor) -> torch.Tensor:
 
 @each(claiming("on the simplex", claim=False))
 def test_not_on_the_simplex(weighting):
-    weights = weighting.solve(weighting.but_not["on the simplex"])
+    weights = weighting.solve(weighting.counter_examples["on the simplex"])
     assert bool((weights < -0.1).any()) or abs(float(weights.sum()) - 1) > 0.01
 
 
 @each(claiming("non-conflicting", claim=False))
 def test_conflicting(weighting):
-    gram = weighting.but_not["non-conflicting"]
+    gram = weighting.counter_examples["non-conflicting"]
     with pytest.raises(AssertionError, match="conflict"):
         assert_non_conflicting(gram, weighting.solve(gram))
 
@@ -149,14 +149,14 @@ def test_conflicting(weighting):
 @each(claiming("equivariant", claim=False))
 def test_not_equivariant(weighting):
     """For one seed. (With a new seed each time, the distribution is equivariant.)"""
-    j = weighting.but_not["equivariant"]
+    j = weighting.counter_examples["equivariant"]
     x = [combination(weighting, j[list(order)]) for order in itertools.permutations(range(3))]
     assert max(float((y - x[0]).norm()) for y in x) > 0.1
 
 
 @each(claiming("zero only when stationary", claim=False))
 def test_zero_though_not_stationary(weighting):
-    gram = weighting.but_not["zero only when stationary"]
+    gram = weighting.counter_examples["zero only when stationary"]
     weights = weighting.solve(gram)
     # `config` multiplies by a sum of n terms that cancel, each to 64 n u as elsewhere.
     assert combined_length(gram, weights) <= 64 * len(gram) ** 2 * U * float(gram.trace()) ** 0.5
@@ -166,7 +166,7 @@ def test_zero_though_not_stationary(weighting):
 
 @each(claiming("continuous", claim=False))
 def test_not_continuous(weighting):
-    moving = weighting.but_not["continuous"]
+    moving = weighting.counter_examples["continuous"]
     limit = combination(weighting, moving(0.0))
     for t in (1e-2, 1e-4, 1e-6):
         j = moving(t)
@@ -177,4 +177,4 @@ def test_not_continuous(weighting):
 def test_no_property_is_disclaimed_without_a_test():
     tested = {"on the simplex", "equivariant", "non-conflicting", "zero only when stationary",
               "continuous"}  # fmt: skip
-    assert {name for row in TABLE for name in row.but_not} == tested
+    assert {name for row in TABLE for name in row.counter_examples} == tested

@@ -41,12 +41,12 @@ PROPERTIES = [
 
 @dataclass(frozen=True, eq=False)
 class Weighting:
-    """What is not said has every property, takes no options and does not change with s in s · G."""
+    """A row. With nothing beside its function, it has all PROPERTIES and takes G alone."""
 
     function: Callable[..., Tensor]
     # A counter-example for each of PROPERTIES that it does not have: a Gram matrix; gradients for
     # "equivariant"; gradients J(t) that converge as t → 0 for "continuous".
-    but_not: dict[str, Any] = field(default_factory=dict)
+    counter_examples: dict[str, Any] = field(default_factory=dict)
     # How far two solutions may be apart: a bound from properties.py for what is equivariant.
     apart: Callable[[Tensor, Tensor], float] | None = None
     # The least ‖x‖² / ‖w‖₁² against the shortest vector's: 1 for weights that are nonnegative, as
@@ -68,6 +68,9 @@ class Weighting:
     @property
     def name(self) -> str:
         return self.function.__name__
+
+    def claims(self, name: str) -> bool:
+        return name not in self.counter_examples
 
     @property
     def takes_preference(self) -> bool:
@@ -96,7 +99,7 @@ def seeded(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def claiming(name: str, claim: bool = True) -> list[Weighting]:
     """The weightings that claim this property, or those that do not."""
-    return [row for row in TABLE if (name not in row.but_not) is claim]
+    return [row for row in TABLE if row.claims(name) is claim]
 
 
 # --- counter-examples -----------------------------------------------------------------------------
@@ -175,19 +178,19 @@ TABLE = [
     ),
     Weighting(
         po.upgrad,
-        but_not={"on the simplex": TWO, "continuous": opposing},
+        counter_examples={"on the simplex": TWO, "continuous": opposing},
         apart=apart_if_strongly_convex,
         torchjd=lambda jd: jd.UPGrad(),
     ),
     Weighting(
         po.dualproj,
-        but_not={"on the simplex": TWO, "continuous": opposing},
+        counter_examples={"on the simplex": TWO, "continuous": opposing},
         apart=apart_if_strongly_convex,
         torchjd=lambda jd: jd.DualProj(),
     ),
     Weighting(
         po.cagrad,
-        but_not={
+        counter_examples={
             "on the simplex": TWO,
             "non-conflicting": LONG_AND_SHORT,
             "continuous": stationary_at_zero,
@@ -198,14 +201,14 @@ TABLE = [
     ),
     Weighting(
         po.nash_mtl,
-        but_not={"on the simplex": UNIT, "continuous": shrinking},
+        counter_examples={"on the simplex": UNIT, "continuous": shrinking},
         apart=apart_of_fair_gains,
         degree=-0.5,
         fixed_at_zero=True,
     ),
     Weighting(
         po.fairgrad,
-        but_not={"on the simplex": UNIT, "continuous": shrinking},
+        counter_examples={"on the simplex": UNIT, "continuous": shrinking},
         apart=apart_of_fair_gains,
         degree=-0.5,
         fixed_at_zero=True,
@@ -213,7 +216,7 @@ TABLE = [
     ),
     Weighting(
         po.imtl_g,
-        but_not={
+        counter_examples={
             "on the simplex": with_cosines(1, 0.25, 1),
             "non-conflicting": with_cosines(1, 0.25, 1),  # Σ of the unscaled weights is negative
             "zero only when stationary": with_cosines(1, 0.5, 1),
@@ -224,7 +227,7 @@ TABLE = [
     ),
     Weighting(
         po.aligned_mtl,
-        but_not={
+        counter_examples={
             "on the simplex": TWO,
             "non-conflicting": LONG_AND_SHORT,
             "continuous": shrinking,
@@ -236,7 +239,7 @@ TABLE = [
     ),
     Weighting(
         po.config,
-        but_not={
+        counter_examples={
             "on the simplex": TWO,
             "non-conflicting": lopsided(1.0),
             "zero only when stationary": lopsided(lopsided_norm()),
@@ -247,14 +250,14 @@ TABLE = [
     ),
     Weighting(
         po.gapo,
-        but_not={"on the simplex": TWO, "continuous": opposing},
+        counter_examples={"on the simplex": TWO, "continuous": opposing},
         apart=apart_if_strongly_convex,
         degree=-0.5,
         options=[2.0],
     ),
     Weighting(
         po.pcgrad,
-        but_not={
+        counter_examples={
             "on the simplex": TWO,
             "equivariant": THREE_CONFLICTS,
             "non-conflicting": exactly.gram(THREE_CONFLICTS),
@@ -265,7 +268,7 @@ TABLE = [
     ),
     Weighting(
         po.gradvac,
-        but_not={
+        counter_examples={
             "on the simplex": TWO,
             "equivariant": THREE_CONFLICTS,
             "non-conflicting": exactly.gram(THREE_CONFLICTS),
