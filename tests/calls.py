@@ -116,7 +116,7 @@ def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
         j = normal((4, n, n + 2), generator=generator, dtype=torch.float64)
         gram = exactly.gram(j)
         for weighting in TABLE:
-            vector = weighting.vector and weighting.vector((4,), n, generator)
+            vector = weighting.vector_for((4,), n, generator)
             yield weighting.name, (gram, vector, list(weighting.options))
         yield "duality_gap", (gram, torch.full((4, n), 1 / n, dtype=torch.float64), [])
         yield "pama_weights", (j[..., 0], None)

@@ -143,7 +143,7 @@ def test_rtol_is_taken_from_the_matrix_unless_given(function):
 def test_ops_refuse_an_rtol_that_is_none(bad):
     for weighting in TABLE:
         op = getattr(torch.ops.pama_ops, weighting.name)
-        vector = weighting.vector and weighting.vector((), 2, torch.Generator())
+        vector = weighting.vector_for((), 2, torch.Generator())
         with pytest.raises(ValueError, match="rtol must be nonnegative and finite"):
             op(torch.eye(2), vector, weighting.options, bad)
 

@@ -230,9 +230,9 @@ def test_weighting_refuses_a_gradient(backend, weighting):
 
 def test_weighting_passes_opcheck(weighting):
     op = getattr(_schemas, weighting.name)
-    vector = weighting.vector and weighting.vector((), 4, torch.Generator())
-    preference = torch.rand(4) if weighting.takes_preference else vector
-    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), preference, weighting.options))
+    vector = weighting.vector_for((), 4, torch.Generator())
+    beside = torch.rand(4) if weighting.takes_preference else vector
+    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), beside, weighting.options))
     torch.library.opcheck(op, (batch_of(4, (), torch.float64), vector, weighting.options))
 
 

@@ -58,11 +58,11 @@ class Weighting:
     fixed_at_zero: bool = False
     # The op's scalars, as many as reference.TAKES has of them.
     options: Sequence[float] = ()
-    # The op's vector for n objectives and each of a batch, where reference.TAKES has one.
+    # Draws the op's vector for each of a batch of n objectives, where reference.TAKES has one.
     vector: Callable[[tuple[int, ...], int, torch.Generator], Tensor] | None = None
     # Arguments of the public function under which its tests see more than under its defaults.
     arguments: dict[str, Any] = field(default_factory=dict)
-    # TorchJD's aggregator of the same weights.
+    # TorchJD's aggregator of the same weights, from torchjd.aggregation.
     torchjd: Callable[[ModuleType], Any] | None = None
 
     @property
@@ -79,6 +79,12 @@ class Weighting:
     def accepts(self, option: str) -> bool:
         """Whether the public function has such a parameter."""
         return option in inspect.signature(self.function).parameters
+
+    def vector_for(
+        self, lead: tuple[int, ...], n: int, generator: torch.Generator
+    ) -> Tensor | None:
+        """What the op cannot do without beside the matrix: a vector, or nothing."""
+        return None if self.vector is None else self.vector(lead, n, generator)
 
     @property
     def solve(self) -> Callable[..., Tensor]:
