@@ -167,18 +167,19 @@ def assert_zero_only_when_stationary(gram: Tensor, weights: Tensor, attenuation:
     assert combined_length(gram, weights) ** 2 > size, "0, but not stationary"
 
 
-# --- how far apart two solutions to rounding may be ---------------------------------------------
+# --- how far apart two solutions may be ---------------------------------------------------------
 #
-# Of their combined gradients, in units of Σ |w_i| ‖g_i‖: for one matrix and weights for it.
+# Each bounds the distance between the combinations of two solutions that are right to rounding, in
+# units of Σ |w_i| ‖g_i‖; `weights` is one of the two.
 
 
 def _gap(n: int) -> float:
-    """Of a solution's objective, see assert_cone_optimal."""
+    """What rounding may leave in a solution's objective, see assert_cone_optimal."""
     return 16 * (16 + 8 * n) * 2 * ROUNDOFF[torch.float64]
 
 
 def apart_if_strongly_convex(gram: Tensor, weights: Tensor) -> float:
-    """‖x − x*‖² <= gap, for each of upgrad's n problems, twice."""
+    """In x: ‖x − x*‖² <= gap, for each of upgrad's n problems, twice."""
     n = len(gram)
     return 2 * n * _gap(n) ** 0.5
 
@@ -195,7 +196,7 @@ def apart_in_a_ball(gram: Tensor, weights: Tensor) -> float:
 
 def apart_of_fair_gains(gram: Tensor, weights: Tensor) -> float:
     """D G D + I, the Hessian in relative changes of w (D = diag w), is at least I. Where gradients
-    are stationary, twice as far from 0 as is_null_combination allows.
+    are stationary, each is as far from 0 as is_null_combination allows.
     """
     n, w = len(gram), weights.abs()
     if is_null_combination(gram, weights):
@@ -204,6 +205,7 @@ def apart_of_fair_gains(gram: Tensor, weights: Tensor) -> float:
 
 
 def apart_if_aligned(gram: Tensor, weights: Tensor) -> float:
+    """By as much as the eigenvectors of G turn."""
     return _turned(gram, gram, weights)
 
 
@@ -224,7 +226,7 @@ def apart_if_equally_inclined(gram: Tensor, weights: Tensor) -> float:
 
 
 def _cosines(gram: Tensor) -> Tensor:
-    """Of the gradients that are not 0."""
+    """The Gram matrix of the gradients that are not 0, at length 1."""
     used = gram.diagonal() > 0
     norm = gram.diagonal()[used].sqrt()
     return gram[used][:, used] / norm[:, None] / norm
@@ -238,7 +240,7 @@ def _counting(scaled: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(gram: Tensor, scaled: Tensor, weights: Tensor) -> float:
-    """Eigenvectors turn by rounding over the least eigenvalue that counts."""
+    """Rounding turns eigenvectors by itself over the least eigenvalue that counts."""
     if not bool(gram.any()) or not bool(weights.any()):
         return 0.0
     values, _ = _counting(scaled)
@@ -246,7 +248,7 @@ def _turned(gram: Tensor, scaled: Tensor, weights: Tensor) -> float:
 
 
 def attenuation_if_aligned(gram: Tensor) -> float:
-    """The least ‖x‖² / ‖w‖₁² against ‖d‖², d the shortest vector of the convex hull.
+    """`attenuation` of assert_zero_only_when_stationary, for aligned_mtl.
 
     x = √σ V Λ^(−½) Vᵀ p in weights has ‖x‖² = σ ‖Vᵀp‖² >= σ/λ_max pᵀGp, and ‖w‖₁ <= √n ‖p‖₂ = 1.
     """

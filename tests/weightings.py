@@ -47,10 +47,10 @@ class Weighting:
     # A counter-example for each of PROPERTIES that it does not have: a Gram matrix; gradients for
     # "equivariant"; gradients J(t) that converge as t → 0 for "continuous".
     counter_examples: dict[str, Any] = field(default_factory=dict)
-    # How far two solutions may be apart: a bound from properties.py for what is equivariant.
+    # How far apart two solutions may be, by properties.py; wanted of what is equivariant.
     apart: Callable[[Tensor, Tensor], float] | None = None
-    # The least ‖x‖² / ‖w‖₁² against the shortest vector's: 1 for weights that are nonnegative, as
-    # x / ‖w‖₁ is in the convex hull.
+    # See assert_zero_only_when_stationary. Of nonnegative weights it is 1, as x / ‖w‖₁ is in the
+    # convex hull.
     attenuation: Callable[[Tensor], float] = lambda _gram: 1.0
     # The power of s that the weights of s · G are multiplied by, which may be 0 where they combine
     # Pareto stationary gradients to 0.
@@ -88,7 +88,7 @@ class Weighting:
 
     @property
     def solve(self) -> Callable[..., Tensor]:
-        """The public function; of what draws its order from a seed, with one seed."""
+        """The public function, with one seed where it takes a seed."""
         return seeded(self.function) if self.accepts("seed") else self.function
 
 
