@@ -10,6 +10,7 @@ import torch
 from strategies import normal
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+from weightings import TABLE
 
 from pama_ops import reference
 
@@ -17,8 +18,6 @@ from pama_ops import reference
 WITHOUT_KERNELS = {"constant", "refuse_gradient", "require"}
 
 Call = tuple[str, tuple[Any, ...]]  # the op's name and its arguments
-
-OPTIONS = {"cagrad": [0.4], "gapo": [2.0], "fairgrad": [2.0], "aligned_mtl": [0.0]}
 
 
 def calls(seed: int = 0) -> list[Call]:
@@ -116,10 +115,8 @@ def _weight_calls(generator: torch.Generator) -> Iterator[Call]:
     for n in 3, 10:
         j = normal((4, n, n + 2), generator=generator, dtype=torch.float64)
         gram = exactly.gram(j)
-        seed = torch.randint(0, 2**62, (4, 1), generator=generator)
-        targets = torch.rand((4, n * n), generator=generator, dtype=torch.float64) / 2
-        vectors = {"pcgrad": seed, "gradvac": torch.cat([seed.view(torch.float64), targets], -1)}
-        for name in reference.WEIGHTINGS:
-            yield name, (gram, vectors.get(name), OPTIONS.get(name, []))
+        for weighting in TABLE:
+            vector = weighting.vector_for((4,), n, generator)
+            yield weighting.name, (gram, vector, list(weighting.options))
         yield "duality_gap", (gram, torch.full((4, n), 1 / n, dtype=torch.float64), [])
         yield "pama_weights", (j[..., 0], None)

@@ -165,3 +165,95 @@ def assert_zero_only_when_stationary(gram: Tensor, weights: Tensor, attenuation:
         return
     size = float(exactly.total(weights.abs())) ** 2 * rounding
     assert combined_length(gram, weights) ** 2 > size, "0, but not stationary"
+
+
+# --- how far apart two solutions may be ---------------------------------------------------------
+#
+# Each bounds the distance between the combinations of two solutions that are right to rounding, in
+# units of Σ |w_i| ‖g_i‖; `weights` is one of the two.
+
+
+def _gap(n: int) -> float:
+    """What rounding may leave in a solution's objective, see assert_cone_optimal."""
+    return 16 * (16 + 8 * n) * 2 * ROUNDOFF[torch.float64]
+
+
+def apart_if_strongly_convex(gram: Tensor, weights: Tensor) -> float:
+    """In x: ‖x − x*‖² <= gap, for each of upgrad's n problems, twice."""
+    n = len(gram)
+    return 2 * n * _gap(n) ** 0.5
+
+
+def apart_in_a_ball(gram: Tensor, weights: Tensor) -> float:
+    """Within a ball of radius r <= size, ‖x − x*‖² <= 8 r · gap / ‖d‖: half the square over 4 r is
+    the depth of the midpoint, which could ascend that much along d. Where d = 0, a zero gradient
+    makes every direction optimal: nothing is claimed but x's own length.
+    """
+    d = combined_length(gram, po.min_norm(gram))
+    longest = float(gram.diagonal().max().sqrt())
+    return 2 * (8 * _gap(len(gram)) * longest / d) ** 0.5 if d > 0 else 2.0
+
+
+def apart_of_fair_gains(gram: Tensor, weights: Tensor) -> float:
+    """D G D + I, the Hessian in relative changes of w (D = diag w), is at least I. Where gradients
+    are stationary, each is as far from 0 as is_null_combination allows.
+    """
+    n, w = len(gram), weights.abs()
+    if is_null_combination(gram, weights):
+        return 2 * (16 * n * ROUNDOFF[torch.float64]) ** 0.5
+    return 2 * _gap(n) * n * float(exactly.dot(w, exactly.times(gram.abs(), w)))
+
+
+def apart_if_aligned(gram: Tensor, weights: Tensor) -> float:
+    """By as much as the eigenvectors of G turn."""
+    return _turned(gram, gram, weights)
+
+
+def apart_if_equally_projected(gram: Tensor, weights: Tensor) -> float:
+    """Σ of the unscaled weights, which they are divided by, may cancel."""
+    return _turned(gram, _cosines(gram), weights) * float(exactly.total(weights.abs()))
+
+
+def apart_if_equally_inclined(gram: Tensor, weights: Tensor) -> float:
+    """What of 1 is in the range of the cosines, and the length Σ ‖g_i‖ cos_i, may cancel."""
+    if not bool(weights.any()):
+        return 0.0
+    cosines = _cosines(gram)
+    _, vectors = _counting(cosines)
+    inside = float((vectors.sum(0) ** 2).sum()) / len(cosines)
+    longer = float(gram.diagonal().clamp(min=0).sqrt().sum()) / combined_length(gram, weights)
+    return _turned(gram, cosines, weights) * longer / inside
+
+
+def _cosines(gram: Tensor) -> Tensor:
+    """The Gram matrix of the gradients that are not 0, at length 1."""
+    used = gram.diagonal() > 0
+    norm = gram.diagonal()[used].sqrt()
+    return gram[used][:, used] / norm[:, None] / norm
+
+
+def _counting(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues that count, and their vectors."""
+    values, vectors = exactly.eigen(scaled)
+    kept = values > 1e-10 * values[-1]
+    return values[kept], vectors[:, kept]
+
+
+def _turned(gram: Tensor, scaled: Tensor, weights: Tensor) -> float:
+    """Rounding turns eigenvectors by itself over the least eigenvalue that counts."""
+    if not bool(gram.any()) or not bool(weights.any()):
+        return 0.0
+    values, _ = _counting(scaled)
+    return 64 * len(gram) * ROUNDOFF[torch.float64] * float(values[-1] / values[0])
+
+
+def attenuation_if_aligned(gram: Tensor) -> float:
+    """`attenuation` of assert_zero_only_when_stationary, for aligned_mtl.
+
+    x = √σ V Λ^(−½) Vᵀ p in weights has ‖x‖² = σ ‖Vᵀp‖² >= σ/λ_max pᵀGp, and ‖w‖₁ <= √n ‖p‖₂ = 1.
+    """
+    values, _ = exactly.eigen(gram)
+    # An eigenvalue within rounding of the cut may be kept or not: take the least that may be.
+    cut = len(gram) * 2.0**-53 * values[-1]
+    kept = values[values > cut]
+    return float(kept[0] / values[-1]) if len(kept) else 0.0

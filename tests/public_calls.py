@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+from weightings import TABLE
 
 import pama_ops as po
 
@@ -37,10 +38,6 @@ def tensors_in(x: Any) -> list[Tensor]:
 def copied(options: dict[str, Any]) -> dict[str, Any]:
     copies: dict[str, Any] = tree_map_only(Tensor, torch.clone, options)
     return copies
-
-
-WEIGHTINGS = [po.min_norm, po.dualproj, po.upgrad, po.cagrad, po.nash_mtl, po.fairgrad, po.gapo,
-              po.aligned_mtl, po.imtl_g, po.config, po.pcgrad, po.gradvac]  # fmt: skip
 
 
 def backward(losses: list[Tensor], parameters: list[Tensor], **options: Any) -> list[Tensor]:
@@ -123,15 +120,13 @@ def public_calls() -> dict[str, PublicCall]:
         calls[f"pama_advantages by {reduction} and preference"] = PublicCall(
             po.pama_advantages, {**options, "preference": torch.tensor([[1.0, 0.0], [1.0, 2.0]])}
         )
-    for weighting in WEIGHTINGS:
-        name, options = weighting.__name__, {"gram": gram}
-        if name in ("min_norm", "dualproj", "upgrad", "aligned_mtl"):
+    for weighting in TABLE:
+        options = {"gram": gram, **weighting.arguments}
+        if weighting.takes_preference:
             options["preference"] = [1, 2, 3]
-        if name in ("pcgrad", "gradvac"):
+        if weighting.accepts("seed"):
             options["seed"] = torch.tensor(7)
-        if name == "gradvac":
-            options["target"] = 0.25
-        calls[name] = PublicCall(weighting, options)
+        calls[weighting.name] = PublicCall(weighting.function, options)
     for name, call in calls.items():
         call.name = name
     return calls

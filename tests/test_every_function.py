@@ -48,6 +48,11 @@ def options_of(name: str) -> dict[str, object]:
     return {x.name: x.default for x in parameters if x.kind == x.KEYWORD_ONLY}
 
 
+def defaulting_to(kind: type, name: str) -> set[str]:
+    """The options whose defaults are of this kind: flags, numbers or words."""
+    return {option for option, default in options_of(name).items() if isinstance(default, kind)}
+
+
 @contextlib.contextmanager
 def changed(default: torch.dtype | str) -> Iterator[None]:
     """With another default dtype, or the default device meta, set as one or the other can."""
@@ -252,10 +257,7 @@ def test_groups_that_are_none_are_refused_by_name(name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_words_that_are_none_are_refused_by_name(name):
-    words = options_of(name).keys() & {
-        "reduction", "estimator", "aggregate", "kl_estimator", "scale"
-    }  # fmt: skip
-    for option in words:
+    for option in defaulting_to(str, name) - {"data_group"}:  # which may be a ProcessGroup
         for wrong in ("x", "", None, 3, ["token"], torch.ones(2)):
             with pytest.raises((TypeError, ValueError), match=rf"^{option} must be one of"):
                 CALLS[name](**{option: wrong})
@@ -267,7 +269,7 @@ def test_words_that_are_none_are_refused_by_name(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_flags_are_bools(name):
     call = CALLS[name]
-    for flag in (k for k, default in options_of(name).items() if isinstance(default, bool)):
+    for flag in defaulting_to(bool, name):
         for wrong in (1, 0, None, "yes", torch.tensor(True), np.int64(1), 1.0):
             with pytest.raises(TypeError, match=rf"^{flag} must be True or False, got"):
                 call(**{flag: wrong})
@@ -289,27 +291,23 @@ class Pair:
         return self._entries[i]
 
 
-# A value of each option that takes a number; exact in every dtype.
-NUMBERS = {
-    "gamma": 0.5, "lam": 0.25, "eps": 0.5, "clip": 0.25, "kl_coef": 0.5, "normalizer": 3.0,
-    "c": 0.5, "rtol": 0.0625, "alpha": 0.5, "p": 0.5, "target": 0.5,
-}  # fmt: skip
+# Numbers, too, but None by default; with values that are exact in every dtype.
+NUMBERS_OR_NONE = {"normalizer": 3.0, "rtol": 0.0625}
 KINDS = [np.float64, np.float32, np.float16, np.array, Fraction, Decimal]
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_numbers_of_other_libraries_are_numbers(name):
     call = CALLS[name]
-    numbers = NUMBERS.keys() & options_of(name).keys()
+    numbers = defaulting_to(float, name) | (options_of(name).keys() & NUMBERS_OR_NONE)
+    known = {"dtype", "weighting", "seed", "preference", "group", "out", "features",
+             "task_parameters", "cu_seqlens", "last_values", "old_values", "ref_logp"}  # fmt: skip
+    others = defaulting_to(bool, name) | defaulting_to(str, name)
+    assert options_of(name).keys() <= numbers | others | known
     if "ref_logp" not in call.options:
         numbers -= {"kl_coef"}
-    known = {"scale", "dtype", "weighting", "seed", "reduction", "estimator", "aggregate",
-             "kl_estimator", "preference", "group", "data_group", "out", "features",
-             "task_parameters", "cu_seqlens", "last_values", "old_values", "ref_logp"}  # fmt: skip
-    flags = {k for k, default in options_of(name).items() if isinstance(default, bool)}
-    assert options_of(name).keys() <= NUMBERS.keys() | known | flags
     for option in sorted(numbers):
-        value = NUMBERS[option]
+        value = NUMBERS_OR_NONE.get(option, 0.25)
         want = call(**{option: value})
         for kind in KINDS:
             assert same(call(**{option: kind(value)}), want)

@@ -12,6 +12,7 @@ import torch
 from public_calls import PublicCall, copied, public_calls, tensors_in
 from torch import Tensor
 from torch.autograd import forward_ad
+from weightings import TABLE
 
 import pama_ops as po
 
@@ -173,7 +174,7 @@ def test_gradients_of_tangents_are_refused(call_of, name, argument):
 def floating_options() -> dict[tuple[str, str], Tensor]:
     """Masks, preferences and targets as floating-point tensors, which may well have a tangent."""
     preference, target = torch.tensor([1.0, 2.0, 4.0]), torch.full((3, 3), 0.25)
-    weightings = ("min_norm", "dualproj", "upgrad", "aligned_mtl")
+    weightings = [weighting.name for weighting in TABLE if weighting.takes_preference]
     masks = [name for name in CALLS if name.startswith(("gae", "whiten", "pama_advantages"))]
     return {
         **{(name, "mask"): CALLS[name].options["mask"].float() for name in masks},

@@ -10,13 +10,11 @@ import pytest
 import torch
 from properties import ROUNDOFF
 from strategies import normal
+from weightings import TABLE
 
 import pama_ops as po
 
-READERS = [
-    po.dualproj, po.upgrad, po.cagrad, po.nash_mtl, po.fairgrad,
-    po.aligned_mtl, po.imtl_g, po.config,
-]  # fmt: skip
+READERS = [weighting.function for weighting in TABLE if weighting.accepts("rtol")]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -143,12 +141,11 @@ def test_rtol_is_taken_from_the_matrix_unless_given(function):
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_ops_refuse_an_rtol_that_is_none(bad):
-    for name in po.reference.WEIGHTINGS:
-        if name in ("pcgrad", "gradvac"):
-            continue
-        options = {"aligned_mtl": [0.0], "cagrad": [0.5], "fairgrad": [1.0], "gapo": [1.0]}
+    for weighting in TABLE:
+        op = getattr(torch.ops.pama_ops, weighting.name)
+        vector = weighting.vector_for((), 2, torch.Generator())
         with pytest.raises(ValueError, match="rtol must be nonnegative and finite"):
-            getattr(torch.ops.pama_ops, name)(torch.eye(2), None, options.get(name, []), bad)
+            op(torch.eye(2), vector, weighting.options, bad)
 
 
 def test_the_error_goes_through_a_compiled_step():

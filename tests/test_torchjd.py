@@ -21,6 +21,7 @@ from torchjd import aggregation as jd
 from torchjd import scalarization
 from torchjd.autogram import Engine
 from torchjd.autojac import backward, jac_to_grad
+from weightings import TABLE
 
 import pama_ops as po
 from pama_ops.integrations import torchjd as integration
@@ -31,12 +32,6 @@ from pama_ops.integrations.torchjd import (
     loss_weights,
 )
 
-seed = torch.tensor(3)
-OURS = [
-    getattr(po, name)
-    for name in sorted(po.reference.WEIGHTINGS)
-    if name not in ("pcgrad", "gradvac")
-] + [functools.partial(po.pcgrad, seed=seed), functools.partial(po.gradvac, seed=seed)]
 JACOBIAN = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]], dtype=torch.float64)
 
 
@@ -52,13 +47,9 @@ def model_and_losses(
     return model, ((model(x) - normal(16, 4, dtype=dtype)) ** 2).mean(0)
 
 
-def name_of(function) -> str:
-    return getattr(getattr(function, "func", function), "__name__", type(function).__name__)
-
-
-@pytest.fixture(params=OURS, ids=name_of)
+@pytest.fixture(params=TABLE, ids=lambda row: row.name)
 def ours(request: pytest.FixtureRequest):
-    return request.param
+    return request.param.solve
 
 
 def perturbation(gram: torch.Tensor, d: int, dtype: torch.dtype) -> float:
@@ -117,21 +108,11 @@ def test_autogram_gives_the_gradient_of_pareto_backward(ours):
 
 
 @pytest.mark.parametrize(
-    ("function", "aggregator"),
-    [
-        (po.min_norm, jd.MGDA(epsilon=1e-9, max_iters=100000)),
-        (po.upgrad, jd.UPGrad()),
-        (po.dualproj, jd.DualProj()),
-        (po.cagrad, jd.CAGrad(c=0.5)),
-        (po.imtl_g, jd.IMTLG()),
-        (po.aligned_mtl, jd.AlignedMTL()),
-        (po.config, jd.ConFIG()),
-        (po.pcgrad, jd.PCGrad()),
-    ],
-    ids=name_of,
+    "weighting", [row for row in TABLE if row.torchjd], ids=lambda row: row.name
 )
-def test_aggregators_agree_with_torchjd_within_its_regularisation(function, aggregator):
+def test_aggregators_agree_with_torchjd_within_its_regularisation(weighting):
     """TorchJD adds 1e-4 of the trace of G to its diagonal."""
+    function, aggregator = weighting.function, weighting.torchjd(jd)
     got, want = GramAggregator(function)(JACOBIAN), aggregator(JACOBIAN)
     gram = exactly.gram(JACOBIAN)
     # w = G⁻¹ b: the shift δ moves weights by δ / λ_min of themselves, to first order.

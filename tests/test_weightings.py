@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import exactly
 import pytest
@@ -21,133 +18,9 @@ from properties import (
     unit_roundoff,
 )
 from strategies import DTYPES, arrange, gram_matrices, normal
+from weightings import TABLE, Weighting
 
-import pama_ops as po
 from pama_ops import _schemas
-
-
-@dataclass
-class Weighting:
-    """A weighting and what it claims."""
-
-    function: Callable[..., torch.Tensor]
-    on_simplex: bool
-    non_conflicting: bool
-    takes_preference: bool
-    options: tuple[float, ...] = ()
-    # The power of s that the weights of s · G are multiplied by.
-    degree: float = 0.0
-    # Whether that power is 0 where the weights combine Pareto stationary gradients to 0.
-    fixed_at_zero: bool = False
-
-    # What the op takes in place of a preference, for n objectives.
-    vector: Callable[[int], torch.Tensor] | None = None
-
-    @property
-    def name(self) -> str:
-        return getattr(self.function, "func", self.function).__name__
-
-
-TABLE = [
-    Weighting(
-        po.min_norm,
-        on_simplex=True,
-        non_conflicting=True,
-        takes_preference=True,
-    ),
-    Weighting(
-        po.dualproj,
-        on_simplex=False,
-        non_conflicting=True,
-        takes_preference=True,
-    ),
-    Weighting(
-        po.upgrad,
-        on_simplex=False,
-        non_conflicting=True,
-        takes_preference=True,
-    ),
-    Weighting(
-        po.cagrad,
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=False,
-        options=(0.5,),
-    ),
-    Weighting(
-        po.nash_mtl,
-        on_simplex=False,
-        non_conflicting=True,
-        takes_preference=False,
-        degree=-0.5,
-        fixed_at_zero=True,
-    ),
-    Weighting(
-        po.fairgrad,
-        on_simplex=False,
-        non_conflicting=True,
-        takes_preference=False,
-        options=(2.0,),
-        degree=-0.5,
-        fixed_at_zero=True,
-    ),
-    Weighting(
-        po.gapo,
-        on_simplex=False,
-        non_conflicting=True,
-        takes_preference=False,
-        options=(1.0,),
-        degree=-0.5,
-    ),
-    Weighting(
-        po.aligned_mtl,
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=True,
-        options=(0.0,),
-    ),
-    Weighting(
-        po.imtl_g,
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=False,
-    ),
-    Weighting(
-        po.config,
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=False,
-    ),
-]
-
-
-def seeded(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The function with one seed, on whichever device the matrix is."""
-
-    @functools.wraps(function)
-    def weighting(gram: torch.Tensor, **options: object) -> torch.Tensor:
-        seed = torch.tensor(3, device=getattr(gram, "device", "cpu"))
-        return function(gram, seed=seed, **options)
-
-    return weighting
-
-
-TABLE += [
-    Weighting(
-        seeded(po.pcgrad),
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=False,
-        vector=lambda _n: torch.zeros((), dtype=torch.int64),
-    ),
-    Weighting(
-        seeded(po.gradvac),
-        on_simplex=False,
-        non_conflicting=False,
-        takes_preference=False,
-        vector=lambda n: torch.zeros(1 + n * n, dtype=torch.float64),
-    ),
-]
 
 
 @pytest.fixture(params=TABLE, ids=lambda row: row.name)
@@ -165,16 +38,16 @@ def batch_of(n: int, lead: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -
 @given(data=st.data())
 def test_weighting_has_the_properties_it_claims(backend, weighting, data):
     gram = data.draw(gram_matrices(backend.device, max_rows=8))
-    weights = weighting.function(gram)
+    weights = weighting.solve(gram)
     assert weights.dtype == gram.dtype
     assert weights.shape == gram.shape[:-1]
-    if weighting.on_simplex:
+    if weighting.claims("on the simplex"):
         assert_on_simplex(weights)
-    if weighting.non_conflicting:
+    if weighting.claims("non-conflicting"):
         assert_non_conflicting(gram, weights)
     if gram.dtype == torch.float64:
         for exponent in (-300, 300):
-            scaled = weighting.function(gram * 2.0**exponent)
+            scaled = weighting.solve(gram * 2.0**exponent)
             at_zero = weighting.fixed_at_zero and is_null_combination(gram, weights)
             degree = 0.0 if at_zero else weighting.degree
             assert torch.equal(scaled, weights * 2.0 ** (exponent * degree))
@@ -184,14 +57,14 @@ def test_weighting_has_the_properties_it_claims(backend, weighting, data):
 @pytest.mark.parametrize("lead", [(), (0,), (5,), (2, 3), (1, 2, 1, 2, 1, 2, 1, 2)])
 def test_weighting_solves_each_matrix_of_a_batch(backend, weighting, dtype, lead):
     gram = batch_of(4, lead, dtype).to(backend.device)
-    got = weighting.function(gram)
+    got = weighting.solve(gram)
     assert got.shape == (*lead, 4)
     assert got.dtype == dtype
     assert got.is_contiguous()
     for g, w in zip(gram.reshape(-1, 4, 4), got.reshape(-1, 4), strict=True):
-        assert torch.equal(weighting.function(g), w)
+        assert torch.equal(weighting.solve(g), w)
         # float64 inside: the narrow result is the wide one, rounded.
-        wide = weighting.function(g.double())
+        wide = weighting.solve(g.double())
         if dtype in DTYPES[:2]:
             torch.testing.assert_close(
                 w.double(), wide, rtol=1.01 * unit_roundoff(dtype), atol=1e-15
@@ -200,26 +73,26 @@ def test_weighting_solves_each_matrix_of_a_batch(backend, weighting, dtype, lead
 
 def test_weighting_takes_any_strides(backend, weighting):
     gram = batch_of(3, (4,), torch.float32).to(backend.device)
-    want = weighting.function(gram)
+    want = weighting.solve(gram)
     wide = torch.zeros((8, 7, 9), device=backend.device)
     wide[::2, 1::2, ::3] = gram
     for other in (gram.mT, gram.permute(1, 2, 0).contiguous().permute(2, 0, 1),
                   arrange(gram, "sliced"), wide[::2, 1::2, ::3]):  # fmt: skip
-        assert torch.equal(weighting.function(other), want)
+        assert torch.equal(weighting.solve(other), want)
     expanded = gram[:1].expand(4, 3, 3)
-    assert torch.equal(weighting.function(expanded), want[:1].expand(4, 3))
+    assert torch.equal(weighting.solve(expanded), want[:1].expand(4, 3))
 
 
 def test_weighting_is_independent_of_thread_count(weighting):
     gram = batch_of(6, (700,), torch.float64)
-    assert_independent_of_thread_count(lambda: weighting.function(gram))
+    assert_independent_of_thread_count(lambda: weighting.solve(gram))
 
 
 def test_weighting_of_one_bad_matrix_leaves_the_others(backend, weighting):
     gram = batch_of(4, (3,), torch.float64).to(backend.device)
-    want = weighting.function(gram)
+    want = weighting.solve(gram)
     gram[1, 2, 2] = torch.nan
-    got = weighting.function(gram)
+    got = weighting.solve(gram)
     assert bool(got[1].isnan().all())
     assert torch.equal(got[[0, 2]], want[[0, 2]])
 
@@ -230,13 +103,13 @@ def test_weighting_takes_a_matrix_symmetric_to_rounding_and_no_other(backend, we
     eps = torch.finfo(dtype).eps
     nearly = gram * (1 + 8 * eps * torch.ones(4, 4, device=backend.device).triu(1).to(dtype))
     even = (nearly.double() + nearly.mT.double()) / 2
-    want = weighting.function(even).to(dtype)
-    torch.testing.assert_close(weighting.function(nearly), want, rtol=4 * eps, atol=eps)
+    want = weighting.solve(even).to(dtype)
+    torch.testing.assert_close(weighting.solve(nearly), want, rtol=4 * eps, atol=eps)
     skewed = gram.clone()
     skewed[1, 0, 3] += 0.5
     by_itself = {} if backend.checks_values else {"check_values": True}
     with pytest.raises(ValueError, match="gram must be symmetric to rounding, got"):
-        weighting.function(skewed, **by_itself)
+        weighting.solve(skewed, **by_itself)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -260,7 +133,7 @@ def test_weighting_takes_inner_products_and_nothing_else(backend, weighting, dty
         ):
             words = "gram must be inner products, none beyond the root of its two squares, got "
             with pytest.raises(ValueError, match=re.escape(words + says + where) + "$"):
-                weighting.function(gram, **by_itself)
+                weighting.solve(gram, **by_itself)
     least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     root = 2.0 ** math.ceil(math.log2(least) / 2)
     for good in (
@@ -269,10 +142,10 @@ def test_weighting_takes_inner_products_and_nothing_else(backend, weighting, dty
         matrix([0, root / 2], [root / 2, 1]),  # a square below the dtype's range
         matrix([0, least], [least, 1024 * least]),
     ):
-        assert bool(weighting.function(good, **by_itself).isfinite().all())
+        assert bool(weighting.solve(good, **by_itself).isfinite().all())
     for element in (torch.inf, torch.nan):
         gram = matrix([1, element], [element, 1])
-        assert not bool(weighting.function(gram, **by_itself).isfinite().all())
+        assert not bool(weighting.solve(gram, **by_itself).isfinite().all())
 
 
 BAD = [
@@ -294,7 +167,7 @@ BAD = [
 def test_weighting_names_a_bad_gram(backend, weighting, gram, error, message):
     gram = gram.to(backend.device) if isinstance(gram, torch.Tensor) else gram
     with pytest.raises(error, match=message):
-        weighting.function(gram)
+        weighting.solve(gram)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +189,7 @@ def test_weighting_names_a_bad_preference(backend, weighting, preference, error,
     if isinstance(preference, torch.Tensor):
         preference = preference.to(backend.device)
     with pytest.raises(error, match=message):
-        weighting.function(torch.eye(3, device=backend.device), preference=preference)
+        weighting.solve(torch.eye(3, device=backend.device), preference=preference)
 
 
 @pytest.mark.parametrize("p", [[1.0, -1.0], [0.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0]])
@@ -326,7 +199,7 @@ def test_weighting_checks_the_values_of_a_preference(backend, weighting, p):
     by_itself = {} if backend.checks_values else {"check_values": True}
     p = torch.tensor(p, device=backend.device)
     with pytest.raises(ValueError, match="preference must be nonnegative and finite"):
-        weighting.function(torch.eye(2, device=backend.device), preference=p, **by_itself)
+        weighting.solve(torch.eye(2, device=backend.device), preference=p, **by_itself)
 
 
 def test_an_op_takes_a_preference_for_each_matrix(backend, weighting):
@@ -352,19 +225,18 @@ def test_an_op_takes_a_preference_for_each_matrix(backend, weighting):
 def test_weighting_refuses_a_gradient(backend, weighting):
     gram = torch.eye(2, device=backend.device, requires_grad=True)
     with pytest.raises(RuntimeError, match=f"pama_ops.{weighting.name} is not differentiable"):
-        weighting.function(gram).sum().backward()
+        weighting.solve(gram).sum().backward()
 
 
 def test_weighting_passes_opcheck(weighting):
     op = getattr(_schemas, weighting.name)
-    make = weighting.vector or (torch.rand if weighting.takes_preference else lambda _n: None)
-    vector = make(4)
-    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), vector, weighting.options))
-    vector = vector if weighting.vector else None
+    vector = weighting.vector_for((), 4, torch.Generator())
+    beside = torch.rand(4) if weighting.takes_preference else vector
+    torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), beside, weighting.options))
     torch.library.opcheck(op, (batch_of(4, (), torch.float64), vector, weighting.options))
 
 
 def test_weighting_compiles_whole(weighting):
-    compiled = torch.compile(weighting.function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(weighting.solve, fullgraph=True, backend="aot_eager")
     gram = batch_of(4, (3,), torch.float32)
-    assert torch.equal(compiled(gram), weighting.function(gram))
+    assert torch.equal(compiled(gram), weighting.solve(gram))
