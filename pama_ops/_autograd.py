@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _forward_mode as forward_mode
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 
 Result = TypeVar("Result")
 

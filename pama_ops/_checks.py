@@ -109,7 +109,7 @@ def require(good: Tensor, message: str, got: Callable[[], object] | None = None)
     program that is compiled, which runs without this code.
     """
     if torch.compiler.is_compiling():
-        torch.ops.pama_ops.require(good, message)  # of _schemas.py, which imports this module
+        torch.ops.pama_ops.require(good, message)  # of _ops.py, which imports this module
     elif not bool(good.all()):
         raise ValueError(message if got is None else f"{message}, got {got()}")
 

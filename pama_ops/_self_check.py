@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 from pama_ops.reference.pama import active_part
 from pama_ops.reference.tokens import Tokens, merge_moments
 
@@ -37,7 +37,7 @@ class Comparison(TorchDispatchMode):
     ) -> object:
         """Run the op, then its definition on copies of the arguments."""
         namespace, name = func._schema.name.split("::")
-        if namespace != _schemas.NAMESPACE:
+        if namespace != _ops.NAMESPACE:
             return func(*args, **(kwargs or {}))
         before = [_on_cpu(x) for x in args]
         result = func(*args, **(kwargs or {}))

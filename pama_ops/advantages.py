@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 from pama_ops._autograd import constant
 from pama_ops.reference import of_own_tokens
 

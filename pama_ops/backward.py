@@ -20,7 +20,7 @@ from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _fsdp2 as fsdp2
 from pama_ops import _memory as memory
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 from pama_ops import distributed
 from pama_ops.gradients import gram
 from pama_ops.weights import min_norm

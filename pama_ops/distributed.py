@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pama_ops import _agreement as agreement
 from pama_ops import _dtensors as dtensors
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -17,7 +17,7 @@ from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
 from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 from pama_ops import distributed
 
 if TYPE_CHECKING:

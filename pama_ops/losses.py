@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pama_ops import _checks as check
 from pama_ops import _forward_mode as forward_mode
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 
 AGGREGATES = ("token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", "token-sum")
 ESTIMATORS = ("k1", "k2", "k3")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pama_ops import _checks as check
 from pama_ops import _forward_mode as forward_mode
-from pama_ops import _schemas as ops
+from pama_ops import _ops as ops
 from pama_ops._autograd import Result, constant
 
 Preference = Tensor | Sequence[float] | None

@@ -2,8 +2,9 @@
 
     python scripts/gpu_ops.py GROUP [--dry]
 
-The calls are those of tests/calls.py. A group is what one CUDA source holds, and runs in a process
-of its own: after an illegal access nothing else works in that process. With --dry on the CPU.
+The calls are those of tests/op_calls.py. A group is what one CUDA source holds, and runs in a
+process of its own: after an illegal access nothing else works in that process. With --dry on the
+CPU.
 """
 
 import sys
@@ -34,7 +35,7 @@ def main(group: str, *options: str) -> int:
     """Call the group's ops; 1 if one raises or is off."""
     sys.path[1:1] = [str(ROOT / "tests")]
     import torch
-    from calls import WITHOUT_KERNELS, calls
+    from op_calls import WITHOUT_KERNELS, calls
     from torch.utils._pytree import tree_map_only
 
     from pama_ops import _library, _self_check

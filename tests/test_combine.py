@@ -9,7 +9,7 @@ from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pama_ops as po
-from pama_ops import _schemas
+from pama_ops import _ops
 
 
 def check(got, grads, weights, before=None) -> None:
@@ -59,7 +59,7 @@ def test_combine_writes_into_out(backend, data):
     assert po.combine(grads, weights, out=out) is out
     check(out, grads, weights)
     before = [x.clone() for x in out]
-    _schemas.combine_into(out, [x for row in grads for x in row], weights, True)
+    _ops.combine_into(out, [x for row in grads for x in row], weights, True)
     check(out, grads, weights, before)
 
 
@@ -159,9 +159,9 @@ def test_combine_passes_opcheck(layout):
     weights = torch.rand(3)
     out = [torch.zeros(2, 3, 4, 5), torch.zeros(7)]
     for accumulate in (False, True):
-        torch.library.opcheck(_schemas.combine_into, (out, flat, weights, accumulate))
+        torch.library.opcheck(_ops.combine_into, (out, flat, weights, accumulate))
     traced = [x.requires_grad_() for x in flat]
-    torch.library.opcheck(_schemas.combine, (traced, weights.requires_grad_()))
+    torch.library.opcheck(_ops.combine, (traced, weights.requires_grad_()))
 
 
 def test_what_is_written_shares_memory_with_nothing_else(backend):
@@ -245,7 +245,7 @@ def test_combined_gradients_lie_as_the_fake_kernel_says(backend, data):
     n = data.draw(st.integers(1, 3))
     room = torch.zeros(ROOM, device=backend.device)
     grads = [room.as_strided(*data.draw(places(size, form))) for _ in range(n)]
-    [got] = _schemas.combine(grads, torch.ones(n, device=backend.device))
+    [got] = _ops.combine(grads, torch.ones(n, device=backend.device))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         faked = [mode.from_tensor(x) for x in grads]
         [fake] = torch.ops.pama_ops.combine(faked, torch.ones(n, device=backend.device))
@@ -269,7 +269,7 @@ def test_what_would_be_written_twice_is_refused_and_the_rest_is_right(backend, d
     accumulate = data.draw(st.booleans())
     start = torch.arange(1.0, ROOM + 1)
     found = []
-    for op in _schemas.combine_into, _schemas.DEFAULTS["combine_into"]:
+    for op in _ops.combine_into, _ops.DEFAULTS["combine_into"]:
         memory = start.clone().to(backend.device)
         given_ = [memory.as_strided(*x) for x in grads]
         written, refusal = [memory.as_strided(*x) for x in out], ""
@@ -330,7 +330,7 @@ def test_raw_ops_raise_the_version_of_what_they_write():
     square = torch.zeros(2, 2, dtype=torch.float64)
     torch.ops.pama_ops.gram_accumulate(square, g)
     assert (x._version, square._version) == (1, 1)
-    mutable = [name for name, schema in _schemas.SCHEMAS.items() if "!" in schema]
+    mutable = [name for name, schema in _ops.SCHEMAS.items() if "!" in schema]
     assert sorted(mutable) == ["combine_into", "gram_accumulate"]
 
 

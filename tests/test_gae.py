@@ -8,7 +8,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import Tokens, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 
 def drawn(data: st.DataObject, backend) -> tuple[Tokens, dict]:
@@ -162,7 +162,7 @@ def test_gae_passes_opcheck(ragged):
     mask = torch.ones(shape[1:], dtype=torch.bool)
     cu = torch.tensor([0, 2, 6]) if ragged else None
     last = normal(2, 2 if ragged else 3)
-    torch.library.opcheck(_schemas.gae, (x, x, mask, last, cu, 0.9, 0.95))
+    torch.library.opcheck(_ops.gae, (x, x, mask, last, cu, 0.9, 0.95))
 
 
 def test_gae_compiles_whole():

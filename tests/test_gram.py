@@ -14,7 +14,7 @@ from properties import assert_independent_of_thread_count
 from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 
 import pama_ops as po
-from pama_ops import _schemas
+from pama_ops import _ops
 
 
 def matrix(grads: list[list[torch.Tensor | None]]) -> torch.Tensor:
@@ -360,10 +360,10 @@ def test_gram_accumulate_names_the_bad_argument():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gram_passes_opcheck(dtype):
     flat = [normal(s).to(dtype).requires_grad_() for _ in range(3) for s in ((4, 5), (7,))]
-    torch.library.opcheck(_schemas.gram, (flat, 3))
+    torch.library.opcheck(_ops.gram, (flat, 3))
     plain = [x.detach() for x in flat]
     total = torch.zeros(3, 3, dtype=torch.float64)
-    torch.library.opcheck(_schemas.gram_accumulate, (total, plain))
+    torch.library.opcheck(_ops.gram_accumulate, (total, plain))
 
 
 def test_gram_min_norm_combine_compile_whole():

@@ -9,7 +9,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import down_decades, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 ESTIMATORS = ["k1", "k2", "k3"]
 # csrc/core/exponential.h: e^x − 1 − x is right to 1e-14 of itself, as are the reference's terms.
@@ -93,7 +93,7 @@ def test_exponential_is_right_to_an_ulp(backend):
     x = torch.cat([wide, near]).numpy()
     logp = torch.from_numpy(-x).to(backend.device)
     grad = torch.full_like(logp, -1.0)
-    slope = _schemas.kl_divergence_backward(grad, logp, torch.zeros_like(logp), None, 3)
+    slope = _ops.kl_divergence_backward(grad, logp, torch.zeros_like(logp), None, 3)
     want = np.expm1(x.astype(np.longdouble))
     own = 2 * np.spacing(np.abs(want.astype(np.float64)))
     bound = np.maximum(own, np.spacing((want + 1).astype(np.float64)))
@@ -210,9 +210,9 @@ def test_kl_passes_opcheck(masked, estimator):
     logp = normal(3, 4, requires_grad=True)
     ref_logp = normal(3, 4, requires_grad=True)
     mask = torch.ones(3, 4, dtype=torch.bool) if masked else None
-    torch.library.opcheck(_schemas.kl_divergence, (logp, ref_logp, mask, estimator))
+    torch.library.opcheck(_ops.kl_divergence, (logp, ref_logp, mask, estimator))
     backward = (normal(3, 4), logp.detach(), ref_logp.detach(), mask, estimator)
-    torch.library.opcheck(_schemas.kl_divergence_backward, backward)
+    torch.library.opcheck(_ops.kl_divergence_backward, backward)
 
 
 def test_kl_compiles_whole_with_its_gradient():

@@ -16,7 +16,7 @@ from properties import (
     gap_bound,
     unit_roundoff,
 )
-from rational import optimum, rational, value
+from rational_solver import optimum, rational, value
 from strategies import (
     DTYPES,
     GRADIENT_FAMILIES,

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_non_conflicting, is_null_combination, unit_roundoff
-from rational import projection, rational, solve
+from rational_solver import projection, rational, solve
 from strategies import DTYPES, GRADIENT_FAMILIES, gram_matrices, gram_of, indefinite
 from strategies import draw_gradients as draw
 from strategies import matrix_on as on

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from calls import Call, calls, run
+from op_calls import Call, calls, run
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pama_ops as po
-from pama_ops import _schemas
+from pama_ops import _ops
 
 # Of these a narrower one is a smaller problem.
 ALONE = {"whiten_moments", "pama_weights"}
@@ -128,8 +128,8 @@ def test_ops_refuse_numbers_that_their_loops_rely_on(ops):
 def test_offsets_may_have_any_stride(backend):
     x = torch.arange(6.0, device=backend.device).expand(2, 6)
     cu = torch.tensor([0, 9, 4, 9, 6], device=backend.device)
-    got = _schemas.gae(x, x, None, None, cu[::2], 0.9, 0.9)
-    want = _schemas.gae(x, x, None, None, cu[::2].clone(), 0.9, 0.9)
+    got = _ops.gae(x, x, None, None, cu[::2], 0.9, 0.9)
+    want = _ops.gae(x, x, None, None, cu[::2].clone(), 0.9, 0.9)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -151,11 +151,11 @@ def test_lists_not_alike_are_refused_by_every_implementation_in_the_same_words(b
     other, words = NOT_ALIKE[what]
     w, matrix = torch.ones(2), torch.zeros(2, 2, dtype=torch.float64)
     for at, refusing in (
-        ("grads[1][0]", lambda: _schemas.gram([X, other], 2)),
-        ("grads[1][0]", lambda: _schemas.gram_accumulate(matrix, [X, other])),
-        ("grads[1][0]", lambda: _schemas.combine([X, other], w)),
-        ("grads[1][0]", lambda: _schemas.combine_into([X.clone()], [X, other], w, False)),
-        ("out[0]", lambda: _schemas.combine_into([other], [X, X], w, False)),
+        ("grads[1][0]", lambda: _ops.gram([X, other], 2)),
+        ("grads[1][0]", lambda: _ops.gram_accumulate(matrix, [X, other])),
+        ("grads[1][0]", lambda: _ops.combine([X, other], w)),
+        ("grads[1][0]", lambda: _ops.combine_into([X.clone()], [X, other], w, False)),
+        ("out[0]", lambda: _ops.combine_into([other], [X, X], w, False)),
     ):
         with pytest.raises((TypeError, ValueError), match=f"^{re.escape(f'{at} {words}')}$"):
             refusing()
@@ -167,10 +167,10 @@ def test_gradients_of_integers_are_refused_by_every_implementation(backend, rows
     words = r"^grads\[0\]\[0\] must have a floating-point dtype, got torch.int32$"
     w, matrix = torch.ones(2), torch.zeros(2, 2, dtype=torch.float64)
     for refusing in (
-        lambda: _schemas.gram(grads, 2),
-        lambda: _schemas.gram_accumulate(matrix, grads),
-        lambda: _schemas.combine(grads, w),
-        lambda: _schemas.combine_into(grads[1:], grads, w, False),
+        lambda: _ops.gram(grads, 2),
+        lambda: _ops.gram_accumulate(matrix, grads),
+        lambda: _ops.combine(grads, w),
+        lambda: _ops.combine_into(grads[1:], grads, w, False),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             refusing()
@@ -179,7 +179,7 @@ def test_gradients_of_integers_are_refused_by_every_implementation(backend, rows
 def test_an_output_for_each_parameter_is_asked_for_by_every_implementation(backend):
     words = r"^out must have as many tensors as grads\[0\], 1, got 0$"
     with pytest.raises(ValueError, match=words):
-        _schemas.combine_into([], [X, X], torch.ones(2), False)
+        _ops.combine_into([], [X, X], torch.ones(2), False)
 
 
 def test_what_is_beside_a_list_must_lie_where_it_does():
@@ -191,7 +191,7 @@ def test_what_is_beside_a_list_must_lie_where_it_does():
         ("gram_accumulate", (matrix, [X, X])),
     ):
         with pytest.raises(ValueError, match="must be on cpu like grads, got meta"):
-            _schemas.DEFAULTS[name](*arguments)
+            _ops.DEFAULTS[name](*arguments)
 
 
 def test_lists_not_alike_are_refused_while_a_program_is_traced():
@@ -199,6 +199,6 @@ def test_lists_not_alike_are_refused_while_a_program_is_traced():
         x = mode.from_tensor(torch.ones(2, 3))
         for other in (x.mT, x.double()):
             with pytest.raises((TypeError, ValueError), match=r"^grads\[1\]\[0\] must have the"):
-                _schemas.gram([x, other], 2)
+                _ops.gram([x, other], 2)
             with pytest.raises((TypeError, ValueError), match=r"^out\[0\] must have the"):
-                _schemas.combine_into([other], [x, x], torch.ones(2), False)
+                _ops.combine_into([other], [x, x], torch.ones(2), False)

@@ -17,7 +17,7 @@ from properties import (
 from strategies import normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 REDUCTIONS = ["token", "sequence", "gram", "batch"]
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
@@ -437,10 +437,10 @@ def test_ops_pass_opcheck(kind, ragged):
     rule = (kind, 0.2, 0.2, False, True)
     preference = torch.tensor([1.0, 2.0, 0.0])
     args = (a, mask, log_ratio, preference, cu, *rule)
-    torch.library.opcheck(_schemas.pama_statistics, args)
-    statistics = _schemas.pama_statistics(*args)
+    torch.library.opcheck(_ops.pama_statistics, args)
+    statistics = _ops.pama_statistics(*args)
     torch.library.opcheck(
-        _schemas.pama_combine, (a, mask, log_ratio, preference, cu, statistics, *rule)
+        _ops.pama_combine, (a, mask, log_ratio, preference, cu, statistics, *rule)
     )
 
 

@@ -13,7 +13,7 @@ from properties import assert_independent_of_thread_count, assert_on_simplex, un
 from strategies import DTYPES, arrange, normal, preferences
 
 import pama_ops as po
-from pama_ops import _schemas
+from pama_ops import _ops
 
 INTEGERS = st.lists(st.integers(-3, 3), min_size=1, max_size=5)
 U = 2.0**-53
@@ -299,8 +299,8 @@ def test_pama_weights_refuses_a_gradient(backend):
 
 
 def test_pama_weights_passes_opcheck():
-    torch.library.opcheck(_schemas.pama_weights, (normal(2, 3), torch.rand(3)))
-    torch.library.opcheck(_schemas.pama_weights, (normal(4), None))
+    torch.library.opcheck(_ops.pama_weights, (normal(2, 3), torch.rand(3)))
+    torch.library.opcheck(_ops.pama_weights, (normal(4), None))
 
 
 def test_pama_weights_compiles_whole():

@@ -10,7 +10,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import Tokens, long_batch, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 AGGREGATES = ["token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", "token-sum"]
 ESTIMATORS = ["k1", "k2", "k3"]
@@ -444,10 +444,10 @@ def test_ppo_loss_passes_opcheck(full, aggregate):
     ref_logp, norm = (ref_logp, torch.tensor(5)) if full else (None, None)
     options = (0.2, 0.3, aggregate, 0.0 if full else 3.0, 0.1 if full else 0.0, 3)
     arguments = (logp.requires_grad_(), old_logp, a, mask, ref_logp, norm, cu_seqlens, *options)
-    torch.library.opcheck(_schemas.ppo_loss, arguments)
+    torch.library.opcheck(_ops.ppo_loss, arguments)
     weights = torch.ones(2, dtype=torch.float64)
     arguments = (torch.tensor(2.0), weights, logp.detach(), old_logp, a, mask, ref_logp, cu_seqlens)
-    torch.library.opcheck(_schemas.ppo_loss_backward, (*arguments, 0.2, 0.3, options[4], 3))
+    torch.library.opcheck(_ops.ppo_loss_backward, (*arguments, 0.2, 0.3, options[4], 3))
 
 
 def test_ppo_loss_compiles_whole_with_its_gradient():

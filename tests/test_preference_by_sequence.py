@@ -15,7 +15,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import DTYPES, arrange, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 REDUCTIONS = ["token", "sequence", "gram", "batch"]
 
@@ -63,7 +63,7 @@ def test_each_sequence_gets_what_its_preference_alone_would_give(backend, reduct
         a, batch.mask, log_ratio, clip=(low, high), reduction=reduction, preference=p, noon=noon,
         ratio_weighted=ratio_weighted, cu_seqlens=cu,
     )  # fmt: skip
-    statistics = _schemas.pama_statistics(a, batch.mask, log_ratio, p, cu, kind, *rule)
+    statistics = _ops.pama_statistics(a, batch.mask, log_ratio, p, cu, kind, *rule)
     if reduction in ("gram", "batch"):
         statistics = reference.of_own_tokens(statistics, n, kind)
     assert torch.equal(step.active, statistics[:n] != 0)
@@ -81,7 +81,7 @@ def test_each_sequence_gets_what_its_preference_alone_would_give(backend, reduct
             assert not bool(weights.any())
             continue
         # The op by a preference [N], which other tests hold to the definition.
-        want = _schemas.pama_combine(
+        want = _ops.pama_combine(
             a, batch.mask, log_ratio, p[:, b].double(), cu, statistics, kind, *rule
         )
         got = [step.advantages[here], weights]
@@ -114,7 +114,7 @@ def test_statistics_are_those_of_zeros_where_an_objective_is_dropped(backend, re
     kept = torch.where(present, a, 0)
     # A ratio that is NaN makes NaN of a zero as well, so it is left out.
     log_ratio = None if log_ratio is None else log_ratio.nan_to_num()
-    got = _schemas.pama_statistics(a, batch.mask, log_ratio, p, cu, kind, *rule)
+    got = _ops.pama_statistics(a, batch.mask, log_ratio, p, cu, kind, *rule)
     want = reference.pama_statistics(kept, batch.mask, log_ratio, None, cu, kind, *rule)
     assert torch.equal(got[:n], want[:n])
     if len(want) == n:
@@ -282,7 +282,7 @@ def test_ops_refuse_other_shapes(backend):
         pytest.skip("the default has no pointers to run off")
     for kind in range(4):
         with pytest.raises(ValueError, match=r"preference must have the shape \[2, 3\]"):
-            _schemas.pama_statistics(
+            _ops.pama_statistics(
                 a, None, None, torch.ones(2, 4, device=a.device), None, kind, 0.2, 0.2, True, False
             )
 
@@ -296,11 +296,11 @@ def test_ops_pass_opcheck(kind, ragged):
     rule = (kind, 0.2, 0.2, False, True)
     p = torch.tensor([[1.0, 2.0], [0.0, 1.0], [0.0, 3.0]])
     args = (a, None, log_ratio, p, cu, *rule)
-    torch.library.opcheck(_schemas.pama_statistics, args)
-    statistics = _schemas.pama_statistics(*args)
+    torch.library.opcheck(_ops.pama_statistics, args)
+    statistics = _ops.pama_statistics(*args)
     if kind >= 2:
         statistics = reference.of_own_tokens(statistics, 3, kind)
-    torch.library.opcheck(_schemas.pama_combine, (*args[:5], statistics, *rule))
+    torch.library.opcheck(_ops.pama_combine, (*args[:5], statistics, *rule))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("torchjd", reason="wants torchjd: pip install 'pama_ops[torchjd]'")
 
-from rational import rational, solve
+from rational_solver import rational, solve
 from strategies import normal
 from torchjd import aggregation as jd
 from torchjd import scalarization

@@ -8,7 +8,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import Tokens, long_batch, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 # Roundings of one token's terms: two differences, a square, products with the weight.
 TERMS = 8
@@ -263,10 +263,10 @@ def test_value_loss_passes_opcheck(full):
     cu_seqlens = torch.tensor([0, 2, 6]) if full else None
     old_values, norm = (old_values, torch.tensor(5.0)) if full else (None, None)
     arguments = (values.requires_grad_(), returns, mask, old_values, norm, cu_seqlens, 0.2, 0.0)
-    torch.library.opcheck(_schemas.value_loss, arguments)
+    torch.library.opcheck(_ops.value_loss, arguments)
     scale = torch.tensor(0.5, dtype=torch.float64)
     arguments = (normal(2), scale, values.detach(), returns, mask, old_values, cu_seqlens, 0.2)
-    torch.library.opcheck(_schemas.value_loss_backward, arguments)
+    torch.library.opcheck(_ops.value_loss_backward, arguments)
 
 
 def test_value_loss_compiles_whole_with_its_gradient():

@@ -20,7 +20,7 @@ from properties import (
 from strategies import DTYPES, arrange, gram_matrices, normal
 from weightings import TABLE, Weighting
 
-from pama_ops import _schemas
+from pama_ops import _ops
 
 
 @pytest.fixture(params=TABLE, ids=lambda row: row.name)
@@ -208,7 +208,7 @@ def test_an_op_takes_a_preference_for_each_matrix(backend, weighting):
         return
     gram = batch_of(3, (2, 2), torch.float64).to(backend.device)
     p = torch.tensor([[[3.0, 1, 2], [1, 0, 0]], [[1, 1, 1], [0, 2, 5]]], device=backend.device)
-    op, options = getattr(_schemas, weighting.name), list(weighting.options)
+    op, options = getattr(_ops, weighting.name), list(weighting.options)
     each = zip(gram.reshape(4, 3, 3), p.reshape(4, 3), strict=True)
     want = torch.stack([op(g, q, options, None) for g, q in each]).view(2, 2, 3)
     assert torch.equal(op(gram, p, options, None), want)
@@ -229,7 +229,7 @@ def test_weighting_refuses_a_gradient(backend, weighting):
 
 
 def test_weighting_passes_opcheck(weighting):
-    op = getattr(_schemas, weighting.name)
+    op = getattr(_ops, weighting.name)
     vector = weighting.vector_for((), 4, torch.Generator())
     beside = torch.rand(4) if weighting.takes_preference else vector
     torch.library.opcheck(op, (batch_of(4, (2,), torch.float32), beside, weighting.options))

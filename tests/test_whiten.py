@@ -11,7 +11,7 @@ from properties import assert_independent_of_thread_count, assert_rounds
 from strategies import long_batch, normal, tokens
 
 import pama_ops as po
-from pama_ops import _schemas, reference
+from pama_ops import _ops, reference
 
 
 def assert_whitened(got, x, mask, cu_seqlens, eps):
@@ -112,11 +112,11 @@ def test_whiten_merges_the_moments_of_ranks(backend, shards):
     bounds = torch.randint(0, 8, (shards - 1,), generator=generator).sort().values.tolist()
     parts = [slice(*ends) for ends in zip([0, *bounds], [*bounds, 7], strict=True)]
     parts.append(slice(7, 7))
-    moments = torch.stack([_schemas.whiten_moments(x[:, p], mask[p], None) for p in parts])
+    moments = torch.stack([_ops.whiten_moments(x[:, p], mask[p], None) for p in parts])
     assert moments.shape == (shards + 1, 2, 3)
     want = po.whiten(x, mask)
     for p in parts:
-        got = _schemas.whiten_apply(x[:, p], mask[p], None, moments, 1e-8)
+        got = _ops.whiten_apply(x[:, p], mask[p], None, moments, 1e-8)
         torch.testing.assert_close(got, want[:, p], rtol=1e-12, atol=1e-13)
 
 
@@ -124,7 +124,7 @@ def test_whiten_moments_are_exact_where_nothing_varies(backend):
     x = torch.full((1, 3, 700), 0.1, dtype=torch.float64, device=backend.device)
     mask = torch.ones(3, 700, device=backend.device)
     mask[1] = mask[2, 300:] = 0
-    count, mean, deviation = _schemas.whiten_moments(x, mask, None)[0].tolist()
+    count, mean, deviation = _ops.whiten_moments(x, mask, None)[0].tolist()
     assert (count, mean, deviation) == (1000, 0.1, 0.0)
 
 
@@ -140,9 +140,9 @@ def test_whiten_of_equal_numbers_is_exactly_zero(backend, value):
     mask[3] = mask[1, 300:] = 0
     assert not bool(po.whiten(x, mask).any())
     parts = slice(0, 2), slice(2, 2), slice(2, 5)
-    moments = torch.stack([_schemas.whiten_moments(x[:, p], mask[p], None) for p in parts])
+    moments = torch.stack([_ops.whiten_moments(x[:, p], mask[p], None) for p in parts])
     for p in parts:
-        assert not bool(_schemas.whiten_apply(x[:, p], mask[p], None, moments, 1e-8).any())
+        assert not bool(_ops.whiten_apply(x[:, p], mask[p], None, moments, 1e-8).any())
 
 
 def integers_of_two_objectives(backend):
@@ -167,9 +167,9 @@ def test_whiten_of_numbers_whose_squares_leave_the_range(backend, power):
     permuted = large.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     torch.testing.assert_close(po.whiten(permuted, mask), got, rtol=1e-13, atol=1e-14)
     parts = slice(0, 4), slice(4, 4), slice(4, 6)
-    moments = torch.stack([_schemas.whiten_moments(large[:, p], mask[p], None) for p in parts])
+    moments = torch.stack([_ops.whiten_moments(large[:, p], mask[p], None) for p in parts])
     for p in parts:
-        got = _schemas.whiten_apply(large[:, p], mask[p], None, moments, 1e-8)
+        got = _ops.whiten_apply(large[:, p], mask[p], None, moments, 1e-8)
         torch.testing.assert_close(got, want[:, p], rtol=1e-13, atol=1e-14)
     ragged = po.whiten(large[:, 0], mask[0], cu_seqlens=torch.tensor([0, 300, 700]).to(mask.device))
     torch.testing.assert_close(
@@ -196,8 +196,8 @@ def test_whiten_with_ranks_of_different_sizes(backend):
         torch.tensor(rows, dtype=torch.float64, device=backend.device)[None]
         for rows in ([[1.0, -2.0]], [[1e200, 3.0]])
     ]
-    moments = torch.stack([_schemas.whiten_moments(x, None, None) for x in parts])
-    got = torch.cat([_schemas.whiten_apply(x, None, None, moments, 1e-8) for x in parts], 2)
+    moments = torch.stack([_ops.whiten_moments(x, None, None) for x in parts])
+    got = torch.cat([_ops.whiten_apply(x, None, None, moments, 1e-8) for x in parts], 2)
     want = torch.tensor([[[-0.5, -0.5, 1.5, -0.5]]], dtype=torch.float64, device=backend.device)
     torch.testing.assert_close(got, want, rtol=1e-15, atol=0)
 
@@ -211,9 +211,9 @@ def test_whiten_of_what_is_not_finite_is_nan(backend, value, scale):
     got = po.whiten(x, mask)
     assert bool(got[0].isfinite().all())
     assert torch.equal(got[1].isnan(), mask)
-    moments = torch.stack([_schemas.whiten_moments(x[:, p : p + 3], mask[p : p + 3], None)
+    moments = torch.stack([_ops.whiten_moments(x[:, p : p + 3], mask[p : p + 3], None)
                            for p in (0, 3)])  # fmt: skip
-    other = _schemas.whiten_apply(x[:, 3:], mask[3:], None, moments, 1e-8)
+    other = _ops.whiten_apply(x[:, 3:], mask[3:], None, moments, 1e-8)
     assert torch.equal(other[1].isnan(), mask[3:])
 
 
@@ -318,9 +318,9 @@ def test_whiten_passes_opcheck(ragged, masked):
     x = normal(shape)
     mask = torch.ones(shape[1:], dtype=torch.bool) if masked else None
     cu_seqlens = torch.tensor([0, 2, 6]) if ragged else None
-    torch.library.opcheck(_schemas.whiten_moments, (x, mask, cu_seqlens))
+    torch.library.opcheck(_ops.whiten_moments, (x, mask, cu_seqlens))
     moments = torch.rand(3, 2, 3, dtype=torch.float64)
-    torch.library.opcheck(_schemas.whiten_apply, (x, mask, cu_seqlens, moments, 1e-8))
+    torch.library.opcheck(_ops.whiten_apply, (x, mask, cu_seqlens, moments, 1e-8))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 5)])

@@ -2,7 +2,7 @@
 
 Every kernel is tested against these pages, and they are what runs where no kernel was compiled.
 They are written to be read, not to be fast. Arguments are those of the dispatcher ops in
-`_schemas.py`; results are float64 (integers and booleans excepted).
+`_ops.py`; results are float64 (integers and booleans excepted).
 
 Layouts: token arrays are [N, B, T] or [B, T]; with `cu_seqlens` [N, total] or [total].
 """
