@@ -13,7 +13,7 @@ from strategies import normal
 from torch import Tensor
 
 import pama_ops as po
-from pama_ops import _library, _self_check, reference
+from pama_ops import _library, _rounding, reference
 
 pytestmark = [
     pytest.mark.cuda,
@@ -189,7 +189,7 @@ def test_views_at_odd_addresses_give_what_aligned_ones_do(dtype, start):
         view = torch.empty(size + 16, device=CUDA, dtype=dtype)[start + i : start + i + size]
         odd.append(view.copy_(x))
     want = reference.gram([x.cpu() for x in aligned], 3)
-    limit = _self_check.bound("gram", [[x.cpu() for x in aligned], 3], want, torch.float64)
+    limit = _rounding.bound("gram", [[x.cpu() for x in aligned], 3], want, torch.float64)
     assert bool(((po.gram(odd).cpu() - want).abs() <= limit).all())
     weights = torch.tensor([0.5, 0.3, 0.2], device=CUDA, dtype=torch.float64)
     assert bits([po.combine(odd, weights)]) == bits([po.combine(aligned, weights)])
