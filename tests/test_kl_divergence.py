@@ -12,7 +12,8 @@ import pama_ops as po
 from pama_ops import _ops, reference
 
 ESTIMATORS = ["k1", "k2", "k3"]
-# csrc/core/exponential.h: e^x − 1 − x is right to 1e-14 of itself, as are the reference's terms.
+# csrc/core/tokens/exponential.h: e^x − 1 − x is right to 1e-14 of itself, as are the reference's
+# terms.
 RELATIVE = 50
 
 

@@ -16,7 +16,7 @@ AGGREGATES = ["token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum
 ESTIMATORS = ["k1", "k2", "k3"]
 STATISTICS = ["clip_fraction", "approx_kl", "ratio_mean", "kl"]
 # Roundings of one token's terms: the exponential within 2 ulp, u − 1 − log u within 1e-14 of itself
-# (csrc/core/exponential.h), and a handful of products.
+# (csrc/core/tokens/exponential.h), and a handful of products.
 TERMS = 64
 
 

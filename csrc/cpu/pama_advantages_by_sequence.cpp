@@ -1,5 +1,5 @@
 // `sequence`, `batch` and `gram`: one weight vector for each sequence, or one for all.
-#include "core/min_norm.h"
+#include "core/weightings/min_norm.h"
 #include "cpu/pama_advantages_combine.h"
 
 namespace pama {

@@ -3,7 +3,7 @@
 
 #include <map>
 
-#include "core/pama_weights.h"
+#include "core/weightings/pama_weights.h"
 #include "cpu/pama_advantages.h"
 
 namespace pama {

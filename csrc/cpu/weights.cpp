@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "core/pama_weights.h"
-#include "core/solvers.h"
+#include "core/weightings/list.h"
+#include "core/weightings/pama_weights.h"
 #include "cpu/checks.h"
 
 namespace pama {

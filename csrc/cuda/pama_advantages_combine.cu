@@ -1,6 +1,6 @@
 // The combined advantages, by the weights that each reduction chooses.
-#include "core/min_norm.h"
-#include "core/pama_weights.h"
+#include "core/weightings/min_norm.h"
+#include "core/weightings/pama_weights.h"
 #include "cuda/pama_advantages.cuh"
 #include "cuda/warp_team.cuh"
 

@@ -4,10 +4,10 @@
 // A kernel for either: a pointer to one or the other would make each access a generic one.
 #include <vector>
 
-#include "core/gram_problem.h"
 #include "core/matrix_stack.h"
-#include "core/pama_weights.h"
-#include "core/solvers.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/list.h"
+#include "core/weightings/pama_weights.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/warp_team.cuh"

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cfloat>
 
-#include "core/gram_problem.h"
+#include "core/weightings/gram_problem.h"
 #include "tensors/matrix_stacks.h"
 
 namespace pama {
@@ -34,7 +34,7 @@ inline void check_vector(const char* name, const Tensor& x, int64_t size, const 
   check_device(name, x, gram);
 }
 
-// What `Solver` (core/solvers.h) asks for.
+// What `Solver` (core/weightings/list.h) asks for.
 template <class Solver>
 void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
                    const std::vector<double>& options, const std::optional<double>& rtol) {

@@ -52,7 +52,7 @@ def relative(
     preference: Tensor | None, like: Tensor, least: float = torch.finfo(torch.float64).tiny
 ) -> Tensor:
     """A preference, or one for each matrix, relative to its largest entry: a uniform one is 1.
-    Entries below `least` are 0, as in csrc/core/preference.h.
+    Entries below `least` are 0, as in csrc/core/weightings/preference.h.
     """
     if preference is None:
         return like.new_ones(like.shape[-1])

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
-#include "core/unit_gram.h"
+#include "core/algebra/unit_pseudoinverse.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 
@@ -19,7 +19,9 @@ class ImtlG {
   static constexpr Takes kTakes = Takes::kNothing;
   static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return UnitGram<Team>::reals(n) + n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) {
+    return UnitPseudoinverse<Team>::reals(n) + n;
+  }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit ImtlG(const GramProblem<Team>& problem) : problem_(problem) {}
@@ -31,7 +33,7 @@ class ImtlG {
     double *norm = problem_.workspace.reals, *out = problem_.out;
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
-    UnitGram<Team> unit(team, n, problem_.gram, norm, norm + n);
+    UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, norm + n);
     unit.solve(cut);
     PAMA_LANES(team, i, 0, n) out[i] = norm[i];
     team.sync();

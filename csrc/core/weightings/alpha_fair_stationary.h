@@ -12,15 +12,15 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/cone_active_set.h"
-#include "core/fair_line.h"
-#include "core/normalize_gram.h"
+#include "core/algebra/cone_active_set.h"
 #include "core/team.h"
+#include "core/weightings/alpha_fair_line_search.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 
 template <class Team>
-class FairFace {
+class AlphaFairStationary {
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return ConeActiveSet<Team>::reals(n) + 3 * n;
@@ -30,8 +30,8 @@ class FairFace {
 
   // `gram`: of unit gradients, overwritten; `length`: of the gradients as they came, 0 for those
   // without a part; `v` to `root`: room.
-  PAMA_HD FairFace(Team team, int n, double* gram, const double* length, double* v, double* share,
-                   double* q, double* root, Workspace workspace)
+  PAMA_HD AlphaFairStationary(Team team, int n, double* gram, const double* length, double* v,
+                              double* share, double* q, double* root, Workspace workspace)
       : team_(team),
         n_(n),
         gram_(gram),

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/gram_problem.h"
+#include "core/weightings/gram_problem.h"
 
 namespace pama {
 

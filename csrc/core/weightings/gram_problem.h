@@ -1,4 +1,4 @@
-// One problem as a solver in the list of solvers.h gets it.
+// One problem as a solver in the list of list.h gets it.
 #pragma once
 
 #include "core/team.h"

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 

@@ -6,19 +6,19 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/jacobi.h"
-#include "core/ldl.h"
+#include "core/algebra/jacobi.h"
+#include "core/algebra/ldl.h"
 #include "core/team.h"
 
 namespace pama {
 
 template <class Team>
-class UnitGram {
+class UnitPseudoinverse {
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
 
   // Overwrites `gram` with Ĝ; rows and columns of zero gradients become 0.
-  PAMA_HD UnitGram(Team team, int n, double* gram, const double* norm, double* workspace)
+  PAMA_HD UnitPseudoinverse(Team team, int n, double* gram, const double* norm, double* workspace)
       : team_(team),
         n_(n),
         gram_(gram),

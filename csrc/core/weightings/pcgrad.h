@@ -1,7 +1,7 @@
 // pcgrad: where the current vector conflicts with g_j, its part along g_j is removed.
 #pragma once
 
-#include "core/gradient_surgery.h"
+#include "core/weightings/gradient_surgery.h"
 
 namespace pama {
 

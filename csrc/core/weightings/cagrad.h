@@ -16,11 +16,11 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/compensated.h"
-#include "core/cone_active_set.h"
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
-#include "core/simplex_active_set.h"
+#include "core/algebra/compensated_sum.h"
+#include "core/algebra/cone_active_set.h"
+#include "core/algebra/simplex_active_set.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/preference.h"
 #include "core/team.h"
+#include "core/weightings/preference.h"
 
 namespace pama {
 

@@ -5,8 +5,8 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/preference.h"
 #include "core/team.h"
+#include "core/weightings/preference.h"
 
 namespace pama {
 

@@ -18,7 +18,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/ldl.h"
+#include "core/algebra/ldl.h"
 #include "core/team.h"
 
 namespace pama {

@@ -4,14 +4,14 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/cone_active_set.h"
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
+#include "core/algebra/cone_active_set.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 
 template <class Team>
-class ConeWeights {
+class ConeProjections {
  public:
   static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kPreference;
@@ -23,7 +23,7 @@ class ConeWeights {
   PAMA_HD static constexpr int64_t integers(int64_t n) { return ConeActiveSet<Team>::integers(n); }
 
  protected:
-  PAMA_HD explicit ConeWeights(const GramProblem<Team>& problem)
+  PAMA_HD explicit ConeProjections(const GramProblem<Team>& problem)
       : team_(problem.team),
         n_(problem.n),
         problem_(problem),

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
-#include "core/unit_gram.h"
+#include "core/algebra/unit_pseudoinverse.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 
@@ -18,7 +18,9 @@ class Config {
   static constexpr Takes kTakes = Takes::kNothing;
   static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return UnitGram<Team>::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) {
+    return UnitPseudoinverse<Team>::reals(n) + 2 * n;
+  }
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
@@ -30,7 +32,7 @@ class Config {
     double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
-    UnitGram<Team> unit(team, n, problem_.gram, norm, cosine + n);
+    UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, cosine + n);
     unit.solve(cut);
     PAMA_LANES(team, i, 0, n) cosine[i] = out[i] = norm[i] > 0 ? 1 : 0;
     team.sync();

@@ -11,19 +11,19 @@
 //   a constructor from GramProblem<Team>, and void solve().
 #pragma once
 
-#include "core/aligned_mtl.h"
-#include "core/cagrad.h"
-#include "core/config.h"
-#include "core/duality_gap.h"
-#include "core/dualproj.h"
-#include "core/fairgrad.h"
-#include "core/gapo.h"
-#include "core/gradvac.h"
-#include "core/imtl_g.h"
-#include "core/min_norm.h"
-#include "core/nash_mtl.h"
-#include "core/pcgrad.h"
-#include "core/upgrad.h"
+#include "core/weightings/aligned_mtl.h"
+#include "core/weightings/cagrad.h"
+#include "core/weightings/config.h"
+#include "core/weightings/duality_gap.h"
+#include "core/weightings/dualproj.h"
+#include "core/weightings/fairgrad.h"
+#include "core/weightings/gapo.h"
+#include "core/weightings/gradvac.h"
+#include "core/weightings/imtl_g.h"
+#include "core/weightings/min_norm.h"
+#include "core/weightings/nash_mtl.h"
+#include "core/weightings/pcgrad.h"
+#include "core/weightings/upgrad.h"
 
 #define PAMA_SOLVERS(X)      \
   X(aligned_mtl, AlignedMtl) \

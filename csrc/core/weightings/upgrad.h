@@ -1,14 +1,14 @@
 // upgrad: Σ_i argmin vᵀGv over v >= p_i e_i, one problem for each objective.
 #pragma once
 
-#include "core/cone_weights.h"
+#include "core/weightings/cone_projections.h"
 
 namespace pama {
 
 template <class Team>
-class UpGrad : public ConeWeights<Team> {
+class UpGrad : public ConeProjections<Team> {
  public:
-  PAMA_HD explicit UpGrad(const GramProblem<Team>& problem) : ConeWeights<Team>(problem) {}
+  PAMA_HD explicit UpGrad(const GramProblem<Team>& problem) : ConeProjections<Team>(problem) {}
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;

@@ -9,37 +9,41 @@
 // hundreds of steps where norms or eigenvalues spread: for α from 0.1 to 10 at most 61 each.
 //
 // Where the gradients are Pareto stationary the minimum lies at infinity, and v/Σv on the way there
-// proves it: fair_face.h takes over.
+// proves it: alpha_fair_stationary.h takes over.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
 
-#include "core/compensated.h"
-#include "core/fair_face.h"
-#include "core/fair_line.h"
-#include "core/gram_problem.h"
-#include "core/ldl.h"
-#include "core/normalize_gram.h"
+#include "core/algebra/compensated_sum.h"
+#include "core/algebra/ldl.h"
+#include "core/weightings/alpha_fair_line_search.h"
+#include "core/weightings/alpha_fair_stationary.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 
 template <class Team>
-class FairWeights {
+class AlphaFair {
  public:
   static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kNothing;
   static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return FairFace<Team>::reals(n) + 5 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return FairFace<Team>::integers(n); }
+  PAMA_HD static constexpr int64_t reals(int64_t n) {
+    return AlphaFairStationary<Team>::reals(n) + 5 * n;
+  }
+  PAMA_HD static constexpr int64_t integers(int64_t n) {
+    return AlphaFairStationary<Team>::integers(n);
+  }
   // Of Newton steps for each β.
   static constexpr int kLimit = 100;
   // Of a weight in one step.
   static constexpr double kGrowth = 0x1p20;
 
-  PAMA_HD FairWeights(const GramProblem<Team>& problem, double beta)
+  PAMA_HD AlphaFair(const GramProblem<Team>& problem, double beta)
       : problem_(problem),
         team_(problem.team),
         n_(problem.n),
@@ -68,7 +72,8 @@ class FairWeights {
     }
     if (outcome == kLost) return fill(team_, n_, NAN, problem_.out);
     if (outcome == kStationary) {
-      FairFace<Team> face(team_, n_, problem_.gram, length_, v_, share_, q_, slope_, rest_);
+      AlphaFairStationary<Team> face(team_, n_, problem_.gram, length_, v_, share_, q_, slope_,
+                                     rest_);
       return face.solve(beta_, noise_, problem_.out);
     }
     // G was divided by 4^half.

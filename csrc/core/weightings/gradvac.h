@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "core/gradient_surgery.h"
+#include "core/weightings/gradient_surgery.h"
 
 namespace pama {
 

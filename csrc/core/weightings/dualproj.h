@@ -1,14 +1,14 @@
 // dualproj: argmin vᵀGv over v >= p.
 #pragma once
 
-#include "core/cone_weights.h"
+#include "core/weightings/cone_projections.h"
 
 namespace pama {
 
 template <class Team>
-class DualProj : public ConeWeights<Team> {
+class DualProj : public ConeProjections<Team> {
  public:
-  PAMA_HD explicit DualProj(const GramProblem<Team>& problem) : ConeWeights<Team>(problem) {}
+  PAMA_HD explicit DualProj(const GramProblem<Team>& problem) : ConeProjections<Team>(problem) {}
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/gram_problem.h"
-#include "core/jacobi.h"
-#include "core/normalize_gram.h"
+#include "core/algebra/jacobi.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
 
 namespace pama {
 

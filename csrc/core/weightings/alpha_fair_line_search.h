@@ -1,5 +1,5 @@
 // How far to go along v(1 + tq) when minimising a quadratic less Σ φ(v), φ' ∝ v^(−β): both stages
-// of fair_weights.h do.
+// of alpha_fair.h do.
 #pragma once
 
 #include <cfloat>

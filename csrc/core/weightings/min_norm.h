@@ -7,11 +7,11 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/gram_problem.h"
-#include "core/normalize_gram.h"
-#include "core/preference.h"
-#include "core/simplex_active_set.h"
+#include "core/algebra/simplex_active_set.h"
 #include "core/team.h"
+#include "core/weightings/gram_problem.h"
+#include "core/weightings/normalize_gram.h"
+#include "core/weightings/preference.h"
 
 namespace pama {
 
