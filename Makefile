@@ -6,7 +6,7 @@ SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml scripts/bui
 
 # Threads of OpenMP that wait without spinning, as test processes share the cores. Not for `bench`:
 # to wake such a thread takes 50 us.
-test lint test-random test-machines test-sanitized: export OMP_WAIT_POLICY = PASSIVE
+test lint test-op test-random test-machines test-sanitized: export OMP_WAIT_POLICY = PASSIVE
 
 .PHONY: help
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make demo       align a small language model to two conflicting rewards (ARGS=--quick: 90 s)"
 	@echo "make demo-full  the whole experiment: both pairs of rewards, five seeds"
 	@echo "make test       lint, then all tests"
+	@echo "make test-op OP=gae  one op's tests, without the linters (ARGS=\"-k emulated\")"
 	@echo "make test-random  every property on N=500 random examples (SEED=, ARGS=\"-k gram\")"
 	@echo "make test-machines  the tests as on other processors, as a table (ARGS=\"--levels 1 3\")"
 	@echo "make test-sanitized  the CUDA kernels on the host, under ASan and UBSan (4 to 8 minutes)"
@@ -79,6 +80,10 @@ demo-full: $(VENV)/.built
 .PHONY: test
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+.PHONY: test-op
+test-op: $(VENV)/.built-for-tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_$(OP).py $(ARGS)
 
 # A fresh seed unless SEED gives one: the same N and SEED draw the same examples of a test, alone or
 # among others.
