@@ -3,7 +3,7 @@
 // A test tool, not an emulator of a GPU: it supplies the names that our kernels use, gives barriers
 // and warp exchanges their meaning, fills shared memory with NaN before each block, and resumes
 // threads in an order shuffled by PAMA_EMULATE_SEED, in which some warps get as far ahead of the
-// others as barriers allow, so that a missing barrier shows. PAMA_EMULATE_WITHOUT="reduce.cuh:44"
+// others as barriers allow, so that a missing barrier shows. PAMA_EMULATE_WITHOUT=FILE:LINE
 // deletes the barrier of that line, to prove that it shows.
 #pragma once
 
