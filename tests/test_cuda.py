@@ -13,7 +13,7 @@ from strategies import normal
 from torch import Tensor
 
 import pama_ops as po
-from pama_ops import _library, _rounding, reference
+from pama_ops import _library, _rounding, _self_check, reference
 
 pytestmark = [
     pytest.mark.cuda,
