@@ -52,7 +52,7 @@ class all_ranks_raise:  # noqa: N801, as contextlib's own
         arguments: object,
         *groups: ProcessGroup | None,
         wait: object,
-        unless: Callable[[], bool] = lambda: False,
+        unless: Callable[[], bool] | None = None,
     ) -> None:
         self.arguments, self.groups, self.wait, self.unless = arguments, groups, wait, unless
         self.facts: Callable[[ProcessGroup], Facts] | None = None
@@ -71,12 +71,11 @@ class all_ranks_raise:  # noqa: N801, as contextlib's own
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if torch.compiler.is_compiling():
+        if (error is None and self.facts is None) or torch.compiler.is_compiling():
             return
         if error is None:
-            if self.facts is not None:
-                self._compare(self.facts)
-        elif isinstance(error, Exception) and not self.unless():
+            self._compare(cast("Callable[[ProcessGroup], Facts]", self.facts))
+        elif isinstance(error, Exception) and not (self.unless and self.unless()):
             self._tell(error)
 
     def _tell(self, error: Exception) -> None:

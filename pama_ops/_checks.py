@@ -474,18 +474,26 @@ def _filled_columns(
     columns = list(zip(*lists, strict=True))
     device: torch.device | None = None
     for p, column in enumerate(columns):
-        having = [i for i, x in enumerate(column) if x is not None]
-        if not having:
-            continue
-        of = where(having[0], p)
-        first = floating(of, column[having[0]])
-        device = device or first.device
-        if first.device != device:
-            raise ValueError(f"{of} must be on {device} like the others, got {first.device}")
-        kind = first.shape, first.dtype, first.device
-        for i in having[1:]:
-            x = column[i]
-            if not isinstance(x, Tensor) or (x.shape, x.dtype, x.device) != kind or not _dense(x):
+        first: Tensor | None = None
+        for i, x in enumerate(column):
+            if x is None:
+                continue
+            if first is None:
+                of = where(i, p)
+                first = floating(of, x)
+                shape, dtype = first.shape, first.dtype
+                device = device or first.device
+                if first.device != device:
+                    raise ValueError(
+                        f"{of} must be on {device} like the others, got {first.device}"
+                    )
+            elif not (
+                isinstance(x, Tensor)
+                and x.shape == shape
+                and x.dtype is dtype
+                and x.device == device
+                and _dense(x)
+            ):
                 alike(where(i, p), x, of, first)  # raises
     if device is None:
         raise ValueError(f"{name} must hold at least one tensor, got none but None")
@@ -493,11 +501,14 @@ def _filled_columns(
 
 
 def _fill(column: tuple[Tensor | None, ...], device: torch.device) -> tuple[Tensor, ...]:
-    like = next((x for x in column if x is not None), None)
-    if like is None:
-        empty = torch.empty(0, dtype=torch.float32, device=device)
-    else:  # of an empty parameter's own shape, which the result takes
+    present = [x for x in column if x is not None]
+    if len(present) == len(column):
+        return cast("tuple[Tensor, ...]", column)
+    if present:  # an empty parameter's own shape is what the result takes
+        like = present[0]
         empty = like.new_empty(0 if like.numel() else like.shape)
+    else:
+        empty = torch.empty(0, dtype=torch.float32, device=device)
     return tuple(empty if x is None else x for x in column)
 
 
@@ -544,9 +555,10 @@ def outputs(
     """
     if not at_once and _without_gaps([out]):
         for p, x in enumerate(out):
-            tensor(f"{name}[{p}]", x)
-            no_gradient(f"{name}[{p}]", x)
-            _without_signs_to_turn(f"{name}[{p}]", x)
+            if x.requires_grad or x.is_neg() or not _dense(x):
+                tensor(f"{name}[{p}]", x)
+                no_gradient(f"{name}[{p}]", x)
+                _without_signs_to_turn(f"{name}[{p}]", x)
         return
     count = len(flat) // n
     if len(out) != count:
