@@ -15,13 +15,15 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/algebra/ldl.h"
-#include "core/team.h"
+#include "core/algebra/active_set.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
 template <class Team>
-class ConeActiveSet {
+class ConeActiveSet : ActiveSet<Team> {
+  using Base = ActiveSet<Team>;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
@@ -32,20 +34,14 @@ class ConeActiveSet {
   // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is.
   PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
                         const double* lower, double rtol, bool widens, Workspace workspace)
-      : team_(team),
-        n_(n),
+      : Base(team, n, gram, norm, workspace.reals, workspace.reals + 3 * n, workspace.reals + 7 * n,
+             workspace.integers),
         widening_(widens ? kNoise + rtol : 0),
         noise_(fmax(kNoise, rtol)),
-        gram_(gram),
-        norm_(norm),
         lower_(lower),
-        y_(workspace.reals),
+        y_(x_),
         slope_(y_ + n),
-        direction_(y_ + 2 * n),
-        cross_(y_ + 3 * n),
-        member_(workspace.integers),
-        inside_(workspace.integers + n),
-        factor_(team, n, y_ + 7 * n, y_ + 4 * n, y_ + 5 * n, y_ + 6 * n) {}
+        cross_(y_ + 2 * n) {}
 
   // y = 0, for G as it came.
   PAMA_HD void start() { start(0); }
@@ -58,22 +54,21 @@ class ConeActiveSet {
   PAMA_HD const double* y() const { return y_; }
 
  private:
-  static constexpr int kRejected = 2;
-  static constexpr int kNone = -1;
-  // A multiple of the unit roundoff below which a violation is noise.
-  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
-  static constexpr int kRounds = 4;
+  using Base::drop, Base::longest_step, Base::move, Base::readmit, Base::reject;
+  using Base::kNone, Base::kRounds, Base::kNoise;
+  using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
+      Base::inside_, Base::factor_;
+
   // Of the square of a row: a pivot above that part of it is clear of rounding.
   static constexpr double kRegular = 1.0 / 16;
 
   PAMA_HD void start(double widened) {
     widened_ = widened;
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       y_[i] = 0;
       inside_[i] = 0;
-    }
-    factor_.clear();
-    rejections_ = false;
+    });
+    Base::clear();
     team_.sync();
   }
 
@@ -110,42 +105,36 @@ class ConeActiveSet {
   }
 
   PAMA_HD bool settled() const {
-    bool off = false;
-    PAMA_LANES(team_, c, 0, factor_.size()) {
+    return !any_of(team_, factor_.size(), [&](int c) {
       const int i = member_[c];
-      off = off || fabs(slope_[i]) > kNoise * norm_[i] * norms_;
-    }
-    return !team_.any(off);
+      return fabs(slope_[i]) > kNoise * norm_[i] * norms_;
+    });
   }
 
   // slope = G v.
   PAMA_HD void differentiate() {
     double norms = 0;
-    double* __restrict__ slope = slope_;
-    PAMA_LANES(team_, r, 0, n_) slope[r] = 0;
+    each(team_, n_, [&](int r) { slope_[r] = 0; });
     for (int i = 0; i < n_; ++i) {
       const double vi = lower_[i] + y_[i];
       if (vi == 0) continue;
-      const double* __restrict__ row = gram_ + i * n_;
-      PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * vi;
+      add_multiple(team_, n_, vi, gram_ + i * n_, slope_);
       norms += norm_[i] * vi;
     }
     norms_ = norms;
-    const double widened = widened_ * norms;
-    PAMA_LANES(team_, r, 0, n_) slope[r] += norm_[r] * widened;
+    add_multiple(team_, n_, widened_ * norms, norm_, slope_);
     team_.sync();
   }
 
   // The row outside the support whose slope per length is lowest, if below 0 beyond rounding.
   PAMA_HD Located most_violating() const {
-    Located found{0, -1};
-    PAMA_LANES(team_, i, 0, n_) {
-      if (inside_[i] || !(norm_[i] > 0)) continue;
-      if (!(-slope_[i] > kNoise * norm_[i] * norms_)) continue;
-      const Located here{slope_[i] / norm_[i], i};
-      if (before(here, found)) found = here;
-    }
-    return team_.smallest(found);
+    return smallest_of(team_, n_,
+                       [&](int i) {
+                         const bool candidate = !inside_[i] && norm_[i] > 0;
+                         const bool violates = candidate && -slope_[i] > kNoise * norm_[i] * norms_;
+                         return violates ? slope_[i] / norm_[i] : 0;
+                       },
+                       {0, kNone});
   }
 
   // Adds row j to the support, or puts it in the place of rows that it depends on; false if G is to
@@ -194,48 +183,31 @@ class ConeActiveSet {
 
   PAMA_HD void append(int i, double pivot) {
     team_.sync();
-    if (team_.rank() == 0) {
-      member_[factor_.size()] = i;
-      inside_[i] = 1;
-    }
-    factor_.append(cross_, pivot);
+    Base::append(i, cross_, pivot);
   }
 
   // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.
   PAMA_HD double eliminate(int j) {
-    const int k = factor_.size();
-    PAMA_LANES(team_, c, 0, k) cross_[c] = gram(member_[c], j);
-    factor_.forward(cross_);
-    double explained = 0;
-    PAMA_LANES(team_, c, 0, k) {
-      explained += cross_[c] * (cross_[c] * factor_.inverses()[c]);
-    }
-    return gram(j, j) - team_.sum(explained);
+    each(team_, factor_.size(), [&](int c) { cross_[c] = gram(member_[c], j); });
+    return gram(j, j) - factor_.explain(cross_);
   }
 
   // Makes `direction` the change of y that goes with y_j and keeps the slopes on the support.
   // Returns the rounding of the pivot, which is vᵀGv of that change.
   PAMA_HD double depend(int j) {
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      direction_[c] = -cross_[c] * factor_.inverses()[c];
-    }
+    each(team_, factor_.size(), [&](int c) { direction_[c] = -cross_[c] * factor_.inverses()[c]; });
     factor_.backward(direction_);
-    double square = 0;
-    PAMA_LANES(team_, c, 0, factor_.size()) {
+    const double square = sum_of(team_, factor_.size(), [&](int c) {
       const double length = direction_[c] * norm_[member_[c]];
-      square += length * length;
-    }
-    return noise_ * (gram(j, j) + team_.sum(square));
+      return length * length;
+    });
+    return noise_ * (gram(j, j) + square);
   }
 
   // The position of the row that moves most in `direction`, and minus how much.
   PAMA_HD Located heaviest() const {
-    Located found{0, -1};
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      const Located here{-fabs(direction_[c]) * norm_[member_[c]], c};
-      if (before(here, found)) found = here;
-    }
-    return team_.smallest(found);
+    return smallest_of(team_, factor_.size(),
+                       [&](int c) { return -fabs(direction_[c]) * norm_[member_[c]]; }, {0, kNone});
   }
 
   // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If the row
@@ -244,22 +216,19 @@ class ConeActiveSet {
   PAMA_HD void settle(int entered) {
     for (bool fresh = entered != kNone;; fresh = false) {
       direct();
-      const int k = factor_.size();
       if (fresh) {
         const int position = position_of(entered);
         if (!(direction_[position] > 0)) {
           drop(position);
-          if (team_.rank() == 0) inside_[entered] = kRejected;
-          rejections_ = true;
+          reject(entered);
           entered = kNone;
-          team_.sync();
           continue;
         }
       }
       const Located limit = longest_step(1, 1);
       move(limit, 1);
       if (limit.index < 0) break;
-      PAMA_LANES(team_, c, 0, k) slope_[member_[c]] *= 1 - limit.value;
+      each(team_, factor_.size(), [&](int c) { slope_[member_[c]] *= 1 - limit.value; });
       team_.sync();
       drop(limit.index);
     }
@@ -272,79 +241,21 @@ class ConeActiveSet {
     return c;
   }
 
-  PAMA_HD void readmit() {
-    if (!rejections_) return;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (inside_[i] == kRejected) inside_[i] = 0;
-    }
-    rejections_ = false;
-    team_.sync();
-  }
-
   // −G_S⁻¹ slope.
   PAMA_HD void direct() {
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      direction_[c] = -slope_[member_[c]];
-    }
-    factor_.forward(direction_);
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      direction_[c] *= factor_.inverses()[c];
-    }
-    factor_.backward(direction_);
+    each(team_, factor_.size(), [&](int c) { direction_[c] = -slope_[member_[c]]; });
+    factor_.solve(direction_);
   }
 
-  // How far to go along way · direction: `full`, with index −1, unless a y reaches 0 before.
-  PAMA_HD Located longest_step(double way, double full) const {
-    Located limit{full, -1};
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      const double step = way * direction_[c];
-      if (!(step < 0)) continue;
-      const Located here{-y_[member_[c]] / step, c};
-      if (here.value < limit.value) limit = here;
-    }
-    return team_.smallest(limit);
-  }
-
-  PAMA_HD void move(const Located& limit, double way) {
-    const double step = way * limit.value;
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      const int i = member_[c];
-      const double moved = y_[i] + step * direction_[c];
-      y_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
-    }
-    team_.sync();
-  }
-
-  PAMA_HD void drop(int position) {
-    const int k = factor_.size();
-    team_.sync();
-    if (team_.rank() == 0) {
-      inside_[member_[position]] = 0;
-      for (int c = position + 1; c < k; ++c) member_[c - 1] = member_[c];
-    }
-    team_.sync();
-    factor_.remove(position);
-    team_.sync();
-  }
-
-  Team team_;
-  int n_;
   // The square of the coordinate that is added to unit gradients: Σ v_i v_j ‖g_i‖ ‖g_j‖ times that
   // is more than errors of G may have taken from vᵀGv.
   double widening_;
   double noise_;        // what rounding makes of the square of a unit vector
   double widened_ = 0;  // 0 until it is done
-  const double* gram_;
-  const double* norm_;  // ‖g_i‖
   const double* lower_;
   double* y_;
   double* slope_;
-  double* direction_;  // over the support
   double* cross_;
-  int* member_;  // the support in the order of the factor
-  int* inside_;  // whether row i is in the support (1), or rejected for now
-  Ldl<Team> factor_;
-  bool rejections_ = false;
   double norms_ = 0;  // Σ v_i ‖g_i‖
 };
 

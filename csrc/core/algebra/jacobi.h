@@ -13,7 +13,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/team.h"
+#include "core/algebra/pivoted_cholesky.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -40,7 +41,9 @@ class Jacobi {
   // Columns of norm √λ in the direction of the eigenvectors, as many as rank() says. Eigenvalues
   // up to `cut` times the largest are left out.
   PAMA_HD void solve(double cut) {
-    factorise();
+    each(team_, n_, [&](int i) { diagonal_[i] = gram_[i * n_ + i]; });
+    team_.sync();
+    rank_ = pivoted_cholesky(team_, n_, gram_, n_ * DBL_EPSILON / 8, diagonal_, column_);
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
       measure();
       bool rotated = false;
@@ -56,49 +59,9 @@ class Jacobi {
   PAMA_HD double eigenvalue(int k) const { return square_[k]; }
 
  private:
-  PAMA_HD double& at(int i, int k) { return column_[k * n_ + i]; }
-
-  PAMA_HD void factorise() {
-    PAMA_LANES(team_, i, 0, n_) diagonal_[i] = gram_[i * n_ + i];
-    team_.sync();
-    double first = 0;
-    for (rank_ = 0; rank_ < n_; ++rank_) {
-      Located largest{0, n_};  // of the negatives, as teams find the smallest
-      PAMA_LANES(team_, i, 0, n_) {
-        const Located here{-diagonal_[i], i};
-        if (before(here, largest)) largest = here;
-      }
-      largest = team_.smallest(largest);
-      const double pivot = -largest.value;
-      if (rank_ == 0) first = pivot;
-      if (!(pivot > n_ * DBL_EPSILON / 8 * first)) break;
-      const int p = largest.index;
-      const double scale = 1 / sqrt(pivot);
-      double* __restrict__ column = column_ + rank_ * n_;
-      const double* __restrict__ row = gram_ + p * n_;
-      PAMA_LANES(team_, i, 0, n_) column[i] = row[i];
-      for (int k = 0; k < rank_; ++k) {
-        const double* __restrict__ other = column_ + k * n_;
-        const double factor = other[p];
-        PAMA_LANES(team_, i, 0, n_) column[i] -= other[i] * factor;
-      }
-      PAMA_LANES(team_, i, 0, n_) {
-        // Rows that have been pivots are explained wholly.
-        column[i] = diagonal_[i] == -INFINITY ? 0 : column[i] * scale;
-      }
-      team_.sync();
-      PAMA_LANES(team_, i, 0, n_) {
-        diagonal_[i] = i == p ? -INFINITY : diagonal_[i] - column[i] * column[i];
-      }
-      team_.sync();
-    }
-  }
-
   PAMA_HD void measure() {
     for (int k = 0; k < rank_; ++k) {
-      double square = 0;
-      PAMA_LANES(team_, i, 0, n_) square += at(i, k) * at(i, k);
-      square = team_.sum(square);
+      const double square = dot(team_, n_, column(k), column(k));
       if (team_.rank() == 0) square_[k] = square;
     }
     team_.sync();
@@ -148,12 +111,12 @@ class Jacobi {
     team_.sync();
     find_angles(first, pairs);
     bool rotated = false;
-    PAMA_LANES(team_, k, first, pairs) {
+    each(team_, first, pairs, [&](int k) {
       const Pair at = pair(round, k);
       square_[at.p] = alpha_[k];
       square_[at.q] = beta_[k];
       rotated = rotated || tangent_[k] != 0;
-    }
+    });
     rotated = team_.any(rotated);
     team_.sync();
     if (!rotated) return false;
@@ -173,7 +136,7 @@ class Jacobi {
     double* __restrict__ tangents = tangent_, * __restrict__ cosines = cosine_;
     double* __restrict__ alphas = alpha_, * __restrict__ betas = beta_;
     const double noise = n_ * DBL_EPSILON * DBL_EPSILON;
-    PAMA_LANES(team_, k, first, pairs) {
+    each(team_, first, pairs, [&](int k) {
       const double dot = tangents[k], alpha = alphas[k], beta = betas[k];
       const double apart = beta - alpha, wide = fabs(apart);
       const double hypotenuse = sqrt(4 * dot * dot + apart * apart);
@@ -185,16 +148,16 @@ class Jacobi {
       const double moved = turned ? tangent * dot : 0.0;
       alphas[k] = alpha > moved ? alpha - moved : 0.0;
       betas[k] = beta + moved;
-    }
+    });
     team_.sync();
   }
 
   PAMA_HD void turn(double* __restrict__ a, double* __restrict__ b, double cosine, double sine) {
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       const double ai = a[i], bi = b[i];
       a[i] = cosine * ai - sine * bi;
       b[i] = sine * ai + cosine * bi;
-    }
+    });
   }
 
   PAMA_HD void compress(double cut) {
@@ -206,7 +169,7 @@ class Jacobi {
       if (!(square > cut * largest)) continue;
       team_.sync();
       if (kept < k) {
-        PAMA_LANES(team_, i, 0, n_) at(i, kept) = at(i, k);
+        copy(team_, n_, column(k), column_ + kept * n_);
         if (team_.rank() == 0) square_[kept] = square;
       }
       ++kept;

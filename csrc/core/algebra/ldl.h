@@ -4,7 +4,7 @@
 // mirrored above it, so that both substitutions run along contiguous memory.
 #pragma once
 
-#include "core/team.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -41,7 +41,7 @@ class Ldl {
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
         const double* __restrict__ column = square_ + c * stride_;
         const double pivot = a[c];
-        PAMA_LANES(team_, r, c + 1, size_) a[r] -= column[r] * pivot;
+        each(team_, c + 1, size_, [&](int r) { a[r] -= column[r] * pivot; });
         team_.sync();
       }
     }
@@ -65,10 +65,10 @@ class Ldl {
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
         const double* __restrict__ column = square_ + c * stride_;
         const double pivot_a = a[c], pivot_b = b[c];
-        PAMA_LANES(team_, r, c + 1, size_) {
+        each(team_, c + 1, size_, [&](int r) {
           a[r] -= column[r] * pivot_a;
           b[r] -= column[r] * pivot_b;
-        }
+        });
         team_.sync();
       }
     }
@@ -88,17 +88,44 @@ class Ldl {
       PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
         const double* __restrict__ row = square_ + c * stride_;
         const double pivot = a[c];
-        PAMA_LANES(team_, r, 0, c) a[r] -= row[r] * pivot;
+        add_multiple(team_, c, -pivot, row, a);
         team_.sync();
       }
     }
   }
 
+  // a <- (L D Lᵀ)⁻¹ a.
+  PAMA_HD void solve(double* a) const {
+    forward(a);
+    each(team_, size_, [&](int c) { a[c] *= inverses_[c]; });
+    backward(a);
+  }
+
+  // aᵀ(L D Lᵀ)⁻¹a, and a <- L⁻¹ a.
+  PAMA_HD double explain(double* a) const {
+    forward(a);
+    return sum_of(team_, size_, [&](int c) { return a[c] * (a[c] * inverses_[c]); });
+  }
+
+  // Factorises anew the k x k matrix of elements entry(r, c) with c <= r; `row` is room for k.
+  // `accept`(r, pivot) says what is taken for a pivot; where that is 0 it ends, and false is
+  // returned.
+  template <class Entry, class Accept>
+  PAMA_INLINE bool factorise(int k, double* row, const Entry& entry, const Accept& accept) {
+    clear();
+    PAMA_ROLLED for (int r = 0; r < k; ++r) {
+      each(team_, r, [&](int c) { row[c] = entry(r, c); });
+      const double explained = explain(row);
+      const double pivot = accept(r, entry(r, r) - explained);
+      if (pivot == 0) return false;
+      append(row, pivot);
+    }
+    return true;
+  }
+
   // Appends the row a with diagonal element d, given L⁻¹a and pivot = d − aᵀ(L D Lᵀ)⁻¹a > 0.
   PAMA_HD void append(const double* forward_a, double pivot) {
-    PAMA_LANES(team_, c, 0, size_) {
-      set(size_, c, forward_a[c] * inverses_[c]);
-    }
+    each(team_, size_, [&](int c) { set(size_, c, forward_a[c] * inverses_[c]); });
     if (team_.rank() == 0) {
       pivots_[size_] = pivot;
       inverses_[size_] = 1 / pivot;
@@ -115,21 +142,20 @@ class Ldl {
   PAMA_HD void remove(int p) {
     double* __restrict__ v = scratch_;
     double alpha = pivots_[p];
-    PAMA_LANES(team_, r, p + 1, size_) v[r] = at(r, p);
+    each(team_, p + 1, size_, [&](int r) { v[r] = at(r, p); });
     team_.sync();
-    PAMA_LANES(team_, c, 0, p) {
-      PAMA_ROLLED for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c));
-    }
+    each(team_, p,
+         [&](int c) { PAMA_ROLLED for (int r = p + 1; r < size_; ++r) set(r - 1, c, at(r, c)); });
     PAMA_ROLLED for (int c = p + 1; c < size_; ++c) {
       const double vc = v[c], old = pivots_[c];
       const double pivot = old + alpha * vc * vc;
       const double beta = alpha * vc / pivot, kept = old / pivot;
       alpha *= kept;
-      PAMA_LANES(team_, r, c + 1, size_) {
+      each(team_, c + 1, size_, [&](int r) {
         const double below = at(r, c), before = v[r];
         v[r] -= vc * below;
         set(r - 1, c - 1, kept < 0.25 ? kept * below + beta * before : below + beta * v[r]);
-      }
+      });
       if (team_.rank() == 0) {
         pivots_[c - 1] = pivot;
         inverses_[c - 1] = 1 / pivot;

@@ -18,13 +18,15 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/algebra/ldl.h"
-#include "core/team.h"
+#include "core/algebra/active_set.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
 template <class Team>
-class SimplexActiveSet {
+class SimplexActiveSet : ActiveSet<Team> {
+  using Base = ActiveSet<Team>;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 11 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
@@ -33,38 +35,27 @@ class SimplexActiveSet {
   // `leader[i]` == i marks a candidate; other rows stay out of the corral.
   PAMA_HD SimplexActiveSet(Team team, int n, const double* gram, const double* norm,
                            const int* leader, Workspace workspace)
-      : team_(team),
-        n_(n),
-        gram_(gram),
-        norm_(norm),
+      : Base(team, n, gram, norm, workspace.reals, workspace.reals + 7 * n,
+             workspace.reals + 11 * n, workspace.integers),
         leader_(leader),
-        x_(workspace.reals),
         best_(x_ + n),
         slope_(x_ + 2 * n),
         cross_(x_ + 3 * n),
         residual_(x_ + 4 * n),
         a_(x_ + 5 * n),
-        b_(x_ + 6 * n),
-        direction_(x_ + 7 * n),
-        member_(workspace.integers),
-        inside_(workspace.integers + n),
-        factor_(team, n, x_ + 11 * n, x_ + 8 * n, x_ + 9 * n, x_ + 10 * n) {}
+        b_(x_ + 6 * n) {}
 
   // x = the shortest row.
   PAMA_HD void start() {
-    Located shortest{INFINITY, n_};
-    PAMA_LANES(team_, i, 0, n_) {
-      if (leader_[i] != i) continue;
-      const Located here{gram(i, i), i};
-      if (before(here, shortest)) shortest = here;
-    }
-    base_ = team_.smallest(shortest).index;
-    PAMA_LANES(team_, i, 0, n_) {
+    base_ = smallest_of(team_, n_, [&](int i) { return leader_[i] == i ? gram(i, i) : INFINITY; },
+                        {INFINITY, n_})
+                .index;
+    each(team_, n_, [&](int i) {
       x_[i] = i == base_ ? 1 : 0;
       inside_[i] = i == base_;
-    }
-    factor_.clear();
-    rejections_ = due_ = false;
+    });
+    Base::clear();
+    due_ = false;
     team_.sync();
   }
 
@@ -87,10 +78,10 @@ class SimplexActiveSet {
       const Located entering = most_violating();
       if (entering.index < 0) return x_;
       if (2 * step >= limit) {
-        const double gap = value_ - team_.smallest(lowest_slope()).value;
+        const double gap = value_ - lowest_slope();
         if (gap < least_gap) {
           least_gap = gap;
-          PAMA_LANES(team_, i, 0, n_) best_[i] = x_[i];
+          copy(team_, n_, x_, best_);
         }
         if (step == limit) return best_;
       }
@@ -100,26 +91,17 @@ class SimplexActiveSet {
 
   // −d²/dt² of the minimum on the corral as it is: the square of the part of b's gradient along it.
   PAMA_HD double response() {
-    const int k = factor_.size();
-    PAMA_LANES(team_, c, 0, k) {
-      a_[c] = linear_[member_[c]] - linear_[base_];
-    }
-    factor_.forward(a_);
-    double total = 0;
-    PAMA_LANES(team_, c, 0, k) {
-      total += a_[c] * (a_[c] * factor_.inverses()[c]);
-    }
-    total = team_.sum(total);
+    each(team_, factor_.size(), [&](int c) { a_[c] = linear_[member_[c]] - linear_[base_]; });
+    const double total = factor_.explain(a_);
     team_.sync();
     return total;
   }
 
  private:
-  static constexpr int kNone = -1;  // no row enters
-  static constexpr int kRejected = 2;
-  static constexpr int kRounds = 4;
-  // A multiple of the unit roundoff below which a violation is noise.
-  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+  using Base::kNone, Base::kRounds, Base::kNoise;
+  using Base::readmit;
+  using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
+      Base::inside_, Base::factor_;
 
   PAMA_HD double gram(int i, int j) const { return gram_[i * n_ + j]; }
 
@@ -128,30 +110,23 @@ class SimplexActiveSet {
     const int k = factor_.size();
     double norms = norm_[base_] * x_[base_];
     if constexpr (Team::kOneEach) {  // in a register
-      PAMA_LANES(team_, r, 0, n_) {
+      each(team_, n_, [&](int r) {
         double slope = gram(base_, r) * x_[base_];
         for (int c = 0; c < k; ++c) slope += gram(member_[c], r) * x_[member_[c]];
         slope_[r] = slope;
-      }
+      });
       for (int c = 0; c < k; ++c) norms += norm_[member_[c]] * x_[member_[c]];
     } else {
-      PAMA_LANES(team_, r, 0, n_) slope_[r] = gram(base_, r) * x_[base_];
+      each(team_, n_, [&](int r) { slope_[r] = gram(base_, r) * x_[base_]; });
       PAMA_ROLLED for (int c = 0; c < k; ++c) {
         const int i = member_[c];
-        const double xi = x_[i];
-        const double* __restrict__ row = gram_ + i * n_;
-        double* __restrict__ slope = slope_;
-        PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * xi;
-        norms += norm_[i] * xi;
+        add_multiple(team_, n_, x_[i], gram_ + i * n_, slope_);
+        norms += norm_[i] * x_[i];
       }
     }
-    if (t_ > 0) {
-      PAMA_LANES(team_, r, 0, n_) slope_[r] += t_ * linear_[r];
-    }
+    if (t_ > 0) add_multiple(team_, n_, t_, linear_, slope_);
     mean_norm_ = norms;
-    double value = 0;
-    PAMA_LANES(team_, r, 0, n_) value += slope_[r] * x_[r];
-    value_ = team_.sum(value);
+    value_ = dot(team_, n_, slope_, x_);
     team_.sync();
   }
 
@@ -161,30 +136,23 @@ class SimplexActiveSet {
 
   // Whether all slopes of the corral are the value, to rounding.
   PAMA_HD bool settled() const {
-    bool off = false;
-    PAMA_LANES(team_, i, 0, n_) {
-      off = off || (inside_[i] == 1 && fabs(slope_[i] - value_) > noise(i));
-    }
-    return !team_.any(off);
+    return !any_of(team_, n_,
+                   [&](int i) { return inside_[i] == 1 && fabs(slope_[i] - value_) > noise(i); });
   }
 
   // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
   PAMA_HD Located most_violating() const {
-    Located found{0, -1};
-    PAMA_LANES(team_, i, 0, n_) {
-      if (leader_[i] != i || inside_[i]) continue;
-      const Located here{slope_[i] - value_, i};
-      if (-here.value > noise(i) && before(here, found)) found = here;
-    }
-    return team_.smallest(found);
+    return smallest_of(team_, n_,
+                       [&](int i) {
+                         const double excess = slope_[i] - value_;
+                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess : 0;
+                       },
+                       {0, kNone});
   }
 
-  PAMA_HD Located lowest_slope() const {
-    Located lowest{INFINITY, n_};
-    PAMA_LANES(team_, i, 0, n_) {
-      if (leader_[i] == i && slope_[i] < lowest.value) lowest = {slope_[i], i};
-    }
-    return lowest;
+  PAMA_HD double lowest_slope() const {
+    const auto slope = [&](int i) { return leader_[i] == i ? slope_[i] : INFINITY; };
+    return smallest_of(team_, n_, slope, {INFINITY, n_}).value;
   }
 
   PAMA_HD double difference(int i, int j) const {
@@ -211,16 +179,17 @@ class SimplexActiveSet {
   PAMA_HD void advance(int j) {
     const bool enters = j != kNone;
     double residual = enters ? slope_[j] - slope_[base_] : 0;
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      residual_[c] = slope_[member_[c]] - slope_[base_];
-    }
+    each(team_, factor_.size(), [&](int c) { residual_[c] = slope_[member_[c]] - slope_[base_]; });
     for (bool related = false;;) {
       const int k = factor_.size();
       if (!related) relate(j);
       related = true;
       Curvature along = reduce(j, residual);
       if (enters && !(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
-        if (x_[j] == 0) return reject(j);
+        if (x_[j] == 0) {
+          due_ = true;  // what made j seem to enter was the corral's own residual
+          return Base::reject(j);
+        }
         along.descent = 0;
       }
       // A Newton step needs positive curvature; if it leaves the simplex anyway only its direction
@@ -236,7 +205,7 @@ class SimplexActiveSet {
       if (limit.index < 0) {
         if (!enters) return;
         readmit();
-        accept(j, along.pivot);
+        Base::append(j, a_, along.pivot);
         if (!(norm_[j] < norm_[base_] / 4)) return;
         give_base_to_last();
         rows = k + 1;
@@ -245,7 +214,7 @@ class SimplexActiveSet {
         if (!enters) {
           readmit();
         } else if (newton) {
-          PAMA_LANES(team_, c, 0, k) residual_[c] *= 1 - limit.value;
+          each(team_, k, [&](int c) { residual_[c] *= 1 - limit.value; });
           residual *= 1 - limit.value;
         } else {
           residual += limit.value * along.pivot;
@@ -276,70 +245,50 @@ class SimplexActiveSet {
   // Also leaves L⁻¹ of the cross products in a_ and of the negative residuals in b_.
   PAMA_HD Curvature reduce(int j, double residual) {
     const int k = factor_.size();
-    PAMA_LANES(team_, c, 0, k) {
+    each(team_, k, [&](int c) {
       a_[c] = cross_[c];
       b_[c] = -residual_[c];
-    }
+    });
     factor_.forward(a_, b_);
-    double explained = 0, moved = 0;
-    PAMA_LANES(team_, c, 0, k) {
-      const double along = a_[c] * factor_.inverses()[c];
-      explained += a_[c] * along;
-      moved += b_[c] * along;
-    }
     if (j == kNone) return {0, 0};
-    return {difference(j, j) - team_.sum(explained), -residual - team_.sum(moved)};
+    const auto [explained, moved] = sums_of(team_, k, [&](int c) {
+      const double along = a_[c] * factor_.inverses()[c];
+      return Two{a_[c] * along, b_[c] * along};
+    });
+    return {difference(j, j) - explained, -residual - moved};
   }
 
   // The direction over R that goes with a step of the entering row; `correct` is 1 to remove the
   // residuals of R as well. Returns the base's part.
   PAMA_HD double direct(double step_j, double correct) {
     const int k = factor_.size();
-    PAMA_LANES(team_, c, 0, k) {
+    each(team_, k, [&](int c) {
       // No step of j leaves no trace of it, were it NaN.
       const double moved = step_j == 0 ? 0 : step_j * a_[c];
       direction_[c] = (correct * b_[c] - moved) * factor_.inverses()[c];
-    }
+    });
     factor_.backward(direction_);
-    double total = 0;
-    PAMA_LANES(team_, c, 0, k) total += direction_[c];
-    return -(step_j + team_.sum(total));
+    return -(step_j + sum_of(team_, k, [&](int c) { return direction_[c]; }));
   }
 
   PAMA_HD void relate(int j) {
-    PAMA_LANES(team_, c, 0, factor_.size()) {
-      cross_[c] = j == kNone ? 0 : difference(member_[c], j);
-    }
+    each(team_, factor_.size(),
+         [&](int c) { cross_[c] = j == kNone ? 0 : difference(member_[c], j); });
     team_.sync();
   }
 
-  // How far to go along the direction: `full`, with index −1, unless a weight reaches 0 before;
-  // index k stands for the base.
+  // That of the rows of R, unless the base's weight reaches 0 before; index k stands for the base.
   PAMA_HD Located longest_step(double step_base, double full) const {
-    const int k = factor_.size();
-    Located limit{full, -1};
-    PAMA_LANES(team_, c, 0, k) {
-      if (!(direction_[c] < 0)) continue;
-      const Located here{-x_[member_[c]] / direction_[c], c};
-      if (here.value < limit.value) limit = here;
-    }
-    if (step_base < 0 && -x_[base_] / step_base < limit.value) {
-      limit = {-x_[base_] / step_base, k};
-    }
-    return team_.smallest(limit);
+    const Located limit = Base::longest_step(1, full);
+    const double base = step_base < 0 ? -x_[base_] / step_base : INFINITY;
+    return base < limit.value ? Located{base, factor_.size()} : limit;
   }
 
   PAMA_HD void move(const Located& limit, int j, double step_j) {
     const int k = factor_.size();
-    double others = 0;
-    PAMA_LANES(team_, c, 0, k) {
-      const int i = member_[c];
-      const double moved = x_[i] + limit.value * direction_[c];
-      x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
-      others += x_[i];
-    }
+    Base::move(limit, 1);
     const double entering = j == kNone ? 0 : x_[j] + limit.value * step_j;
-    others = team_.sum(others) + entering;
+    const double others = sum_of(team_, k, [&](int c) { return x_[member_[c]]; }) + entering;
     team_.sync();
     if (team_.rank() == 0) {
       if (j != kNone) x_[j] = entering;
@@ -348,43 +297,10 @@ class SimplexActiveSet {
     team_.sync();
   }
 
-  PAMA_HD void accept(int j, double pivot) {
-    if (team_.rank() == 0) {
-      member_[factor_.size()] = j;
-      inside_[j] = 1;
-    }
-    factor_.append(a_, pivot);
-  }
-
-  // What made row j seem to enter was the corral's own residual: remove that, and leave j out until
-  // another row has entered.
-  PAMA_HD void reject(int j) {
-    if (team_.rank() == 0) inside_[j] = kRejected;
-    rejections_ = true;
-    due_ = true;
-  }
-
-  PAMA_HD void readmit() {
-    if (!rejections_) return;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (inside_[i] == kRejected) inside_[i] = 0;
-    }
-    rejections_ = false;
-    team_.sync();
-  }
-
   PAMA_HD void drop(int position) {
-    const int k = factor_.size();
-    if (team_.rank() == 0) {
-      inside_[member_[position]] = 0;
-      PAMA_ROLLED for (int c = position + 1; c < k; ++c) {
-        member_[c - 1] = member_[c];
-        cross_[c - 1] = cross_[c];
-        residual_[c - 1] = residual_[c];
-      }
-    }
-    team_.sync();
-    factor_.remove(position);
+    Base::close_gap(cross_, position);
+    Base::close_gap(residual_, position);
+    Base::drop(position);
   }
 
   PAMA_HD void replace_base(int j) {
@@ -400,12 +316,10 @@ class SimplexActiveSet {
   // Returns by how much residuals relative to the new base are lower than those to the old one.
   PAMA_HD double change_base() {
     const int k = factor_.size() - 1;
-    Located shortest{INFINITY, k};
-    for (int c = team_.rank(); c <= k; c += team_.size()) {
-      const Located here{gram(member_[c], member_[c]), c};
-      if (before(here, shortest)) shortest = here;
-    }
-    const int position = team_.smallest(shortest).index;
+    const int position =
+        smallest_of(team_, k + 1, [&](int c) { return gram(member_[c], member_[c]); },
+                    {INFINITY, k})
+            .index;
     const int base = member_[position];
     const double shift = residual_[position];
     team_.sync();
@@ -435,38 +349,22 @@ class SimplexActiveSet {
 
   // The factor of the first k members' differences from the base.
   PAMA_HD void factorise(int k) {
-    factor_.clear();
-    PAMA_ROLLED for (int r = 0; r < k; ++r) {
-      const int i = member_[r];
-      PAMA_LANES(team_, c, 0, r) a_[c] = difference(member_[c], i);
-      factor_.forward(a_);
-      double explained = 0;
-      PAMA_LANES(team_, c, 0, r) {
-        explained += a_[c] * (a_[c] * factor_.inverses()[c]);
-      }
-      const double pivot = difference(i, i) - team_.sum(explained);
-      factor_.append(a_, pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base_, base_)));
-    }
+    factor_.factorise(
+        k, a_, [&](int r, int c) { return difference(member_[c], member_[r]); },
+        [&](int r, double pivot) {
+          const int i = member_[r];
+          return pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base_, base_));
+        });
   }
 
-  Team team_;
-  int n_;
-  const double* gram_;
-  const double* norm_;  // ‖g_i‖
   const int* leader_;
-  double* x_;
   double* best_;
   double* slope_;
   double* cross_;     // <g_i − g_b, g_j − g_b> over R, j the entering row
   double* residual_;  // slope_i − slope_b over R
   double* a_;
   double* b_;
-  double* direction_;  // over R
-  int* member_;        // the rows of R in the order of the factor
-  int* inside_;        // whether row i is in the corral (1), or rejected for now
-  bool rejections_ = false;
   bool due_ = false;  // whether a step within the corral is due, even if it looks settled
-  Ldl<Team> factor_;
   int base_ = 0;
   double value_ = 0;
   double mean_norm_ = 0;  // Σ x_i ‖g_i‖

@@ -8,7 +8,8 @@
 
 #include "core/algebra/jacobi.h"
 #include "core/algebra/ldl.h"
-#include "core/team.h"
+#include "core/algebra/orthogonalise.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -32,10 +33,10 @@ class UnitPseudoinverse {
   // λ_min >= 1 / tr Ĝ⁻¹ is above the cut; else its eigenvalues tell.
   PAMA_HD void solve(double cut) {
     for (int i = 0; i < n_; ++i) {
-      PAMA_LANES(team_, j, 0, n_) {
+      each(team_, n_, [&](int j) {
         const bool zero = !(norm_[i] > 0 && norm_[j] > 0);
         gram_[i * n_ + j] = zero ? 0 : i == j ? 1 : gram_[i * n_ + j] / norm_[i] / norm_[j];
-      }
+      });
     }
     team_.sync();
     regular_ = factorise() && inverse_trace() * cut * n_ < 0.125;
@@ -46,18 +47,12 @@ class UnitPseudoinverse {
 
   // x <- Ĝ Ĝ⁺ x.
   PAMA_HD void restrict_to_range(double* x) {
-    if (regular_) return;
-    combine(x, 1);
+    if (!regular_) combine(x, 1);
   }
 
   // x <- Ĝ⁺ x.
   PAMA_HD void apply(double* x) {
-    if (regular_) {
-      factor_.forward(x);
-      PAMA_LANES(team_, i, 0, n_) x[i] *= factor_.inverses()[i];
-      factor_.backward(x);
-      return;
-    }
+    if (regular_) return factor_.solve(x);
     combine(x, 2);
   }
 
@@ -65,34 +60,21 @@ class UnitPseudoinverse {
   // project(), which projects onto it.
   PAMA_HD void span_range() {
     for (int k = 0; k < eigen_.rank(); ++k) {
-      double* column = basis(k);
-      PAMA_LANES(team_, i, 0, n_) {
-        column[i] = eigen_.column(k)[i] * norm_[i];
-      }
-      team_.sync();
-      for (int round = 0; round < 2; ++round) {  // twice is enough (Kahan)
-        for (int other = 0; other < k; ++other) {
-          const double along = dot(column, basis(other));
-          PAMA_LANES(team_, i, 0, n_) {
-            column[i] -= along * basis(other)[i];
-          }
-          team_.sync();
-        }
-      }
-      const double length = sqrt(dot(column, column));
-      PAMA_LANES(team_, i, 0, n_) column[i] /= length;
+      double* vector = basis(k);
+      each(team_, n_, [&](int i) { vector[i] = eigen_.column(k)[i] * norm_[i]; });
+      orthogonalise(team_, n_, gram_, k, vector);
+      const double length = sqrt(dot(team_, n_, vector, vector));
+      each(team_, n_, [&](int i) { vector[i] /= length; });
       team_.sync();
     }
   }
 
   PAMA_HD void project(double* x) {
-    double* total = spare_;
-    PAMA_LANES(team_, i, 0, n_) total[i] = 0;
+    fill(team_, n_, 0, spare_);
     for (int k = 0; k < eigen_.rank(); ++k) {
-      const double along = dot(x, basis(k));
-      PAMA_LANES(team_, i, 0, n_) total[i] += along * basis(k)[i];
+      add_multiple(team_, n_, dot(team_, n_, x, basis(k)), basis(k), spare_);
     }
-    PAMA_LANES(team_, i, 0, n_) x[i] = total[i];
+    copy(team_, n_, spare_, x);
     team_.sync();
   }
 
@@ -101,53 +83,30 @@ class UnitPseudoinverse {
 
   // x <- Σ v λ^(1 − power) vᵀ x over the eigenvectors; columns are √λ v.
   PAMA_HD void combine(double* x, int power) {
-    double* total = spare_;
-    team_.sync();
-    PAMA_LANES(team_, i, 0, n_) total[i] = 0;
+    fill(team_, n_, 0, spare_);
     for (int k = 0; k < eigen_.rank(); ++k) {
       const double* column = eigen_.column(k);
-      double along = dot(column, x) / eigen_.eigenvalue(k);
+      double along = dot(team_, n_, column, x) / eigen_.eigenvalue(k);
       if (power == 2) along /= eigen_.eigenvalue(k);
-      PAMA_LANES(team_, i, 0, n_) total[i] += along * column[i];
+      add_multiple(team_, n_, along, column, spare_);
     }
     team_.sync();
-    PAMA_LANES(team_, i, 0, n_) x[i] = total[i];
+    copy(team_, n_, spare_, x);
     team_.sync();
-  }
-
-  PAMA_HD double dot(const double* a, const double* b) const {
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) total += a[i] * b[i];
-    return team_.sum(total);
   }
 
   PAMA_HD bool factorise() {
-    factor_.clear();
-    for (int r = 0; r < n_; ++r) {
-      PAMA_LANES(team_, c, 0, r) spare_[c] = gram_[r * n_ + c];
-      factor_.forward(spare_);
-      double explained = 0;
-      PAMA_LANES(team_, c, 0, r) {
-        explained += spare_[c] * (spare_[c] * factor_.inverses()[c]);
-      }
-      const double pivot = gram_[r * n_ + r] - team_.sum(explained);
-      if (!(pivot > n_ * DBL_EPSILON)) return false;
-      factor_.append(spare_, pivot);
-    }
-    return true;
+    return factor_.factorise(
+        n_, spare_, [&](int r, int c) { return gram_[r * n_ + c]; },
+        [&](int, double pivot) { return pivot > n_ * DBL_EPSILON ? pivot : 0; });
   }
 
   PAMA_HD double inverse_trace() {
     double total = 0;
     for (int c = 0; c < n_; ++c) {
       team_.sync();
-      PAMA_LANES(team_, i, 0, n_) spare_[i] = i == c;
-      factor_.forward(spare_);
-      double square = 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        square += spare_[i] * spare_[i] * factor_.inverses()[i];
-      }
-      total += team_.sum(square);
+      each(team_, n_, [&](int i) { spare_[i] = i == c; });
+      total += factor_.explain(spare_);
     }
     team_.sync();
     return total;

@@ -7,6 +7,7 @@
 #include "core/algebra/jacobi.h"
 #include "core/weightings/gram_problem.h"
 #include "core/weightings/normalize_gram.h"
+#include "core/weightings/preference.h"
 
 namespace pama {
 
@@ -36,20 +37,14 @@ class AlignedMtl {
     normalize_preference(team_, n_, problem_.vector, preference_);
     eigen_.solve(n_ * problem_.rtol);
     const int rank = eigen_.rank();
-    if (rank == 0) {
-      PAMA_LANES(team_, i, 0, n_) out[i] = preference_[i];
-      return;
-    }
+    if (rank == 0) return copy(team_, n_, preference_, out);
     const double sigma = scale(problem_.options[0]);
     fill(team_, n_, 0, out);
     for (int k = 0; k < rank; ++k) {
       const double* column = eigen_.column(k);
-      const double eigenvalue = eigen_.eigenvalue(k);
-      double along = 0;
-      PAMA_LANES(team_, i, 0, n_) along += column[i] * preference_[i];
+      const double eigenvalue = eigen_.eigenvalue(k), along = dot(team_, n_, column, preference_);
       // v vᵀ λ^(−½) with column = √λ v.
-      const double factor = team_.sum(along) * sqrt(sigma / eigenvalue) / eigenvalue;
-      PAMA_LANES(team_, i, 0, n_) out[i] += factor * column[i];
+      add_multiple(team_, n_, along * sqrt(sigma / eigenvalue) / eigenvalue, column, out);
     }
   }
 

@@ -18,6 +18,7 @@
 
 #include "core/algebra/compensated_sum.h"
 #include "core/algebra/ldl.h"
+#include "core/algebra/vectors.h"
 #include "core/weightings/alpha_fair_line_search.h"
 #include "core/weightings/alpha_fair_stationary.h"
 #include "core/weightings/gram_problem.h"
@@ -78,9 +79,8 @@ class AlphaFair {
     }
     // G was divided by 4^half.
     const double scale = exp2(-2 * half / (1 + beta_));
-    PAMA_LANES(team_, i, 0, n_) {
-      problem_.out[i] = length_[i] > 0 ? v_[i] / length_[i] * scale : 0;
-    }
+    each(team_, n_,
+         [&](int i) { problem_.out[i] = length_[i] > 0 ? v_[i] / length_[i] * scale : 0; });
   }
 
  private:
@@ -92,13 +92,13 @@ class AlphaFair {
   // matrix within range.
   PAMA_HD void make_unit() {
     for (int i = 0; i < n_; ++i) {
-      PAMA_LANES(team_, j, 0, n_) {
+      each(team_, n_, [&](int j) {
         const bool used = length_[i] > 0 && length_[j] > 0;
         const double cosine = used ? gram(i, j) / length_[i] / length_[j] : 0;
         gram(i, j) = used && i == j ? 1 : fmin(fmax(cosine, -1.0), 1.0);
-      }
+      });
     }
-    PAMA_LANES(team_, i, 0, n_) v_[i] = length_[i] > 0 ? 1 : 0;
+    each(team_, n_, [&](int i) { v_[i] = length_[i] > 0 ? 1 : 0; });
     team_.sync();
   }
 
@@ -106,13 +106,8 @@ class AlphaFair {
     const bool last = beta == beta_;
     for (int step = 0; step < kLimit; ++step) {
       const double total = differentiate(beta);
-      double value = 0, sum = 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        value += v_[i] * slope_[i];
-        sum += v_[i];
-      }
-      value = team_.sum(value);
-      sum = team_.sum(sum);
+      const auto [value, sum] =
+          sums_of(team_, n_, [&](int i) { return Two{v_[i] * slope_[i], v_[i]}; });
       if (sum == 0) return kInterior;  // zero gradients only
       if (!(fabs(value) <= DBL_MAX && total <= DBL_MAX)) return kLost;
       if (!(value > noise_ * sum * sum)) {
@@ -128,19 +123,15 @@ class AlphaFair {
       if (!precise_ && solved(sum * factor)) return kInterior;
       factorise(beta);
       const double descent = aim();
-      double bent = 0, longest = 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        bent += share_[i] * q_[i] * q_[i];
-        longest = fmax(longest, fabs(q_[i]));
-      }
-      longest = team_.largest(longest);
-      const double curvature = fmax(descent - beta * team_.sum(bent), 0.0);
+      const double longest = largest_of(team_, n_, [&](int i) { return fabs(q_[i]); });
+      const double bent = sum_of(team_, n_, [&](int i) { return share_[i] * q_[i] * q_[i]; });
+      const double curvature = fmax(descent - beta * bent, 0.0);
       // Convergence is quadratic: the step after a short one would be about its square.
       const bool close = longest <= 0x1p-27;
       double t = close ? 1 : fair_step(team_, n_, share_, q_, beta, descent, curvature);
       // Where errors of G make it indefinite, the objective may fall without end.
       if (t * longest > kGrowth) t = kGrowth / longest;
-      PAMA_LANES(team_, i, 0, n_) v_[i] *= 1 + t * q_[i];
+      each(team_, n_, [&](int i) { v_[i] *= 1 + t * q_[i]; });
       team_.sync();
       if (close || (!last && longest <= 0.1)) return kInterior;
     }
@@ -157,78 +148,61 @@ class AlphaFair {
   PAMA_HD double differentiate(double beta) {
     double* __restrict__ slope = slope_;
     double* __restrict__ rest = row_;  // what rounding took from it
-    PAMA_LANES(team_, r, 0, n_) slope[r] = rest[r] = 0;
+    each(team_, n_, [&](int r) { slope[r] = rest[r] = 0; });
     for (int i = 0; i < n_; ++i) {
       const double vi = v_[i];
       const double* __restrict__ row = problem_.gram + i * n_;
       if (precise_) {
-        PAMA_LANES(team_, r, 0, n_) {
-          add_product(row[r], vi, &slope[r], &rest[r]);
-        }
+        each(team_, n_, [&](int r) { add_product(row[r], vi, &slope[r], &rest[r]); });
       } else {
-        PAMA_LANES(team_, r, 0, n_) slope[r] += row[r] * vi;
+        add_multiple(team_, n_, vi, row, slope);
       }
     }
-    PAMA_LANES(team_, r, 0, n_) slope[r] += rest[r];
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
+      slope[i] += rest[i];
       share_[i] = length_[i] > 0 ? v_[i] / length_[i] : 0;
-    }
+    });
     unit_ = relative_powers(team_, n_, share_, beta, share_);
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) total += share_[i];
-    return team_.sum(total);
+    return sum_of(team_, n_, [&](int i) { return share_[i]; });
   }
 
   // To the best multiple of v, of which share is w^(1−β).
   PAMA_HD void rescale(double beta, double factor) {
     const double other = power(unit_ * factor, 1 - beta);
     team_.sync();
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       v_[i] *= factor;
       slope_[i] *= factor;
       share_[i] *= other;
       q_[i] = share_[i] - v_[i] * slope_[i];
-    }
+    });
     team_.sync();
   }
 
   // Whether q, the residual, is what rounding of Ĝv leaves.
   PAMA_HD bool solved(double sum) const {
-    bool above = false;
-    PAMA_LANES(team_, i, 0, n_) {
-      above = above || fabs(q_[i]) > 4 * DBL_EPSILON * (v_[i] * sum + share_[i]);
-    }
-    return !team_.any(above);
+    return !any_of(team_, n_, [&](int i) {
+      return fabs(q_[i]) > 4 * DBL_EPSILON * (v_[i] * sum + share_[i]);
+    });
   }
 
   // VĜV + β diag(share), with 1 for zero gradients. A pivot below its diagonal's second part, which
   // only rounding makes it, is raised to that.
   PAMA_HD void factorise(double beta) {
-    factor_.clear();
-    for (int r = 0; r < n_; ++r) {
-      const double vr = v_[r], least = length_[r] > 0 ? fmax(beta * share_[r], DBL_MIN) : 1;
-      PAMA_LANES(team_, c, 0, r) row_[c] = gram(r, c) * vr * v_[c];
-      factor_.forward(row_);
-      double explained = 0;
-      PAMA_LANES(team_, c, 0, r) {
-        explained += row_[c] * (row_[c] * factor_.inverses()[c]);
-      }
-      factor_.append(row_, fmax(gram(r, r) * vr * vr - team_.sum(explained), 0.0) + least);
-    }
+    factor_.factorise(
+        n_, row_, [&](int r, int c) { return gram(r, c) * v_[r] * v_[c]; },
+        [&](int r, double pivot) {
+          const double least = length_[r] > 0 ? fmax(beta * share_[r], DBL_MIN) : 1;
+          return fmax(pivot, 0.0) + least;
+        });
   }
 
   // From the residual to Newton's step; returns their product.
   PAMA_HD double aim() {
-    PAMA_LANES(team_, i, 0, n_) row_[i] = q_[i];
-    factor_.forward(row_);
-    PAMA_LANES(team_, i, 0, n_) row_[i] *= factor_.inverses()[i];
-    factor_.backward(row_);
-    double descent = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      descent += q_[i] * row_[i];
-      q_[i] = row_[i];
-    }
-    descent = team_.sum(descent);
+    copy(team_, n_, q_, row_);
+    factor_.solve(row_);
+    const double descent = dot(team_, n_, q_, row_);
+    copy(team_, n_, row_, q_);
     team_.sync();
     return descent;
   }

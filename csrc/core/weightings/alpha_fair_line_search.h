@@ -5,7 +5,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/team.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -20,18 +20,13 @@ template <class Team>
 PAMA_HD double relative_powers(const Team& team, int n, const double* w, double beta,
                                double* share) {
   if (beta == 1) {
-    PAMA_LANES(team, i, 0, n) share[i] = w[i] > 0 ? 1 : 0;
+    each(team, n, [&](int i) { share[i] = w[i] > 0 ? 1 : 0; });
     return 1;
   }
   const double sign = beta > 1 ? -1 : 1;
-  double found = -INFINITY;
-  PAMA_LANES(team, i, 0, n) {
-    if (w[i] > 0) found = fmax(found, sign * w[i]);
-  }
-  found = sign * team.largest(found);
-  PAMA_LANES(team, i, 0, n) {
-    share[i] = w[i] > 0 ? power(w[i] / found, 1 - beta) : 0;
-  }
+  const auto signed_weight = [&](int i) { return w[i] > 0 ? sign * w[i] : -INFINITY; };
+  const double found = sign * largest_of(team, n, signed_weight, -INFINITY);
+  each(team, n, [&](int i) { share[i] = w[i] > 0 ? power(w[i] / found, 1 - beta) : 0; });
   return found;
 }
 
@@ -46,27 +41,21 @@ PAMA_HD double fair_step(const Team& team, int n, const double* share, const dou
                          double descent, double curvature) {
   constexpr int kEvaluations = 40;
   constexpr double kFall = 0x1p-20;
-  double steepest = 0, size = 0;
-  PAMA_LANES(team, i, 0, n) {
-    steepest = fmax(steepest, -q[i]);
-    size += share[i] * fabs(q[i]);
-  }
-  steepest = team.largest(steepest);
-  const double enough = fmax(0.25 * descent, DBL_EPSILON * team.sum(size));
+  const double steepest = largest_of(team, n, [&](int i) { return -q[i]; });
+  const double size = sum_of(team, n, [&](int i) { return share[i] * fabs(q[i]); });
+  const double enough = fmax(0.25 * descent, DBL_EPSILON * size);
   double low = 0, high = steepest > 0 ? (1 - kFall) / steepest : INFINITY;
   double t = high > 1 ? 1 : 0.99 * high;
   for (int evaluation = 0; evaluation < kEvaluations; ++evaluation) {
-    double slope = 0, bend = 0;
-    PAMA_LANES(team, i, 0, n) {
+    const auto [change, bend] = sums_of(team, n, [&](int i) {
       const double along = 1 + t * q[i], left = share[i] * power(along, -beta);
-      slope += q[i] * (share[i] - left);
-      bend += q[i] * q[i] * left / along;
-    }
-    slope = team.sum(slope) + t * curvature - descent;
+      return Two{q[i] * (share[i] - left), q[i] * q[i] * left / along};
+    });
+    const double slope = change + t * curvature - descent;
     if (fabs(slope) <= enough) return t;
     (slope > 0 ? high : low) = t;
     const double middle = 0.5 * (low + fmin(high, 2 * t));
-    const double next = t - slope / (beta * team.sum(bend) + curvature);
+    const double next = t - slope / (beta * bend + curvature);
     t = next > low && next < (slope > 0 ? middle : high) ? next : middle;
   }
   return low;

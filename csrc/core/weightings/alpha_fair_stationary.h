@@ -13,7 +13,9 @@
 #include <cstdint>
 
 #include "core/algebra/cone_active_set.h"
-#include "core/team.h"
+#include "core/algebra/orthogonalise.h"
+#include "core/algebra/pivoted_cholesky.h"
+#include "core/algebra/vectors.h"
 #include "core/weightings/alpha_fair_line_search.h"
 #include "core/weightings/normalize_gram.h"
 
@@ -50,9 +52,7 @@ class AlphaFairStationary {
   PAMA_HD void solve(double beta, double noise, double* out) {
     w_ = out;
     cover(noise);
-    PAMA_LANES(team_, i, 0, n_) {
-      w_[i] = v_[i] > 0 ? v_[i] / length_[i] : 0;
-    }
+    each(team_, n_, [&](int i) { w_[i] = v_[i] > 0 ? v_[i] / length_[i] : 0; });
     normalize();
     factorise(noise);
     if (rank_ >= members_) return;
@@ -66,12 +66,11 @@ class AlphaFairStationary {
 
  private:
   PAMA_HD double& at(int i, int k) { return column_[k * n_ + i]; }
-  PAMA_HD double* basis(int k) { return gram_ + k * n_; }
 
   // Sets v to a sum of solutions, positive on S. If none is 0 to rounding, although some weights on
   // the simplex were, to the one nearest to that.
   PAMA_HD void cover(double noise) {
-    PAMA_LANES(team_, i, 0, n_) norm_[i] = length_[i] > 0 ? 1 : 0;
+    each(team_, n_, [&](int i) { norm_[i] = length_[i] > 0 ? 1 : 0; });
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
     ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, noise, false, rest_);
@@ -82,99 +81,58 @@ class AlphaFairStationary {
       if (team_.rank() == 0) lower_[i] = 1;
       method.start();
       method.solve();
-      double sum = 0;
-      PAMA_LANES(team_, j, 0, n_) {
-        q_[j] = lower_[j] + method.y()[j];
-        sum += q_[j];
-      }
-      sum = team_.sum(sum);
+      const double sum =
+          sum_of(team_, n_, [&](int j) { return q_[j] = lower_[j] + method.y()[j]; });
       team_.sync();
       const double value = square() / sum / sum;
       if (value < nearest) {
         nearest = value;
-        PAMA_LANES(team_, j, 0, n_) v_[j] = q_[j] / sum;
+        each(team_, n_, [&](int j) { v_[j] = q_[j] / sum; });
       }
       if (value <= noise) {
         // A smaller part may be rounding, and moves the combination by less than the noise; if it
         // belongs to S, it has a problem of its own.
         const double least = pow(noise, 0.75);
-        PAMA_LANES(team_, j, 0, n_) {
+        each(team_, n_, [&](int j) {
           if (j == i || q_[j] > least * sum) total_[j] += q_[j] / sum;
-        }
+        });
       }
       team_.sync();
       if (team_.rank() == 0) lower_[i] = 0;
     }
-    if (nearest <= noise) {
-      PAMA_LANES(team_, i, 0, n_) v_[i] = total_[i];
-    }
+    if (nearest <= noise) copy(team_, n_, total_, v_);
     team_.sync();
   }
 
   PAMA_HD double square() const {
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      double here = 0;
-      for (int j = 0; j < n_; ++j) here += gram_[j * n_ + i] * q_[j];
-      total += q_[i] * here;
-    }
-    return team_.sum(total);
+    return sum_of(team_, n_, [&](int i) {
+      double slope = 0;
+      for (int j = 0; j < n_; ++j) slope += gram_[j * n_ + i] * q_[j];
+      return q_[i] * slope;
+    });
   }
 
   // Columns of F, as many as rank, over the members of S.
   PAMA_HD void factorise(double noise) {
     double* left = norm_;
-    double members = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      left[i] = w_[i] > 0 ? 1 : -INFINITY;
-      members += w_[i] > 0;
-    }
-    members_ = static_cast<int>(team_.sum(members));
+    members_ = static_cast<int>(sum_of(team_, n_, [&](int i) { return w_[i] > 0 ? 1 : 0; }));
+    each(team_, n_, [&](int i) { left[i] = w_[i] > 0 ? 1 : -INFINITY; });
     team_.sync();
-    for (rank_ = 0; rank_ < members_; ++rank_) {
-      Located largest{0, n_};  // of the negatives, as teams find the smallest
-      PAMA_LANES(team_, i, 0, n_) {
-        const Located here{-left[i], i};
-        if (before(here, largest)) largest = here;
-      }
-      largest = team_.smallest(largest);
-      if (!(-largest.value > noise)) break;
-      const int p = largest.index;
-      const double scale = 1 / sqrt(-largest.value);
-      PAMA_LANES(team_, i, 0, n_) {
-        double element = gram_[p * n_ + i];
-        for (int k = 0; k < rank_; ++k) element -= at(i, k) * at(p, k);
-        q_[i] = left[i] == -INFINITY ? 0 : element * scale;
-      }
-      team_.sync();
-      PAMA_LANES(team_, i, 0, n_) {
-        at(i, rank_) = q_[i];
-        left[i] = i == p ? -INFINITY : left[i] - q_[i] * q_[i];
-      }
-      team_.sync();
-    }
+    rank_ = pivoted_cholesky(team_, n_, gram_, noise, left, column_);
   }
 
   PAMA_HD void normalize() {
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) total += w_[i];
-    total = team_.sum(total);
-    PAMA_LANES(team_, i, 0, n_) w_[i] /= total;
+    divide_by_sum(team_, n_, w_);
     team_.sync();
   }
 
   // ‖Σ w g‖² / (Σ w ‖g‖)², by F.
   PAMA_HD double imbalance() {
-    double lengths = 0;
-    PAMA_LANES(team_, i, 0, n_) lengths += w_[i] * length_[i];
-    lengths = team_.sum(lengths);
+    const double lengths = dot(team_, n_, w_, length_);
     double square = 0;
     for (int k = 0; k < rank_; ++k) {
-      double along = 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        if (w_[i] > 0) along += at(i, k) * w_[i] * length_[i];
-      }
-      along = team_.sum(along) / lengths;
+      const auto part = [&](int i) { return w_[i] > 0 ? at(i, k) * w_[i] * length_[i] : 0; };
+      const double along = sum_of(team_, n_, part) / lengths;
       square += along * along;
     }
     return square;
@@ -185,36 +143,28 @@ class AlphaFairStationary {
   PAMA_HD bool ascend(double beta, double wanted, double limit) {
     double* before = v_;
     for (int step = 0; step < kLimit; ++step) {
-      double total = 0;
       relative_powers(team_, n_, w_, beta, share_);
-      PAMA_LANES(team_, i, 0, n_) {
-        root_[i] = sqrt(share_[i]);
-        total += share_[i];
-      }
-      total = team_.sum(total);
+      each(team_, n_, [&](int i) { root_[i] = sqrt(share_[i]); });
+      const double total = sum_of(team_, n_, [&](int i) { return share_[i]; });
       span();
       // √share less its part along the constraints' gradients, to a step relative to w.
-      PAMA_LANES(team_, i, 0, n_) q_[i] = root_[i];
-      remove_basis(q_, rank_ + 1);
-      double square = 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        square += q_[i] * q_[i];
-        q_[i] = root_[i] > 0 ? q_[i] / root_[i] / beta : 0;
-      }
-      square = team_.sum(square);
+      copy(team_, n_, root_, q_);
+      orthogonalise(team_, n_, gram_, rank_ + 1, q_);
+      const double square = dot(team_, n_, q_, q_);
+      each(team_, n_, [&](int i) { q_[i] = root_[i] > 0 ? q_[i] / root_[i] / beta : 0; });
       team_.sync();
       // What rounding leaves of the projection, as where S allows but one w.
       const double rounding = 4 * n_ * DBL_EPSILON;
       if (!(square > rounding * rounding * total)) return true;
       const double descent = square / beta;
       const double t = fair_step(team_, n_, share_, q_, beta, descent, 0);
-      PAMA_LANES(team_, i, 0, n_) {
+      each(team_, n_, [&](int i) {
         before[i] = w_[i];
         w_[i] *= 1 + t * q_[i];
-      }
+      });
       normalize();
       if (!(imbalance() <= limit)) {
-        PAMA_LANES(team_, i, 0, n_) w_[i] = before[i];
+        copy(team_, n_, before, w_);
         return false;
       }
       if (descent <= (beta == wanted ? DBL_EPSILON / 4 : 0.01) * total) return true;
@@ -225,43 +175,25 @@ class AlphaFairStationary {
   // An orthonormal basis of the constraints' gradients: Σ w = 1 and Fᵀ D w = 0.
   PAMA_HD void span() {
     for (int k = 0; k <= rank_; ++k) {
-      double* vector = basis(k);
-      PAMA_LANES(team_, i, 0, n_) {
+      double* vector = gram_ + k * n_;
+      each(team_, n_, [&](int i) {
         const double part = k == 0 ? 1 : at(i, k - 1) * length_[i];
         vector[i] = w_[i] > 0 ? part * w_[i] / root_[i] : 0;
-      }
+      });
       shorten(vector);  // first, as lengths may spread beyond what squares can hold
-      remove_basis(vector, k);
+      orthogonalise(team_, n_, gram_, k, vector);
       shorten(vector);
     }
   }
 
   PAMA_HD void shorten(double* x) {
-    double largest = 0;
-    PAMA_LANES(team_, i, 0, n_) largest = fmax(largest, fabs(x[i]));
-    largest = team_.largest(largest);
+    const double largest = largest_of(team_, n_, [&](int i) { return fabs(x[i]); });
     if (!(largest > 0)) return;
-    double square = 0;
-    PAMA_LANES(team_, i, 0, n_) {
+    const double length = sqrt(sum_of(team_, n_, [&](int i) {
       const double part = x[i] / largest;
-      square += part * part;
-    }
-    const double length = sqrt(team_.sum(square));
-    PAMA_LANES(team_, i, 0, n_) x[i] = x[i] / largest / length;
-    team_.sync();
-  }
-
-  PAMA_HD void remove_basis(double* x, int count) {
-    team_.sync();
-    for (int round = 0; round < 2; ++round) {  // twice is enough (Kahan)
-      for (int k = 0; k < count; ++k) {
-        const double* other = basis(k);
-        double along = 0;
-        PAMA_LANES(team_, i, 0, n_) along += x[i] * other[i];
-        along = team_.sum(along);
-        PAMA_LANES(team_, i, 0, n_) x[i] -= along * other[i];
-      }
-    }
+      return part * part;
+    }));
+    each(team_, n_, [&](int i) { x[i] = x[i] / largest / length; });
     team_.sync();
   }
 

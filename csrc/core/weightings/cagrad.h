@@ -63,10 +63,10 @@ class CaGrad {
       return fill(team_, n_, NAN, problem_.out);
     }
     fill(team_, n_, 1.0 / n_, mean_);
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       leader_[i] = i;
       inner_[i] = product(i, mean_);
-    }
+    });
     team_.sync();
     const double c = problem_.options[0];
     if (!(c > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
@@ -74,11 +74,7 @@ class CaGrad {
   }
 
  private:
-  PAMA_HD double dot(const double* a, const double* b) const {
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) total += a[i] * b[i];
-    return team_.sum(total);
-  }
+  PAMA_HD double dot(const double* a, const double* b) const { return pama::dot(team_, n_, a, b); }
 
   // (Gx)_i as if in twice the precision: where ‖g_x‖ is small, what rounding leaves of the terms is
   // larger than their sum.
@@ -91,7 +87,7 @@ class CaGrad {
   }
 
   PAMA_HD void multiply(const double* x) {
-    PAMA_LANES(team_, i, 0, n_) slope_[i] = product(i, x);
+    each(team_, n_, [&](int i) { slope_[i] = product(i, x); });
     team_.sync();
   }
 
@@ -156,22 +152,18 @@ class CaGrad {
   // largest so far. G x is in slope.
   PAMA_HD void offer(const double* x, double scale) {
     const double size = dot(mean_, norm_) + scale * dot(x, norm_);
-    Located least{INFINITY, n_};
-    PAMA_LANES(team_, i, 0, n_) {
+    const auto sure = [&](int i) {
       const double hidden = 4 * DBL_EPSILON * norm_[i] * size;
-      const Located here{inner_[i] + scale * slope_[i] - hidden, i};
-      if (before(here, least)) least = here;
-    }
-    least = team_.smallest(least);
-    if (!(least.value >= best_)) return;
-    best_ = least.value;
+      return inner_[i] + scale * slope_[i] - hidden;
+    };
+    const double least = smallest_of(team_, n_, sure, {INFINITY, n_}).value;
+    if (!(least >= best_)) return;
+    best_ = least;
     take(x, scale);
   }
 
   PAMA_HD void take(const double* x, double scale) {
-    PAMA_LANES(team_, i, 0, n_) {
-      problem_.out[i] = 1.0 / n_ + scale * x[i];
-    }
+    each(team_, n_, [&](int i) { problem_.out[i] = 1.0 / n_ + scale * x[i]; });
   }
 
   // dualproj: the result if it lies within the radius. Else it is offered as far as the

@@ -7,6 +7,7 @@
 #include "core/algebra/cone_active_set.h"
 #include "core/weightings/gram_problem.h"
 #include "core/weightings/normalize_gram.h"
+#include "core/weightings/preference.h"
 
 namespace pama {
 
@@ -50,9 +51,7 @@ class ConeProjections {
     team_.sync();
     method_.start();
     method_.solve();
-    PAMA_LANES(team_, i, 0, n_) {
-      problem_.out[i] += lower_[i] + method_.y()[i];
-    }
+    each(team_, n_, [&](int i) { problem_.out[i] += lower_[i] + method_.y()[i]; });
     team_.sync();
   }
 

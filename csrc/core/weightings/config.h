@@ -34,22 +34,15 @@ class Config {
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, cosine + n);
     unit.solve(cut);
-    PAMA_LANES(team, i, 0, n) cosine[i] = out[i] = norm[i] > 0 ? 1 : 0;
+    each(team, n, [&](int i) { cosine[i] = out[i] = norm[i] > 0 ? 1 : 0; });
     team.sync();
     unit.restrict_to_range(cosine);
     unit.apply(out);
-    double square = 0, length = 0, largest = 0;
-    PAMA_LANES(team, i, 0, n) {
-      square += out[i] * cosine[i];
-      length += norm[i] * cosine[i];
-      largest = fmax(largest, fabs(cosine[i]));
-    }
-    square = team.sum(square);
-    length = team.sum(length);
-    if (!(team.largest(largest) > cut)) return fill(team, n, 0, out);  // x = 0
-    PAMA_LANES(team, i, 0, n) {
-      out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0;
-    }
+    const auto [square, length] =
+        sums_of(team, n, [&](int i) { return Two{out[i] * cosine[i], norm[i] * cosine[i]}; });
+    const double largest = largest_of(team, n, [&](int i) { return fabs(cosine[i]); });
+    if (!(largest > cut)) return fill(team, n, 0, out);  // x = 0
+    each(team, n, [&](int i) { out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0; });
   }
 
  private:

@@ -27,13 +27,13 @@ class DualityGap {
     const double *gram = problem_.gram, *weights = problem_.vector;
     double value = 0;
     Located lowest{INFINITY, n};
-    PAMA_LANES(team, i, 0, n) {
+    each(team, n, [&](int i) {
       double slope = 0;
       for (int j = 0; j < n; ++j) slope += gram[j * n + i] * weights[j];
       value += weights[i] * slope;
       const Located here{slope, i};
       if (before(here, lowest)) lowest = here;
-    }
+    });
     value = team.sum(value);
     lowest = team.smallest(lowest);
     if (team.rank() == 0) problem_.out[0] = value - lowest.value;

@@ -12,9 +12,7 @@ class DualProj : public ConeProjections<Team> {
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;
-    PAMA_LANES(this->team_, i, 0, this->n_) {
-      this->lower_[i] = this->preference_[i];
-    }
+    copy(this->team_, this->n_, this->preference_, this->lower_);
     this->add_solution();
   }
 };

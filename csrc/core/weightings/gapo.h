@@ -29,13 +29,10 @@ class Gapo {
     double *norm = problem_.workspace.reals, *preference = norm + n, *out = problem_.out;
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
-    double longest = 0;
-    PAMA_LANES(team, i, 0, n) longest = fmax(longest, norm[i]);
-    longest = team.largest(longest);
+    const double longest = largest_of(team, n, [&](int i) { return norm[i]; });
     if (longest == 0) return fill(team, n, 0, out);
-    PAMA_LANES(team, i, 0, n) {
-      preference[i] = norm[i] > 0 ? raised(norm[i] / longest, power) : 0;
-    }
+    each(team, n,
+         [&](int i) { preference[i] = norm[i] > 0 ? raised(norm[i] / longest, power) : 0; });
     team.sync();
     GramProblem<Team> inner = problem_;
     inner.vector = preference;
@@ -43,11 +40,9 @@ class Gapo {
     MinNorm<Team>(inner).solve();
     team.sync();
     // Σ c = 1 with c_i = w_i ‖g_i‖^p.
-    double total = 0;
-    PAMA_LANES(team, i, 0, n) total += out[i] * preference[i];
     const double unit = ldexp(longest, half);  // as it was before the matrix was normalised
-    const double scale = 1 / team.sum(total) / raised(unit, power);
-    PAMA_LANES(team, i, 0, n) out[i] *= scale;
+    const double scale = 1 / dot(team, n, out, preference) / raised(unit, power);
+    each(team, n, [&](int i) { out[i] *= scale; });
   }
 
  private:

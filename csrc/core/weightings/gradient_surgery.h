@@ -64,21 +64,19 @@ class GradientSurgery {
     int half = 0;
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     const uint64_t seed = seed_of(problem_.vector);
-    PAMA_LANES(team, i, 0, n) random_order(seed, n, i, orders + i * n);
+    each(team, n, [&](int i) { random_order(seed, n, i, orders + i * n); });
     fill(team, n, 1, out);
     for (int i = 0; i < n; ++i) {
       Rule<Team> rule(problem_, i);
-      const double* row = problem_.gram + i * n;
-      PAMA_LANES(team, r, 0, n) slope[r] = row[r];  // <cur, g_r>
+      copy(team, n, problem_.gram + i * n, slope);  // <cur, g_r>
       team.sync();
       for (int k = 0; k < n - 1; ++k) {
         const int j = orders[i * n + k];
         if (!(norm[j] > 0)) continue;
         const double change = rule.meet(j, slope[j], norm[j]);
         if (change == 0) continue;
-        const double* other = problem_.gram + j * n;
         team.sync();
-        PAMA_LANES(team, r, 0, n) slope[r] += change * other[r];
+        add_multiple(team, n, change, problem_.gram + j * n, slope);
         if (team.rank() == 0) out[j] += change;
         team.sync();
       }

@@ -35,7 +35,7 @@ class ImtlG {
     if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, norm + n);
     unit.solve(cut);
-    PAMA_LANES(team, i, 0, n) out[i] = norm[i];
+    copy(team, n, norm, out);
     team.sync();
     if (!unit.regular()) {
       unit.span_range();
@@ -47,30 +47,19 @@ class ImtlG {
     unit.apply(out);
     divide(norm);
     if (!unit.regular()) unit.project(out);
-    double total = 0, size = 0;
-    PAMA_LANES(team, i, 0, n) {
-      total += out[i];
-      size += fabs(out[i]);
-    }
-    total = team.sum(total);
-    size = team.sum(size);
+    const auto [total, size] = sums_of(team, n, [&](int i) { return Two{out[i], fabs(out[i])}; });
     const double scale = fabs(total) > cut * size ? 1 / total : 0;
-    PAMA_LANES(team, i, 0, n) out[i] *= scale;
+    each(team, n, [&](int i) { out[i] *= scale; });
   }
 
  private:
   PAMA_HD double largest(const double* x) const {
-    double found = 0;
-    PAMA_LANES(problem_.team, i, 0, problem_.n) {
-      found = fmax(found, fabs(x[i]));
-    }
-    return problem_.team.largest(found);
+    return largest_of(problem_.team, problem_.n, [&](int i) { return fabs(x[i]); });
   }
 
   PAMA_HD void divide(const double* norm) {
-    PAMA_LANES(problem_.team, i, 0, problem_.n) {
-      problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0;
-    }
+    each(problem_.team, problem_.n,
+         [&](int i) { problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0; });
     problem_.team.sync();
   }
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/algebra/simplex_active_set.h"
-#include "core/team.h"
+#include "core/algebra/vectors.h"
 #include "core/weightings/gram_problem.h"
 #include "core/weightings/normalize_gram.h"
 #include "core/weightings/preference.h"
@@ -51,11 +51,9 @@ class MinNorm {
 
   PAMA_HD void solve() {
     relative_preference(team_, n_, wanted_, kLeastPreference, preference_);
-    PAMA_LANES(team_, i, 0, n_) {
-      leader_[i] = preference_[i] > 0 ? i : kDropped;
-    }
+    each(team_, n_, [&](int i) { leader_[i] = preference_[i] > 0 ? i : kDropped; });
     team_.sync();
-    if (!rescale()) return fill(NAN);
+    if (!rescale()) return fill(team_, n_, NAN, weights_);
     if (share_among_zeros()) return;
     group_equal_rows();
     SimplexActiveSet<Team> method(team_, n_, gram_, norm_, leader_, rest_);
@@ -90,9 +88,9 @@ class MinNorm {
   // Rows and columns that are not used may hold anything; 0 keeps them out of every sum.
   PAMA_HD void clear_dropped() {
     PAMA_ROLLED for (int i = 0; i < n_; ++i) {
-      PAMA_LANES(team_, j, 0, n_) {
+      each(team_, n_, [&](int j) {
         if (leader_[i] == kDropped || leader_[j] == kDropped) gram(i, j) = 0;
-      }
+      });
     }
     team_.sync();
   }
@@ -100,9 +98,9 @@ class MinNorm {
   PAMA_HD void divide_by_preferences() {
     PAMA_ROLLED for (int i = 0; i < n_; ++i) {
       if (leader_[i] == kDropped) continue;
-      PAMA_LANES(team_, j, 0, n_) {
+      each(team_, n_, [&](int j) {
         if (leader_[j] != kDropped) gram(i, j) /= preference_[i] * preference_[j];
-      }
+      });
     }
     team_.sync();
   }
@@ -111,23 +109,20 @@ class MinNorm {
   PAMA_HD void scale_by(int exponent) {
     const double first = ldexp(1.0, exponent / 2), second = ldexp(1.0, exponent - exponent / 2);
     team_.sync();
-    PAMA_ENTRIES(team_, i, n_ * n_) gram_[i] = gram_[i] * first * second;
+    each_entry(team_, n_ * n_, [&](int i) { gram_[i] = gram_[i] * first * second; });
     team_.sync();
   }
 
   // Rows of norm 0 attain the optimum 0: they share the weight as the preference says.
   PAMA_HD bool share_among_zeros() {
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) {
+    const double total = sum_of(team_, n_, [&](int i) {
       const bool zero = leader_[i] != kDropped && !(gram(i, i) > 0);
-      weights_[i] = zero ? preference_[i] : 0;
       norm_[i] = sqrt(fmax(gram(i, i), 0.0));
-      total += weights_[i];
-    }
-    total = team_.sum(total);
+      return weights_[i] = zero ? preference_[i] : 0;
+    });
     team_.sync();
     if (total == 0) return false;
-    PAMA_LANES(team_, i, 0, n_) weights_[i] /= total;
+    each(team_, n_, [&](int i) { weights_[i] /= total; });
     return true;
   }
 
@@ -135,8 +130,8 @@ class MinNorm {
   // method: the others would make its differences vanish, and share their leader's weight after it.
   PAMA_HD void group_equal_rows() {
     bool grouped = false;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (leader_[i] == kDropped) continue;
+    each(team_, n_, [&](int i) {
+      if (leader_[i] == kDropped) return;
       PAMA_ROLLED for (int j = 0; j < i; ++j) {
         if (preference_[j] != 0 && equal_rows(i, j)) {
           leader_[i] = j;
@@ -144,7 +139,7 @@ class MinNorm {
           break;
         }
       }
-    }
+    });
     grouped_ = team_.any(grouped);
     team_.sync();
     if (grouped_ && team_.rank() == 0) {
@@ -170,8 +165,7 @@ class MinNorm {
   // From weights x of the leaders' divided rows to weights of all rows as they came.
   PAMA_HD void spread(const double* x) {
     team_.sync();
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       double weight = 0;
       if (leader_[i] != kDropped) {
         int sharing = 1;
@@ -182,14 +176,8 @@ class MinNorm {
         weight = x[leader_[i]] / sharing / preference_[i];
       }
       weights_[i] = weight;
-      total += weight;
-    }
-    total = team_.sum(total);
-    PAMA_LANES(team_, i, 0, n_) weights_[i] /= total;
-  }
-
-  PAMA_HD void fill(double value) {
-    PAMA_LANES(team_, i, 0, n_) weights_[i] = value;
+    });
+    divide_by_sum(team_, n_, weights_);
   }
 
   Team team_;

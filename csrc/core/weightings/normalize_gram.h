@@ -5,8 +5,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/team.h"
-#include "core/weightings/preference.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -44,40 +43,23 @@ PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* h
   *half = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
   if (*half != 0) {
     const double factor = ldexp(1.0, -*half);  // twice, as its square may be out of range
-    PAMA_ENTRIES(team, i, n * n) gram[i] = gram[i] * factor * factor;
+    each_entry(team, n * n, [&](int i) { gram[i] = gram[i] * factor * factor; });
   }
   team.sync();
   bool none = false;
-  PAMA_LANES(team, i, 0, n) {
+  each(team, n, [&](int i) {
     norm[i] = sqrt(fmax(gram[i * n + i], 0.0));
     none = none || norm[i] == 0;
-  }
+  });
   none = team.any(none);
   team.sync();
   if (none) {
-    PAMA_ENTRIES(team, i, n * n) {
+    each_entry(team, n * n, [&](int i) {
       if (norm[i / n] == 0 || norm[i % n] == 0) gram[i] = 0;
-    }
+    });
     team.sync();
   }
   return true;
-}
-
-// The preference with sum 1.
-template <class Team>
-PAMA_HD void normalize_preference(Team team, int n, const double* wanted, double* preference) {
-  relative_preference(team, n, wanted, DBL_MIN, preference);
-  double total = 0;
-  PAMA_LANES(team, i, 0, n) total += preference[i];
-  total = team.sum(total);
-  PAMA_LANES(team, i, 0, n) preference[i] /= total;
-  team.sync();
-}
-
-template <class Team>
-PAMA_HD void fill(Team team, int n, double value, double* to) {
-  PAMA_LANES(team, i, 0, n) to[i] = value;
-  team.sync();
 }
 
 }  // namespace pama

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/team.h"
+#include "core/algebra/vectors.h"
 #include "core/weightings/preference.h"
 
 namespace pama {
@@ -39,24 +39,22 @@ class PamaWeights {
   // The preference of the problems that follow; null is uniform.
   PAMA_HD void prefer(const double* preference) {
     relative_preference(team_, n_, preference, DBL_MIN, relative_);
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) total += relative_[i];
-    total = team_.sum(total);
-    PAMA_LANES(team_, i, 0, n_) preference_[i] = relative_[i] / total;
+    copy(team_, n_, relative_, preference_);
+    divide_by_sum(team_, n_, preference_);
     team_.sync();
   }
 
   // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
   PAMA_HD double solve(const double* values, double* weights) {
     bool finite = true, negative = false, positive = false;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (relative_[i] == 0) continue;
+    each(team_, n_, [&](int i) {
+      if (relative_[i] == 0) return;
       finite = finite && fabs(values[i]) <= DBL_MAX;
       negative = negative || values[i] < 0;
       positive = positive || values[i] > 0;
-    }
+    });
     if (team_.any(!finite)) {
-      PAMA_LANES(team_, i, 0, n_) weights[i] = NAN;
+      each(team_, n_, [&](int i) { weights[i] = NAN; });
       return NAN;
     }
     if (team_.any(negative) && team_.any(positive)) {
@@ -71,36 +69,26 @@ class PamaWeights {
 
   PAMA_HD double choose(const double* values, double* weights) {
     double* rank = slope_;
-    Located least{INFINITY, n_};
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       const double size = fabs(values[i]), wanted = relative_[i];
       // Divided only where that changes it.
       rank[i] = wanted == 0 ? NAN : wanted == 1 ? size : one_sided_rank(size, wanted);
-      const Located here{rank[i], i};
-      if (before(here, least)) least = here;
-    }
-    least = team_.smallest(least);
-    double tied = 0, count = 0, used = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      used += relative_[i] != 0;
-      if (rank[i] != least.value) continue;
-      tied += preference_[i];
-      count += 1;
-    }
-    used = team_.sum(used);
-    count = team_.sum(count);
-    tied = used == count ? 1 : team_.sum(tied);
+    });
+    const Located least = smallest_of(team_, n_, [&](int i) { return rank[i]; }, {INFINITY, n_});
+    const auto shares = [&](int i) { return rank[i] == least.value; };
+    const auto [tied, count] =
+        sums_of(team_, n_, [&](int i) { return shares(i) ? Two{preference_[i], 1} : Two{0, 0}; });
+    const double used = sum_of(team_, n_, [&](int i) { return relative_[i] != 0 ? 1 : 0; });
+    const double wanted = used == count ? 1 : tied;
     // Differences from one of the winners: exact where all tied values are equal.
     const double winner = values[least.index];
-    double spread = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      const bool shares = rank[i] == least.value;
-      weights[i] = !shares      ? 0
-                   : count == 1 ? 1
-                                : one_sided_weight(preference_[i], tied, static_cast<int>(count));
-      if (shares) spread += weights[i] * (values[i] - winner);
-    }
-    return winner + team_.sum(spread);
+    return winner + sum_of(team_, n_, [&](int i) {
+             weights[i] = !shares(i) ? 0
+                          : count == 1
+                              ? 1
+                              : one_sided_weight(preference_[i], wanted, static_cast<int>(count));
+             return shares(i) ? weights[i] * (values[i] - winner) : 0;
+           });
   }
 
   // The projection of p onto {c in the simplex, Σ c_i a_i = 0}: max(p − λ − μ a, 0) for some λ and
@@ -110,10 +98,10 @@ class PamaWeights {
   // Where a weight reaches 0 just as Σ c_i a_i does, to rounding, the values that remain decide, at
   // their own scale, which came first.
   PAMA_HD void balance(const double* values, double* weights) {
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       weights[i] = preference_[i];
       slope_[i] = relative_[i] == 0 ? 0 : values[i];
-    }
+    });
     sign_ = 1;
     team_.sync();
     survey(weights);
@@ -126,18 +114,15 @@ class PamaWeights {
     }
     for (int step = 0; step < n_; ++step) {
       const double end = excess / spread_;
-      Located limit{end * (1 + kTie), -1};
-      PAMA_LANES(team_, i, 0, n_) {
-        if (!(weights[i] > 0) || !(fall(i) > 0)) continue;
-        const Located here{weights[i] / fall(i), i};
-        if (here.value < limit.value) limit = here;
-      }
-      limit = team_.smallest(limit);
+      const auto reaches_zero = [&](int i) {
+        return weights[i] > 0 && fall(i) > 0 ? weights[i] / fall(i) : INFINITY;
+      };
+      const Located limit = smallest_of(team_, n_, reaches_zero, {end * (1 + kTie), -1});
       if (limit.index < 0) break;
-      PAMA_LANES(team_, i, 0, n_) {
-        if (!(weights[i] > 0)) continue;
+      each(team_, n_, [&](int i) {
+        if (!(weights[i] > 0)) return;
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
-      }
+      });
       team_.sync();
       survey(weights);
       excess = excess_of(weights);
@@ -153,26 +138,17 @@ class PamaWeights {
   // Size, mean value and spread of the support, in units of the power of 2 at or below its largest
   // value.
   PAMA_HD void survey(const double* weights) {
-    double size = 0, total = 0, largest = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (!(weights[i] > 0)) continue;
-      size += 1;
-      largest = fmax(largest, fabs(slope_[i]));
-    }
-    size_ = team_.sum(size);
-    largest = team_.largest(largest);
+    const auto of_support = [&](auto f) {
+      return [=](int i) { return weights[i] > 0 ? f(i) : 0; };
+    };
+    size_ = sum_of(team_, n_, of_support([](int) { return 1.0; }));
+    const double largest =
+        largest_of(team_, n_, of_support([&](int i) { return fabs(slope_[i]); }));
     const int exponent = largest > 0 ? -ilogb(largest) : 0;
     first_ = ldexp(sign_, exponent / 2);
     second_ = ldexp(1.0, exponent - exponent / 2);
-    PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) total += value(i);
-    }
-    mean_ = team_.sum(total) / size_;
-    double spread = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) spread += fall(i) * fall(i);
-    }
-    spread_ = team_.sum(spread);
+    mean_ = sum_of(team_, n_, of_support([&](int i) { return value(i); })) / size_;
+    spread_ = sum_of(team_, n_, of_support([&](int i) { return fall(i) * fall(i); }));
   }
 
   // The value of an objective of the support in that unit. In two factors, as the unit's inverse
@@ -183,52 +159,39 @@ class PamaWeights {
   PAMA_HD double fall(int i) const { return value(i) - mean_; }
 
   PAMA_HD double excess_of(const double* weights) const {
-    double excess = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (weights[i] > 0) excess += weights[i] * value(i);
-    }
-    return team_.sum(excess);
+    return sum_of(team_, n_, [&](int i) { return weights[i] > 0 ? weights[i] * value(i) : 0; });
   }
 
   // The projection on the support surveyed, from p itself, and once more from its own residuals, so
   // that the weights of large values, which are small, are right to their own precision.
   PAMA_HD void settle(double* weights) {
     if (size_ == 2 && spread_ > 0) return settle_pair(weights);
-    PAMA_LANES(team_, i, 0, n_) {
+    each(team_, n_, [&](int i) {
       if (weights[i] > 0) weights[i] = preference_[i];
-    }
+    });
     team_.sync();
     for (int round = 0; round < 2; ++round) {
-      double total = 0;
-      PAMA_LANES(team_, i, 0, n_) total += weights[i];
-      const double missing = 1 - team_.sum(total);
+      const double missing = 1 - sum_of(team_, n_, [&](int i) { return weights[i]; });
       const double along = excess_of(weights) + missing * mean_;
       const double multiplier = spread_ > 0 ? along / spread_ : 0;
-      PAMA_LANES(team_, i, 0, n_) {
-        if (!(weights[i] > 0)) continue;
+      each(team_, n_, [&](int i) {
+        if (!(weights[i] > 0)) return;
         const double moved = weights[i] + missing / size_ - multiplier * fall(i);
         weights[i] = fmax(moved, 0.0);
-      }
+      });
       team_.sync();
     }
   }
 
   // c = (a_2, −a_1) / (a_2 − a_1): inversely as the magnitudes.
   PAMA_HD void settle_pair(double* weights) {
-    Located least{INFINITY, n_};
-    PAMA_LANES(team_, i, 0, n_) {
-      const Located here{fabs(slope_[i]), i};
-      if (weights[i] > 0 && before(here, least)) least = here;
-    }
-    least = team_.smallest(least);
-    double total = 0;
-    PAMA_LANES(team_, i, 0, n_) {
-      if (!(weights[i] > 0)) continue;
+    const auto size = [&](int i) { return weights[i] > 0 ? fabs(slope_[i]) : INFINITY; };
+    const Located least = smallest_of(team_, n_, size, {INFINITY, n_});
+    each(team_, n_, [&](int i) {
+      if (!(weights[i] > 0)) return;
       weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);  // 1 for 0, too
-      total += weights[i];
-    }
-    total = team_.sum(total);
-    PAMA_LANES(team_, i, 0, n_) weights[i] /= total;
+    });
+    divide_by_sum(team_, n_, weights);
     team_.sync();
   }
 

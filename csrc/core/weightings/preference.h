@@ -2,9 +2,9 @@
 // preference is exactly 1 and changes no bit of a result.
 #pragma once
 
-#include <cmath>
+#include <cfloat>
 
-#include "core/team.h"
+#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -13,15 +13,19 @@ namespace pama {
 template <class Team>
 PAMA_HD void relative_preference(Team team, int n, const double* preference, double least,
                                  double* relative) {
-  double largest = 0;
-  PAMA_LANES(team, i, 0, n) {
-    largest = fmax(largest, preference ? preference[i] : 1);
-  }
-  largest = team.largest(largest);
-  PAMA_LANES(team, i, 0, n) {
+  const double largest = largest_of(team, n, [&](int i) { return preference ? preference[i] : 1; });
+  each(team, n, [&](int i) {
     const double p = preference ? preference[i] / largest : 1;
     relative[i] = p >= least ? p : 0;
-  }
+  });
+  team.sync();
+}
+
+// The preference with sum 1.
+template <class Team>
+PAMA_HD void normalize_preference(Team team, int n, const double* wanted, double* preference) {
+  relative_preference(team, n, wanted, DBL_MIN, preference);
+  divide_by_sum(team, n, preference);
   team.sync();
 }
 

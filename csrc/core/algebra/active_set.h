@@ -1,0 +1,114 @@
+// What the active-set methods share: the rows in the active set, their factor, and moves of x over
+// them that keep it nonnegative.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "core/algebra/ldl.h"
+#include "core/algebra/vectors.h"
+
+namespace pama {
+
+template <class Team>
+class ActiveSet {
+ protected:
+  static constexpr int kNone = -1;  // no row enters
+  static constexpr int kRejected = 2;
+  static constexpr int kRounds = 4;
+  // A multiple of the unit roundoff below which a violation is noise.
+  static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
+
+  // `integers`: 2 n; `square`: n² for the factor, and `vectors`: 4 n.
+  PAMA_HD ActiveSet(Team team, int n, const double* gram, const double* norm, double* x,
+                    double* vectors, double* square, int* integers)
+      : team_(team),
+        n_(n),
+        gram_(gram),
+        norm_(norm),
+        x_(x),
+        direction_(vectors),
+        member_(integers),
+        inside_(integers + n),
+        factor_(team, n, square, vectors + n, vectors + 2 * n, vectors + 3 * n) {}
+
+  // No row is in the set.
+  PAMA_HD void clear() {
+    factor_.clear();
+    rejections_ = false;
+  }
+
+  // `forward`: L⁻¹ of the row's products with the others.
+  PAMA_HD void append(int i, const double* forward, double pivot) {
+    if (team_.rank() == 0) {
+      member_[factor_.size()] = i;
+      inside_[i] = 1;
+    }
+    factor_.append(forward, pivot);
+  }
+
+  PAMA_HD void drop(int position) {
+    team_.sync();
+    if (team_.rank() == 0) inside_[member_[position]] = 0;
+    close_gap(member_, position);
+    team_.sync();
+    factor_.remove(position);
+    team_.sync();
+  }
+
+  // Of numbers in the order of the set, before the row at `position` is dropped.
+  template <class Number>
+  PAMA_HD void close_gap(Number* numbers, int position) {
+    if (team_.rank() != 0) return;
+    PAMA_ROLLED for (int c = position + 1; c < factor_.size(); ++c) numbers[c - 1] = numbers[c];
+  }
+
+  // Leaves row i, whose slope was only the others' residual, out until another row has entered.
+  PAMA_HD void reject(int i) {
+    if (team_.rank() == 0) inside_[i] = kRejected;
+    rejections_ = true;
+    team_.sync();
+  }
+
+  PAMA_HD void readmit() {
+    if (!rejections_) return;
+    each(team_, n_, [&](int i) {
+      if (inside_[i] == kRejected) inside_[i] = 0;
+    });
+    rejections_ = false;
+    team_.sync();
+  }
+
+  // How far to go along way · direction: `full`, with index −1, unless an x reaches 0 before.
+  PAMA_HD Located longest_step(double way, double full) const {
+    return smallest_of(team_, factor_.size(),
+                       [&](int c) {
+                         const double step = way * direction_[c];
+                         return step < 0 ? -x_[member_[c]] / step : INFINITY;
+                       },
+                       {full, -1});
+  }
+
+  PAMA_HD void move(const Located& limit, double way) {
+    const double step = way * limit.value;
+    each(team_, factor_.size(), [&](int c) {
+      const int i = member_[c];
+      const double moved = x_[i] + step * direction_[c];
+      x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
+    });
+    team_.sync();
+  }
+
+  Team team_;
+  int n_;
+  const double* gram_;
+  const double* norm_;  // ‖g_i‖
+  double* x_;
+  double* direction_;  // over the set
+  int* member_;        // the set in the order of the factor
+  int* inside_;        // whether row i is in the set (1), or rejected for now
+  Ldl<Team> factor_;
+  bool rejections_ = false;
+};
+
+}  // namespace pama
