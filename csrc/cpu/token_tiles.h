@@ -42,37 +42,13 @@ PAMA_INLINE double sum_of(int64_t count, const Term& term) {
   return (a + b) + (c + d);
 }
 
-// out[j] = convert(view[first + j]) for a view whose elements are T.
-template <class T, class Out, class Convert>
-PAMA_INLINE void read(const View& view, int64_t first, int64_t count, Out* out, Convert convert) {
-  const T* from = static_cast<const T*>(view.data) + first;
-  const int64_t stride = view.token;
-  if (stride == 1) {
-    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<Out>(convert(from[j]));
-  } else {
-    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<Out>(convert(from[j * stride]));
-  }
-}
-
-// The same of numbers; Out is double, or float where that is exact.
-template <class Out>
-PAMA_INLINE void load(const View& view, int64_t first, int64_t count, Out* out) {
-  with_real(view.dtype, [&](auto element) PAMA_INLINED {
-    read<decltype(element)>(view, first, count, out, [](auto x) { return number(x); });
-  });
-}
+// out[j] = view[first + j] of real numbers; float32 only where that is exact.
+void load(const View& view, int64_t first, int64_t count, double* out);
+void load(const View& view, int64_t first, int64_t count, float* out);
 
 // view[first + j] = x[j]: results are contiguous along tokens.
-template <class In>
-PAMA_INLINE void store(const View& view, int64_t first, int64_t count, const In* x) {
-  if (view.dtype == DType::kDouble) {
-    double* out = static_cast<double*>(view.data) + first;
-    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<double>(x[j]);
-  } else {
-    float* out = static_cast<float*>(view.data) + first;
-    for (int64_t j = 0; j < count; ++j) out[j] = static_cast<float>(x[j]);
-  }
-}
+void store(const View& view, int64_t first, int64_t count, const double* x);
+void store(const View& view, int64_t first, int64_t count, const float* x);
 
 // The unmasked tokens of one tile, in order. What stands at a masked one is dropped unseen.
 struct Selection {
@@ -84,42 +60,8 @@ struct Selection {
   bool neighbours() const { return begin >= 0; }
 };
 
-// Whether each token counts, as bytes: the mask itself if it is made of them, or else `buffer`.
-PAMA_INLINE const uint8_t* flags(const View& mask, int64_t first, int64_t length, uint8_t* buffer) {
-  const auto nonzero = [](auto x) { return x != 0; };
-  if (mask.dtype <= DType::kUInt8 && mask.token == 1) {
-    return static_cast<const uint8_t*>(mask.data) + first;
-  }
-  if (mask.dtype == DType::kInt64) {
-    read<int64_t>(mask, first, length, buffer, nonzero);
-  } else {
-    for (int64_t j = 0; j < length; ++j) buffer[j] = pama::load(mask, first + j * mask.token) != 0;
-  }
-  return buffer;
-}
-
-PAMA_INLINE void select(const View& mask, int64_t first, int64_t length, Selection& tile) {
-  tile.length = tile.count = length;
-  tile.begin = 0;
-  if (!mask.data) return;
-  uint8_t buffer[kTile];
-  const uint8_t* m = flags(mask, first, length, buffer);
-  const auto count_from = [m](int64_t begin, int64_t end) {
-    int count = 0;
-    for (int64_t j = begin; j < end; ++j) count += m[j] != 0;
-    return count;
-  };
-  tile.count = count_from(0, length);
-  if (tile.all()) return;
-  while (tile.begin < length && m[tile.begin] == 0) ++tile.begin;
-  if (count_from(tile.begin, tile.begin + tile.count) == tile.count) return;
-  tile.begin = -1;
-  int64_t count = 0;
-  for (int64_t j = 0; j < length; ++j) {
-    tile.index[count] = static_cast<int32_t>(j);
-    count += m[j] != 0;
-  }
-}
+// Finds which tokens from `first` on count; `mask` may be absent.
+void select(const View& mask, int64_t first, int64_t length, Selection& tile);
 
 // out[0 .. tile.count): the unmasked tokens of a tile, dense.
 template <class Out>
