@@ -89,14 +89,11 @@ class ActiveSet {
                        {full, -1});
   }
 
-  PAMA_HD void move(const Located& limit, double way) {
-    const double step = way * limit.value;
-    each(team_, factor_.size(), [&](int c) {
-      const int i = member_[c];
-      const double moved = x_[i] + step * direction_[c];
-      x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
-    });
-    team_.sync();
+  // The x of the row at position c, `step` along the direction, which reaches 0 at `limit`.
+  PAMA_INLINE double move_one(int c, const Located& limit, double step) {
+    const int i = member_[c];
+    const double moved = x_[i] + step * direction_[c];
+    return x_[i] = c == limit.index ? 0 : fmax(moved, 0.0);
   }
 
   Team team_;

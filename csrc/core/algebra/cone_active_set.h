@@ -54,7 +54,7 @@ class ConeActiveSet : ActiveSet<Team> {
   PAMA_HD const double* y() const { return y_; }
 
  private:
-  using Base::drop, Base::longest_step, Base::move, Base::readmit, Base::reject;
+  using Base::drop, Base::longest_step, Base::move_one, Base::readmit, Base::reject;
   using Base::kNone, Base::kRounds, Base::kNoise;
   using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
       Base::inside_, Base::factor_;
@@ -104,6 +104,12 @@ class ConeActiveSet : ActiveSet<Team> {
     }
   }
 
+  PAMA_HD void move(const Located& limit, double way) {
+    const double step = way * limit.value;
+    each(team_, factor_.size(), [&](int c) { move_one(c, limit, step); });
+    team_.sync();
+  }
+
   PAMA_HD bool settled() const {
     return !any_of(team_, factor_.size(), [&](int c) {
       const int i = member_[c];
@@ -132,7 +138,7 @@ class ConeActiveSet : ActiveSet<Team> {
                        [&](int i) {
                          const bool candidate = !inside_[i] && norm_[i] > 0;
                          const bool violates = candidate && -slope_[i] > kNoise * norm_[i] * norms_;
-                         return violates ? slope_[i] / norm_[i] : 0;
+                         return violates ? slope_[i] / norm_[i] : INFINITY;
                        },
                        {0, kNone});
   }

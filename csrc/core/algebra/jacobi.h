@@ -123,20 +123,21 @@ class Jacobi {
     for (int k = first; k < pairs; ++k) {
       if (tangent_[k] == 0) continue;
       const Pair at = pair(round, k);
-      turn(column_ + at.p * n_, column_ + at.q * n_, cosine_[k], cosine_[k] * tangent_[k]);
+      pama::rotate(team_, n_, cosine_[k], cosine_[k] * tangent_[k], column_ + at.p * n_,
+                   column_ + at.q * n_);
     }
     team_.sync();
     return true;
   }
 
   // From the products of columns of squared norms alpha and beta, in tangent, to the rotations that
-  // make them 0; tangent 0 where they are what rounding leaves of n terms. Without branches, so
-  // that a CPU takes several at a time.
+  // make them 0; tangent 0 where they are what rounding leaves of n terms. Without branches, and
+  // a loop whose pointers the compiler knows to be apart, so that a CPU takes several at a time.
   PAMA_HD void find_angles(int first, int pairs) {
     double* __restrict__ tangents = tangent_, * __restrict__ cosines = cosine_;
     double* __restrict__ alphas = alpha_, * __restrict__ betas = beta_;
     const double noise = n_ * DBL_EPSILON * DBL_EPSILON;
-    each(team_, first, pairs, [&](int k) {
+    PAMA_LANES(team_, k, first, pairs) {
       const double dot = tangents[k], alpha = alphas[k], beta = betas[k];
       const double apart = beta - alpha, wide = fabs(apart);
       const double hypotenuse = sqrt(4 * dot * dot + apart * apart);
@@ -148,16 +149,8 @@ class Jacobi {
       const double moved = turned ? tangent * dot : 0.0;
       alphas[k] = alpha > moved ? alpha - moved : 0.0;
       betas[k] = beta + moved;
-    });
+    }
     team_.sync();
-  }
-
-  PAMA_HD void turn(double* __restrict__ a, double* __restrict__ b, double cosine, double sine) {
-    each(team_, n_, [&](int i) {
-      const double ai = a[i], bi = b[i];
-      a[i] = cosine * ai - sine * bi;
-      b[i] = sine * ai + cosine * bi;
-    });
   }
 
   PAMA_HD void compress(double cut) {

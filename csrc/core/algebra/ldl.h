@@ -39,9 +39,8 @@ class Ldl {
       give(a, mine);
     } else {
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        const double* __restrict__ column = square_ + c * stride_;
         const double pivot = a[c];
-        each(team_, c + 1, size_, [&](int r) { a[r] -= column[r] * pivot; });
+        add_multiple(team_, c + 1, size_, -pivot, square_ + c * stride_, a);
         team_.sync();
       }
     }
@@ -65,10 +64,10 @@ class Ldl {
       PAMA_ROLLED for (int c = 0; c < size_; ++c) {
         const double* __restrict__ column = square_ + c * stride_;
         const double pivot_a = a[c], pivot_b = b[c];
-        each(team_, c + 1, size_, [&](int r) {
+        PAMA_LANES(team_, r, c + 1, size_) {
           a[r] -= column[r] * pivot_a;
           b[r] -= column[r] * pivot_b;
-        });
+        }
         team_.sync();
       }
     }
@@ -86,9 +85,8 @@ class Ldl {
       give(a, mine);
     } else {
       PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-        const double* __restrict__ row = square_ + c * stride_;
         const double pivot = a[c];
-        add_multiple(team_, c, -pivot, row, a);
+        add_multiple(team_, c, -pivot, square_ + c * stride_, a);
         team_.sync();
       }
     }

@@ -145,7 +145,7 @@ class SimplexActiveSet : ActiveSet<Team> {
     return smallest_of(team_, n_,
                        [&](int i) {
                          const double excess = slope_[i] - value_;
-                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess : 0;
+                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess : INFINITY;
                        },
                        {0, kNone});
   }
@@ -286,9 +286,10 @@ class SimplexActiveSet : ActiveSet<Team> {
 
   PAMA_HD void move(const Located& limit, int j, double step_j) {
     const int k = factor_.size();
-    Base::move(limit, 1);
+    const double rest =
+        sum_of(team_, k, [&](int c) { return Base::move_one(c, limit, limit.value); });
     const double entering = j == kNone ? 0 : x_[j] + limit.value * step_j;
-    const double others = sum_of(team_, k, [&](int c) { return x_[member_[c]]; }) + entering;
+    const double others = rest + entering;
     team_.sync();
     if (team_.rank() == 0) {
       if (j != kNone) x_[j] = entering;

@@ -91,9 +91,25 @@ PAMA_INLINE void copy(const Team& team, int n, const double* x, double* y) {
 
 // y <- y + a x.
 template <class Team>
-PAMA_INLINE void add_multiple(const Team& team, int n, double a, const double* __restrict__ x,
-                              double* __restrict__ y) {
-  PAMA_LANES(team, i, 0, n) y[i] += x[i] * a;
+PAMA_INLINE void add_multiple(const Team& team, int first, int end, double a,
+                              const double* __restrict__ x, double* __restrict__ y) {
+  PAMA_LANES(team, i, first, end) y[i] += x[i] * a;
+}
+
+template <class Team>
+PAMA_INLINE void add_multiple(const Team& team, int n, double a, const double* x, double* y) {
+  add_multiple(team, 0, n, a, x, y);
+}
+
+// (x, y) <- (c x − s y, s x + c y).
+template <class Team>
+PAMA_INLINE void rotate(const Team& team, int n, double cosine, double sine, double* __restrict__ x,
+                        double* __restrict__ y) {
+  PAMA_LANES(team, i, 0, n) {
+    const double xi = x[i], yi = y[i];
+    x[i] = cosine * xi - sine * yi;
+    y[i] = sine * xi + cosine * yi;
+  }
 }
 
 template <class Team>

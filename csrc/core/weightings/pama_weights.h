@@ -39,8 +39,8 @@ class PamaWeights {
   // The preference of the problems that follow; null is uniform.
   PAMA_HD void prefer(const double* preference) {
     relative_preference(team_, n_, preference, DBL_MIN, relative_);
-    copy(team_, n_, relative_, preference_);
-    divide_by_sum(team_, n_, preference_);
+    const double total = sum_of(team_, n_, [&](int i) { return relative_[i]; });
+    each(team_, n_, [&](int i) { preference_[i] = relative_[i] / total; });
     team_.sync();
   }
 
@@ -69,24 +69,24 @@ class PamaWeights {
 
   PAMA_HD double choose(const double* values, double* weights) {
     double* rank = slope_;
-    each(team_, n_, [&](int i) {
+    const auto ranked = [&](int i) {
       const double size = fabs(values[i]), wanted = relative_[i];
       // Divided only where that changes it.
-      rank[i] = wanted == 0 ? NAN : wanted == 1 ? size : one_sided_rank(size, wanted);
-    });
-    const Located least = smallest_of(team_, n_, [&](int i) { return rank[i]; }, {INFINITY, n_});
+      return rank[i] = wanted == 0 ? NAN : wanted == 1 ? size : one_sided_rank(size, wanted);
+    };
+    const Located least = smallest_of(team_, n_, ranked, {INFINITY, n_});
     const auto shares = [&](int i) { return rank[i] == least.value; };
-    const auto [tied, count] =
+    const auto [shared, count] =
         sums_of(team_, n_, [&](int i) { return shares(i) ? Two{preference_[i], 1} : Two{0, 0}; });
-    const double used = sum_of(team_, n_, [&](int i) { return relative_[i] != 0 ? 1 : 0; });
-    const double wanted = used == count ? 1 : tied;
+    const bool partly = any_of(team_, n_, [&](int i) { return relative_[i] != 0 && !shares(i); });
+    const double tied = partly ? shared : 1;
     // Differences from one of the winners: exact where all tied values are equal.
     const double winner = values[least.index];
     return winner + sum_of(team_, n_, [&](int i) {
              weights[i] = !shares(i) ? 0
                           : count == 1
                               ? 1
-                              : one_sided_weight(preference_[i], wanted, static_cast<int>(count));
+                              : one_sided_weight(preference_[i], tied, static_cast<int>(count));
              return shares(i) ? weights[i] * (values[i] - winner) : 0;
            });
   }
@@ -138,17 +138,16 @@ class PamaWeights {
   // Size, mean value and spread of the support, in units of the power of 2 at or below its largest
   // value.
   PAMA_HD void survey(const double* weights) {
-    const auto of_support = [&](auto f) {
-      return [=](int i) { return weights[i] > 0 ? f(i) : 0; };
-    };
-    size_ = sum_of(team_, n_, of_support([](int) { return 1.0; }));
     const double largest =
-        largest_of(team_, n_, of_support([&](int i) { return fabs(slope_[i]); }));
+        largest_of(team_, n_, [&](int i) { return weights[i] > 0 ? fabs(slope_[i]) : 0; });
     const int exponent = largest > 0 ? -ilogb(largest) : 0;
     first_ = ldexp(sign_, exponent / 2);
     second_ = ldexp(1.0, exponent - exponent / 2);
-    mean_ = sum_of(team_, n_, of_support([&](int i) { return value(i); })) / size_;
-    spread_ = sum_of(team_, n_, of_support([&](int i) { return fall(i) * fall(i); }));
+    const auto [total, size] =
+        sums_of(team_, n_, [&](int i) { return weights[i] > 0 ? Two{value(i), 1} : Two{0, 0}; });
+    size_ = size;
+    mean_ = total / size;
+    spread_ = sum_of(team_, n_, [&](int i) { return weights[i] > 0 ? fall(i) * fall(i) : 0; });
   }
 
   // The value of an objective of the support in that unit. In two factors, as the unit's inverse
