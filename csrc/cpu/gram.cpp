@@ -80,7 +80,7 @@ const Processor& processor() {
 
 // `count` elements of a gradient as float32.
 PAMA_CLONES void read(DType dtype, const void* from, int64_t count, float* to) {
-  with_real(dtype, [&](auto element) PAMA_INLINED {
+  with_real(dtype, [=](auto element) PAMA_INLINED {
     const auto* x = static_cast<const decltype(element)*>(from);
     for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(number(x[k]));
   });

@@ -145,7 +145,8 @@ class SimplexActiveSet : ActiveSet<Team> {
     return smallest_of(team_, n_,
                        [&](int i) {
                          const double excess = slope_[i] - value_;
-                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess : INFINITY;
+                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess
+                                                                                     : INFINITY;
                        },
                        {0, kNone});
   }
