@@ -142,12 +142,14 @@ class SimplexActiveSet : ActiveSet<Team> {
 
   // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
   PAMA_HD Located most_violating() const {
-    return smallest_of(team_, n_,
-                       [&](int i) {
-                         const double excess = slope_[i] - value_;
-                         return leader_[i] == i && !inside_[i] && -excess > noise(i) ? excess : INFINITY;
-                       },
-                       {0, kNone});
+    Located found{0, kNone};
+    each(team_, n_, [&](int i) {
+      if (leader_[i] != i || inside_[i]) return;
+      // Few rows come this far: a branch, and nothing that others would wait for.
+      const Located here{slope_[i] - value_, i};
+      if (-here.value > noise(i) && before(here, found)) found = here;
+    });
+    return team_.smallest(found);
   }
 
   PAMA_HD double lowest_slope() const {

@@ -61,13 +61,12 @@ PAMA_FLATTENED double largest_of(const Team& team, int n, const F& f, double lea
   return team.largest(largest);
 }
 
-// The smallest and its index, or `start`. NaN counts as nothing, and an infinity as nothing that
-// any finite number would not beat.
+// The smallest that is below `start` and where it stands, or `start`. NaN counts as nothing.
 template <class Team, class F>
 PAMA_FLATTENED Located smallest_of(const Team& team, int n, const F& f, Located start) {
   PAMA_LANES(team, i, 0, n) {
-    const Located here{f(i), i};
-    if (before(here, start)) start = here;
+    const double here = f(i);
+    if (here < start.value) start = {here, i};
   }
   return team.smallest(start);
 }

@@ -165,7 +165,7 @@ class MinNorm {
   // From weights x of the leaders' divided rows to weights of all rows as they came.
   PAMA_HD void spread(const double* x) {
     team_.sync();
-    each(team_, n_, [&](int i) {
+    const double total = sum_of(team_, n_, [&](int i) {
       double weight = 0;
       if (leader_[i] != kDropped) {
         int sharing = 1;
@@ -175,9 +175,9 @@ class MinNorm {
         }
         weight = x[leader_[i]] / sharing / preference_[i];
       }
-      weights_[i] = weight;
+      return weights_[i] = weight;
     });
-    divide_by_sum(team_, n_, weights_);
+    each(team_, n_, [&](int i) { weights_[i] /= total; });
   }
 
   Team team_;
