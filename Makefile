@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml scripts/build_paths.py csrc/*.* csrc/*/*.*)
+SOURCES := $(wildcard CMakeLists.txt cmake/* setup.py pyproject.toml scripts/build_paths.py csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 # Threads of OpenMP that wait without spinning, as test processes share the cores. Not for `bench`:
 # to wake such a thread takes 50 us.

@@ -283,3 +283,14 @@ def test_a_missing_compiler_is_named_in_one_line():
     )  # fmt: skip
     assert run.returncode != 0
     assert run.stderr == ("pama_ops: a C++ compiler is missing: install g++ (or set CXX)\n")
+
+
+def test_make_builds_again_after_any_source_has_changed():
+    """What a change does not make newer than the stamp is tested as it was before."""
+    database = subprocess.run(
+        ["make", "-pn", "help"], capture_output=True, text=True, cwd=ROOT, check=False
+    ).stdout
+    watched = re.search(r"^SOURCES := (.*)$", database, re.MULTILINE)
+    assert watched is not None
+    sources = {str(x.relative_to(ROOT)) for x in (ROOT / "csrc").rglob("*.*") if x.is_file()}
+    assert sources <= set(watched[1].split())

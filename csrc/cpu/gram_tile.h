@@ -1,4 +1,4 @@
-// Blocks of rows into sums of products of all pairs, by tiles (gram_tile.inc).
+// Blocks of columns into sums of products of all pairs, by tiles (gram_tile.inc).
 #pragma once
 
 #include <algorithm>

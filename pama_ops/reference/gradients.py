@@ -60,7 +60,7 @@ def walked_in_place(column: list[Tensor]) -> bool:
 
 
 def _check_apart(out: list[Tensor], grads: list[Tensor]) -> None:
-    """As csrc/gradient_list.h says."""
+    """As csrc/tensors/gradient_list.h says."""
     count = len(out)
     for p, x in enumerate(out):
         memory.refuse_overlap(f"out[{p}]", x)
