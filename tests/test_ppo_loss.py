@@ -52,8 +52,8 @@ def codes(options: dict) -> dict:
     low, high = clip if isinstance(clip, tuple) else (clip, clip)
     tensor = isinstance(normalizer, torch.Tensor)
     return {
-        "low": low,
-        "high": high,
+        "epsilon_low": low,
+        "epsilon_high": high,
         "aggregate": AGGREGATES.index(options["aggregate"]),
         "normalizer": normalizer if tensor else None,
         "divisor": 0.0 if tensor or normalizer is None else normalizer,
@@ -80,7 +80,7 @@ def magnitudes(batch: Tokens, arrays: dict, options: dict, weights) -> tuple[tor
     log_ratio = x["logp"] - x["old_logp"]
     ratio, coef = log_ratio.exp(), abs(options["kl_coef"])
     code = codes(options)
-    size = (ratio * x["advantages"]).abs() + (1 + code["high"]) * x["advantages"].abs()
+    size = (ratio * x["advantages"]).abs() + (1 + code["epsilon_high"]) * x["advantages"].abs()
     kl = slope = torch.zeros_like(ratio)
     if arrays["ref_logp"] is not None:
         ref = torch.where(mask != 0, arrays["ref_logp"].double(), 0.0)
