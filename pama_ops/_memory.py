@@ -1,6 +1,6 @@
 """Which tensors share memory, also of those with holes, by their strides, as
-csrc/tensors/overlap.h tells it for kernels. None that do are missed; where strides are so odd that an
-answer is not found soon, they are said to. Tensors whose spans meet are asked pair by pair.
+csrc/tensors/overlap.h tells it for kernels. None that do are missed; where strides are so odd that
+an answer is not found soon, they are said to. Tensors whose spans meet are asked pair by pair.
 """
 
 from __future__ import annotations
