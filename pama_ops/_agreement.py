@@ -43,8 +43,8 @@ class all_ranks_raise:  # noqa: N801, as contextlib's own
 
     Ranks meet over the meshes of the tensors among `arguments`, and over `groups`. On a GPU they do
     so only if the caller waits for it (`wait`, which may be the very argument that is refused), and
-    never in a program that is compiled. `unless` it says so, asked when a rank has failed: there
-    the others are in the middle of something else.
+    never in a program that is compiled. `unless` is asked where this rank has raised: if it says
+    True, the others are in the middle of something else, and are not told.
     """
 
     def __init__(

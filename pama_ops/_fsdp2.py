@@ -38,7 +38,8 @@ def shards_of(parameters: object) -> object:
 def gradients_by_backward(
     losses: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]], *, retain_last: bool
 ) -> list[list[Tensor | None]]:
-    """For each loss its gradients in the tensors wanted of it, by `backward()`; all `.grad` stay.
+    """For each loss its gradients in the tensors wanted of it, by `backward()`, which leaves the
+    `.grad` of other tensors alone; those of the wanted ones stay what they were.
 
     FSDP2 gathers parameters and scatters gradients in hooks of `backward()`; to autograd.grad its
     DTensors are no part of the graph.

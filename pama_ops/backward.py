@@ -138,7 +138,7 @@ def pareto_backward(
     for over in agreement.groups_of_all_ranks(
         shared, ranks, group
     ):  # one rank's chance and processor
-        distributed.take_first_ranks(weights, over)
+        distributed.copy_first_rank(weights, over)
     _copy_own(heads, tasks)
     if through:
         rows.clear()
@@ -354,7 +354,7 @@ def _weights(
     _reached(name, rows)
     matrix = gram(rows, group=group)
     if ranks is not None:
-        distributed.unite(matrix, ranks, summed=summed)
+        distributed.unite_gram(matrix, ranks, summed=summed)
     weights = weighting(matrix)
     if not isinstance(weights, Tensor):
         raise TypeError(f"weighting must return a torch.Tensor, got {type(weights).__name__}")

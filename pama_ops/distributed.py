@@ -1,4 +1,4 @@
-"""What is summed or averaged, and over which ranks.
+"""Sums and averages over ranks: which ranks, and of what.
 
 A Gram matrix adds over disjoint parts of the parameters: over the ranks of `group`, and over the
 mesh dimensions along which a DTensor gradient is sharded. Where it is replicated every rank holds
@@ -59,7 +59,7 @@ def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
     if group is not None:
         _add_up(total, group)
     for over in agreement.groups_of_all_ranks(flat, group):
-        take_first_ranks(total, over)
+        copy_first_rank(total, over)
     return total
 
 
@@ -73,17 +73,17 @@ def _add_up(matrix: Tensor, group: ProcessGroup) -> None:
     matrix.copy_(upper + upper.triu(1).mT)
 
 
-def take_first_ranks(x: Tensor, group: ProcessGroup) -> None:
+def copy_first_rank(x: Tensor, group: ProcessGroup) -> None:
     """The first rank's `x` on every rank of the group."""
     dist.broadcast(x, group=group, group_src=0)
 
 
-def unite(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
+def unite_gram(matrix: Tensor, ranks: ProcessGroup, *, summed: bool) -> None:
     """The data ranks' one Gram matrix: of means that all hold, or the sum of parts of them."""
     if summed:
         _add_up(matrix, ranks)
         matrix /= dist.get_world_size(ranks) ** 2
-    take_first_ranks(matrix, ranks)
+    copy_first_rank(matrix, ranks)
 
 
 # --- data ranks ---------------------------------------------------------------------------------
