@@ -12,14 +12,12 @@
 namespace pama {
 
 template <class Team>
-class AlignedMtl {
+class AlignedMtl : public Weighting {
  public:
-  static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kPreference;
   static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit AlignedMtl(const GramProblem<Team>& problem)
       : problem_(problem),
@@ -32,8 +30,7 @@ class AlignedMtl {
   // Options: which σ.
   PAMA_HD void solve() {
     double* out = problem_.out;
-    int half = 0;
-    if (!normalize_gram(team_, n_, problem_.gram, norm_, &half)) return fill(team_, n_, NAN, out);
+    if (!normalize_gram(team_, n_, problem_.gram, norm_)) return fill(team_, n_, NAN, out);
     normalize_preference(team_, n_, problem_.vector, preference_);
     eigen_.solve(n_ * problem_.rtol);
     const int rank = eigen_.rank();

@@ -27,12 +27,8 @@
 namespace pama {
 
 template <class Team>
-class AlphaFair {
+class AlphaFair : public Weighting {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 0;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return AlphaFairStationary<Team>::reals(n) + 5 * n;
   }

@@ -25,12 +25,9 @@
 namespace pama {
 
 template <class Team>
-class CaGrad {
+class CaGrad : public Weighting {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
   static constexpr int kOptions = 1;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     const int64_t cone = ConeActiveSet<Team>::reals(n), simplex = SimplexActiveSet<Team>::reals(n);
     return (cone > simplex ? cone : simplex) + 4 * n;
@@ -58,8 +55,7 @@ class CaGrad {
         method_(team_, n_, problem.gram, norm_, leader_, rest_) {}
 
   PAMA_HD void solve() {
-    int half = 0;
-    if (!normalize_gram(team_, n_, problem_.gram, norm_, &half)) {
+    if (!normalize_gram(team_, n_, problem_.gram, norm_)) {
       return fill(team_, n_, NAN, problem_.out);
     }
     fill(team_, n_, 1.0 / n_, mean_);

@@ -12,11 +12,9 @@
 namespace pama {
 
 template <class Team>
-class ConeProjections {
+class ConeProjections : public Weighting {
  public:
-  static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kPreference;
-  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return ConeActiveSet<Team>::reals(n) + 3 * n;
@@ -37,8 +35,7 @@ class ConeProjections {
   // Sets the norms, the preference with sum 1, and lower and the result to 0. False, and the result
   // NaN, where G is not finite.
   PAMA_HD bool prepare() {
-    int half = 0;
-    const bool finite = normalize_gram(team_, n_, problem_.gram, norm_, &half);
+    const bool finite = normalize_gram(team_, n_, problem_.gram, norm_);
     fill(team_, n_, finite ? 0 : NAN, problem_.out);
     if (!finite) return false;
     normalize_preference(team_, n_, problem_.vector, preference_);

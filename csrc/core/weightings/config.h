@@ -12,16 +12,11 @@
 namespace pama {
 
 template <class Team>
-class Config {
+class Config : public Weighting {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 0;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + 2 * n;
   }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
 
@@ -30,8 +25,7 @@ class Config {
     const int n = problem_.n;
     const double cut = n * problem_.rtol;
     double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
-    int half = 0;
-    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, cosine + n);
     unit.solve(cut);
     each(team, n, [&](int i) { cosine[i] = out[i] = norm[i] > 0 ? 1 : 0; });

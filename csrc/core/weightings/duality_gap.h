@@ -9,14 +9,12 @@
 namespace pama {
 
 template <class Team>
-class DualityGap {
+class DualityGap : public Weighting {
  public:
   static constexpr bool kScalar = true;
   static constexpr Takes kTakes = Takes::kVector;
-  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit DualityGap(const GramProblem<Team>& problem) : problem_(problem) {}
 

@@ -11,12 +11,9 @@
 namespace pama {
 
 template <class Team>
-class Gapo {
+class Gapo : public Weighting {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
   static constexpr int kOptions = 1;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) { return MinNorm<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return MinNorm<Team>::integers(n); }
 

@@ -46,11 +46,9 @@ PAMA_HD inline void random_order(uint64_t seed, int n, int i, int* order) {
 // `Rule` says what an encounter of the current vector with gradient j adds to its coefficient of
 // g_j.
 template <class Team, template <class> class Rule>
-class GradientSurgery {
+class GradientSurgery : public Weighting {
  public:
-  static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kVector;
-  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return n * n; }
 
@@ -61,8 +59,7 @@ class GradientSurgery {
     const int n = problem_.n;
     double *norm = problem_.workspace.reals, *slope = norm + n, *out = problem_.out;
     int* orders = problem_.workspace.integers;
-    int half = 0;
-    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
     const uint64_t seed = seed_of(problem_.vector);
     each(team, n, [&](int i) { random_order(seed, n, i, orders + i * n); });
     fill(team, n, 1, out);

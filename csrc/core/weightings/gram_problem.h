@@ -1,12 +1,23 @@
 // One problem as a solver in the list of list.h gets it.
 #pragma once
 
+#include <cstdint>
+
 #include "core/team.h"
 
 namespace pama {
 
 // What an op takes beside the matrix.
 enum class Takes { kNothing, kPreference, kVector };
+
+// What most weightings are; one that differs says so itself (list.h says what these mean).
+struct Weighting {
+  static constexpr bool kScalar = false;
+  static constexpr Takes kTakes = Takes::kNothing;
+  static constexpr int kOptions = 0;
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+};
 
 template <class Team>
 struct GramProblem {

@@ -13,16 +13,11 @@
 namespace pama {
 
 template <class Team>
-class ImtlG {
+class ImtlG : public Weighting {
  public:
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 0;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + n;
   }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD explicit ImtlG(const GramProblem<Team>& problem) : problem_(problem) {}
 
@@ -31,8 +26,7 @@ class ImtlG {
     const int n = problem_.n;
     const double cut = n * problem_.rtol;
     double *norm = problem_.workspace.reals, *out = problem_.out;
-    int half = 0;
-    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, norm + n);
     unit.solve(cut);
     copy(team, n, norm, out);

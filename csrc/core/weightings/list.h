@@ -9,6 +9,7 @@
 //   static constexpr int kOptions: how many scalars the op takes,
 //   static constexpr int64_t reals(int64_t n) and integers(int64_t n) of workspace,
 //   a constructor from GramProblem<Team>, and void solve().
+// `Weighting` (gram_problem.h) answers as most of them do.
 #pragma once
 
 #include "core/weightings/aligned_mtl.h"

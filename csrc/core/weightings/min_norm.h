@@ -22,11 +22,9 @@ constexpr double kLeastPreference = 0x1p-400;
 // Solves on the rows divided by the preference; the weights of the rows as they came are then
 // proportional to c_i / p_i.
 template <class Team>
-class MinNorm {
+class MinNorm : public Weighting {
  public:
-  static constexpr bool kScalar = false;
   static constexpr Takes kTakes = Takes::kPreference;
-  static constexpr int kOptions = 0;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return SimplexActiveSet<Team>::reals(n) + 2 * n;

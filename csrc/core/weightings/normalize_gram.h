@@ -37,12 +37,13 @@ PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
 // to the root of entry i of its diagonal. False if an entry is not finite. A gradient of length 0
 // has products of 0, whatever is left of them where its square was below the range of G's dtype.
 template <class Team>
-PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* half) {
+PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* half = nullptr) {
   const double found = largest_entry(team, n, gram);
   if (!(found <= DBL_MAX)) return false;
-  *half = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
-  if (*half != 0) {
-    const double factor = ldexp(1.0, -*half);  // twice, as its square may be out of range
+  const int power = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
+  if (half) *half = power;
+  if (power != 0) {
+    const double factor = ldexp(1.0, -power);  // twice, as its square may be out of range
     each_entry(team, n * n, [&](int i) { gram[i] = gram[i] * factor * factor; });
   }
   team.sync();
