@@ -36,8 +36,8 @@ PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, PamaTile<Real>&
 // gram[i][k] += <part_i, part_k> for four rows from i and four from k: each number that is read and
 // widened serves four products, and the sums stay in registers.
 template <bool kDiagonal, class Real>
-PAMA_INLINE void add_block(const PamaTile<Real>& tile, int64_t i, int64_t k, int64_t n,
-                           double* gram) {
+PAMA_INLINE void add_tile(const PamaTile<Real>& tile, int64_t i, int64_t k, int64_t n,
+                          double* gram) {
   const auto row = [&](int64_t r) { return tile.part_at[std::min(r, n - 1)]; };
   const auto widened = [floor = tile.floor](Real x) -> double { return after_noon(x, floor); };
   const Real *x0 = row(i), *x1 = row(i + 1), *x2 = row(i + 2), *x3 = row(i + 3);
@@ -72,8 +72,8 @@ PAMA_INLINE void add_block(const PamaTile<Real>& tile, int64_t i, int64_t k, int
 template <class Real>
 PAMA_INLINE void add_gram(const PamaTile<Real>& tile, int64_t n, double* gram) {
   for (int64_t i = 0; i < n; i += 4) {
-    add_block<true>(tile, i, i, n, gram);
-    for (int64_t k = i + 4; k < n; k += 4) add_block<false>(tile, i, k, n, gram);
+    add_tile<true>(tile, i, i, n, gram);
+    for (int64_t k = i + 4; k < n; k += 4) add_tile<false>(tile, i, k, n, gram);
   }
 }
 

@@ -1,5 +1,5 @@
-// How far to go along v(1 + tq) when minimising a quadratic less Σ φ(v), φ' ∝ v^(−β): both stages
-// of alpha_fair.h do.
+// How far to go along v(1 + tq) when minimising a quadratic less Σ φ(v), φ' ∝ v^(−β): for the
+// Newton steps of alpha_fair.h and for the ascent of alpha_fair_stationary.h.
 #pragma once
 
 #include <cfloat>
