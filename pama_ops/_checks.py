@@ -369,13 +369,11 @@ def preference_values(p: Tensor | None, *, by_sequence: bool = False) -> None:
     require(good, "preference must be nonnegative and finite with a positive sum", got)
 
 
-def normalizer(x: Tensor | float | None, like: Tensor) -> tuple[Tensor | None, float]:
+def normalizer(x: Tensor | float | None) -> tuple[Tensor | None, float]:
     """`normalizer` as the pair an op takes: a tensor or None, and a divisor or 0."""
-    if x is None:
-        return None, 0.0
-    if not isinstance(x, Tensor):
-        return None, float(positive("normalizer", x))
-    return one_number("normalizer", x, like.device), 0.0
+    if x is None or isinstance(x, Tensor):
+        return x, 0.0
+    return None, float(positive("normalizer", x))
 
 
 def one_number(name: str, x: object, device: torch.device) -> Tensor:
@@ -467,17 +465,24 @@ def alike(at: str, x: object, of: str, like: Tensor) -> None:
         raise ValueError(f"{at} must be on {like.device} like {of}, got {x.device}")
 
 
-def _filled_columns(
-    name: str, lists: Sequence[Sequence[Tensor | None]], where: Callable[[int, int], str]
-) -> list[tuple[Tensor, ...]]:
-    """The gradients parameter by parameter, None replaced, once all is checked."""
-    columns = list(zip(*lists, strict=True))
+def largest(column: Sequence[Tensor]) -> tuple[int, Tensor]:
+    """Of one parameter's gradients the first that stands for none that is missing, and where."""
+    first = 0
+    for i, x in enumerate(column):  # Dynamo knows no max(key=)
+        first = i if x.numel() > column[first].numel() else first
+    return first, column[first]
+
+
+def all_alike(
+    columns: Iterable[Sequence[tuple[int, object]]], where: Callable[[int, int], str]
+) -> torch.device | None:
+    """The gradients (i, x) of each parameter, one or none for an objective i, are such tensors as
+    the first of them, and all lie on one device, which is returned. `where(i, p)` says what x is.
+    """
     device: torch.device | None = None
     for p, column in enumerate(columns):
         first: Tensor | None = None
-        for i, x in enumerate(column):
-            if x is None:
-                continue
+        for i, x in column:
             if first is None:
                 of = where(i, p)
                 first = floating(of, x)
@@ -495,6 +500,16 @@ def _filled_columns(
                 and _dense(x)
             ):
                 alike(where(i, p), x, of, first)  # raises
+    return device
+
+
+def _filled_columns(
+    name: str, lists: Sequence[Sequence[Tensor | None]], where: Callable[[int, int], str]
+) -> list[tuple[Tensor, ...]]:
+    """The gradients parameter by parameter, None replaced, once all is checked."""
+    columns = list(zip(*lists, strict=True))
+    present = [[(i, x) for i, x in enumerate(column) if x is not None] for column in columns]
+    device = all_alike(present, where)
     if device is None:
         raise ValueError(f"{name} must hold at least one tensor, got none but None")
     return [_fill(column, device) for column in columns]
@@ -564,9 +579,6 @@ def outputs(
     if len(out) != count:
         raise ValueError(f"{name} must have as many tensors as grads[0], {count}, got {len(out)}")
     for p, x in enumerate(out):
-        like = flat[p]
-        for other in flat[p::count]:  # the largest, those of None being empty; Dynamo knows no key=
-            like = other if other.numel() > like.numel() else like
-        alike(f"{name}[{p}]", x, f"grads[0][{p}]", like)
+        alike(f"{name}[{p}]", x, f"grads[0][{p}]", largest(flat[p::count])[1])
         no_gradient(f"{name}[{p}]", x)
         writable(f"{name}[{p}]", x)

@@ -19,7 +19,9 @@ def active() -> bool:
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A tensor without its tangent, and the tangent."""
+    """A tensor without its tangent, and the tangent. What is no tensor is refused elsewhere."""
+    if not isinstance(x, Tensor):
+        return x, None
     parts = forward_ad.unpack_dual(x)
     return parts.primal, parts.tangent
 

@@ -22,6 +22,7 @@ from pama_ops.reference.gradients import walked_in_place
 NAMESPACE = "pama_ops"
 SCHEMAS: dict[str, str] = {}
 DEFAULTS: dict[str, Callable[..., Any]] = {}
+REFUSALS: dict[str, tuple[list[str], Callable[..., None], Callable[..., None]]] = {}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -73,6 +74,7 @@ def _define(
     torch.library.register_fake(f"{NAMESPACE}::{name}", declare)
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
     names = [argument.name for argument in op._schema.arguments]
+    REFUSALS[name] = names, check, values
     if schema.startswith("(Tensor(a!)"):
         _library.impl(name, _writer(op), "ADInplaceOrView", with_keyset=True)
     return op
@@ -112,18 +114,35 @@ def write(op: Any, written: Tensor | list[Tensor], *args: Any) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def of_lists(op: Any, *args: Any) -> Any:
-    """Call an op on lists of gradients, which says itself what is wrong with them. Kernels behind
-    torch's stable ABI can raise no TypeError: what they say of a dtype is made one.
+def call(op: Any, *args: Any, check_values: bool = False) -> Any:
+    """Call an op for a public function, which leaves to it what it can refuse by itself.
+
+    Kernels behind torch's stable ABI raise no TypeError, and torch says in its own words what is no
+    tensor: what an op refused is asked again of its check, which names it. Beforehand where
+    `check_values` wants values asked too, which a GPU's kernels leave out, and where a program is
+    compiled.
     """
+    if checks.flag("check_values", check_values) or torch.compiler.is_compiling():
+        names, check, values = REFUSALS[op._opname]
+        given = dict(zip(names, args, strict=False))
+        check(**given)
+        if check_values:
+            values(**given)
+        return op(*args)
+    return of_lists(op, *args)
+
+
+def of_lists(op: Any, *args: Any) -> Any:
+    """`call` on lists of gradients, which were checked before where a program is compiled."""
     if torch.compiler.is_compiling():
         return op(*args)
     try:
         return op(*args)
-    except ValueError as error:
-        if "dtype" not in str(error) and "must be float64" not in str(error):
-            raise
-        raise TypeError(str(error)) from None
+    except (RuntimeError, TypeError, ValueError) as error:
+        refusal = error
+    names, check, _ = REFUSALS[op._opname]
+    check(**dict(zip(names, args, strict=False)))
+    raise refusal
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:
@@ -414,18 +433,13 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
             f"grads must hold as many tensors for each of {n} objectives, got {len(grads)}"
         )
     count = len(grads) // n
-    of_parameter = [list(enumerate(grads[p::count])) for p in range(count)]
-    likes = [max(column, key=lambda entry: entry[1].numel()) for column in of_parameter]
-    for p, (column, (first, like)) in enumerate(zip(of_parameter, likes, strict=True)):
-        of = f"grads[{first}][{p}]"
-        checks.floating(of, like)
-        if like.device != grads[0].device:
-            raise ValueError(
-                f"{of} must be on {grads[0].device} like the others, got {like.device}"
-            )
-        for i, x in column:
-            if x.numel() > 0 or x.layout != torch.strided:
-                checks.alike(f"grads[{i}][{p}]", x, of, like)
+    columns = [grads[p::count] for p in range(count)]
+    likes = [checks.largest(column) for column in columns]
+    present = [
+        [like, *((i, x) for i, x in enumerate(column) if x.numel() or x.layout != torch.strided)]
+        for column, like in zip(columns, likes, strict=True)
+    ]
+    checks.all_alike(present, lambda i, p: f"grads[{i}][{p}]")
     if out is None:
         return
     if len(out) != count:

@@ -104,15 +104,9 @@ def gae(
     >>> gae(rewards, torch.zeros(1, 1, 3), gamma=1.0, lam=0.5).advantages
     tensor([[[0.2500, 0.5000, 1.0000]]])
     """
-    rewards, rows = check.tokens("rewards", rewards, mask, cu_seqlens, objectives=True)
-    check.match("values", values, rewards.shape, "rewards", rewards.device)
     gamma, lam = check.unit("gamma", gamma), check.unit("lam", lam)
-    if last_values is not None:
-        shape = (rewards.shape[0], *rows)
-        check.match("last_values", last_values, shape, "rewards", rewards.device)
-    if check.flag("check_values", check_values):
-        check.token_values(mask, cu_seqlens, rewards.shape[-1])
-    out = GAE(*ops.gae(rewards, values, mask, last_values, cu_seqlens, gamma, lam))
+    arguments = rewards, values, mask, last_values, cu_seqlens, gamma, lam
+    out = GAE(*ops.call(ops.gae, *arguments, check_values=check_values))
     return constant("gae", out, rewards, values, last_values, mask)
 
 
@@ -164,13 +158,11 @@ def whiten(
             x = x.unsqueeze(1)
         check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
         eps = check.positive("eps", eps)
-        if check_values:
-            check.token_values(mask, cu_seqlens, x.shape[-1])
         if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
             # The moments of any number of objectives, for nothing, might not fit.
             empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
             return constant("whiten", empty, advantages, mask)
-        moments = ops.whiten_moments(x, mask, cu_seqlens)
+        moments = ops.call(ops.whiten_moments, x, mask, cu_seqlens, check_values=check_values)
         if group is not None:
             ranks.must_agree(
                 [x],
@@ -227,23 +219,14 @@ def group_normalize(
     >>> group_normalize(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2, return_informative=True).informative
     tensor([ True,  True, False, False])
     """
-    rewards = check.floating("rewards", rewards)
-    if rewards.dim() not in (1, 2):
-        raise ValueError(f"rewards must have the shape [N, B] or [B], got {list(rewards.shape)}")
     group_size = check.integer("group_size", group_size)
-    if group_size < 1 or rewards.shape[-1] % group_size:
-        raise ValueError(
-            f"group_size must be positive and divide rewards' B = {rewards.shape[-1]},"
-            f" got {group_size}"
-        )
     eps = check.number("eps", eps)
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
-    return_informative = check.flag("return_informative", return_informative)
-    out: Tensor = constant(
-        "group_normalize", ops.group_normalize(rewards, group_size, eps), rewards
-    )
-    if not return_informative:
+    told = check.flag("return_informative", return_informative)
+    out: Tensor = ops.call(ops.group_normalize, rewards, group_size, eps)
+    out = constant("group_normalize", out, rewards)
+    if not told:
         return out
     return GroupAdvantages(out, ops.group_informative(rewards, group_size))
 
@@ -335,29 +318,14 @@ def pama_advantages(
         check_values = check.flag("check_values", check_values)
         advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
-        if log_ratio is not None:
-            tokens = advantages.shape[1:]
-            check.match("log_ratio", log_ratio, tokens, "advantages", advantages.device)
         epsilon_low, epsilon_high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
         p = check.preference(preference, n, advantages, *rows)
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
-        if check_values:
-            check.token_values(mask, cu_seqlens, advantages.shape[-1])
-            check.preference_values(p, by_sequence=p is not None and p.dim() == 2)
-        statistics = ops.pama_statistics(
-            advantages,
-            mask,
-            log_ratio,
-            p,
-            cu_seqlens,
-            kind,
-            epsilon_low,
-            epsilon_high,
-            noon,
-            ratio_weighted,
-        )
+        tokens = advantages, mask, log_ratio, p, cu_seqlens
+        rule = kind, epsilon_low, epsilon_high, noon, ratio_weighted
+        statistics = ops.call(ops.pama_statistics, *tokens, *rule, check_values=check_values)
         if group is not None:
             ranks.must_agree(
                 [advantages],
@@ -377,19 +345,7 @@ def pama_advantages(
         statistics = agreement.gathered(statistics, group).sum(0)
     if p is not None and p.dim() == 2 and reduction in ("gram", "batch"):
         statistics = of_own_tokens(statistics, n, kind)
-    combined, weights, optimum, active = ops.pama_combine(
-        advantages,
-        mask,
-        log_ratio,
-        p,
-        cu_seqlens,
-        statistics,
-        kind,
-        epsilon_low,
-        epsilon_high,
-        noon,
-        ratio_weighted,
-    )
+    combined, weights, optimum, active = ops.pama_combine(*tokens, statistics, *rule)
     by_gram = reduction == "gram"
     step = PAMAStep(
         combined,

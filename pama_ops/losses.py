@@ -64,21 +64,15 @@ def kl_divergence(
     >>> kl_divergence(torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), estimator="k1")
     tensor([[0.5000]])
     """
-    logp = check.rows("logp", logp)
-    check.match("ref_logp", ref_logp, logp.shape, "logp", logp.device)
-    checked = check.flag("check_values", check_values)
-    if mask is not None:
-        check.token_mask(mask, logp.shape, "logp", logp.device)
-        if checked:
-            check.token_values(mask, None, logp.shape[-1])
     kind = 1 + check.choice("estimator", estimator, ESTIMATORS)
-    kl: Tensor
     forward_mode.refuse_constants("kl_divergence", mask=mask)
-    if not forward_mode.carries(logp, ref_logp):
-        kl = ops.kl_divergence(logp, ref_logp, mask, kind)
+    towards: Tensor | None = None
+    away: Tensor | None = None
+    if forward_mode.carries(logp, ref_logp):
+        (logp, towards), (ref_logp, away) = forward_mode.split(logp), forward_mode.split(ref_logp)
+    kl: Tensor = ops.call(ops.kl_divergence, logp, ref_logp, mask, kind, check_values=check_values)
+    if towards is None and away is None:
         return kl
-    (logp, towards), (ref_logp, away) = forward_mode.split(logp), forward_mode.split(ref_logp)
-    kl = ops.kl_divergence(logp, ref_logp, mask, kind)
     ones = torch.ones_like(logp)
     slope = ops.kl_divergence_backward(ones, logp, ref_logp, mask, kind)
     total = torch.zeros_like(slope)
@@ -145,20 +139,13 @@ def ppo_loss(
     >>> ppo_loss(zeros, zeros, torch.tensor([[1.0, 3.0]])).loss
     tensor(-2.)
     """
-    logp, _ = check.tokens("logp", logp, mask, cu_seqlens, objectives=False)
-    for name, x in ("old_logp", old_logp), ("advantages", advantages), ("ref_logp", ref_logp):
-        if x is not None or name != "ref_logp":
-            check.match(name, x, logp.shape, "logp", logp.device)
     epsilon_low, epsilon_high = check.clip(clip)
     kind = check.choice("aggregate", aggregate, AGGREGATES)
     estimator = 1 + check.choice("kl_estimator", kl_estimator, ESTIMATORS)
     kl_coef = check.finite("kl_coef", kl_coef)
     if kl_coef != 0 and ref_logp is None:
         raise ValueError(f"ref_logp must be given when kl_coef is not 0, got None and {kl_coef}")
-    norm, divisor = check.normalizer(normalizer, logp)
-    if check.flag("check_values", check_values):
-        check.token_values(mask, cu_seqlens, logp.shape[-1])
-        check.normalizer_value(norm)
+    norm, divisor = check.normalizer(normalizer)
     tangent: Tensor | None = None
     if forward_mode.active():
         forward_mode.refuse_constants(
@@ -170,35 +157,14 @@ def ppo_loss(
             normalizer=norm,
         )
         logp, tangent = forward_mode.split(logp)
-    loss, statistics, row_weights = ops.ppo_loss(
-        logp,
-        old_logp,
-        advantages,
-        mask,
-        ref_logp,
-        norm,
-        cu_seqlens,
-        epsilon_low,
-        epsilon_high,
-        kind,
-        divisor,
-        kl_coef,
-        estimator,
-    )
+    tokens, clips = (logp, old_logp, advantages, mask, ref_logp), (epsilon_low, epsilon_high)
+    loss, statistics, row_weights = ops.call(
+        ops.ppo_loss, *tokens, norm, cu_seqlens, *clips, kind, divisor, kl_coef, estimator,
+        check_values=check_values,
+    )  # fmt: skip
     if tangent is not None:
         slope = ops.ppo_loss_backward(
-            torch.ones_like(loss),
-            row_weights,
-            logp,
-            old_logp,
-            advantages,
-            mask,
-            ref_logp,
-            cu_seqlens,
-            epsilon_low,
-            epsilon_high,
-            kl_coef,
-            estimator,
+            torch.ones_like(loss), row_weights, *tokens, cu_seqlens, *clips, kl_coef, estimator
         )
         loss = forward_mode.join("ppo_loss", loss, forward_mode.products(slope, tangent).sum())
     return PPOLoss(loss, *statistics.detach().unbind())
@@ -241,15 +207,8 @@ def value_loss(
     >>> value_loss(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 1, 2))
     tensor([2.5000])
     """
-    values, _ = check.tokens("values", values, mask, cu_seqlens, objectives=True)
-    check.match("returns", returns, values.shape, "values", values.device)
-    if old_values is not None:
-        check.match("old_values", old_values, values.shape, "values", values.device)
     clip = check.positive("clip", clip)
-    norm, divisor = check.normalizer(normalizer, values)
-    if check.flag("check_values", check_values):
-        check.token_values(mask, cu_seqlens, values.shape[-1])
-        check.normalizer_value(norm)
+    norm, divisor = check.normalizer(normalizer)
     tangent: Tensor | None = None
     if forward_mode.active():
         forward_mode.refuse_constants(
@@ -257,11 +216,12 @@ def value_loss(
         )
         values, tangent = forward_mode.split(values)
     loss: Tensor
-    loss, scale = ops.value_loss(values, returns, mask, old_values, norm, cu_seqlens, clip, divisor)
+    tokens = values, returns, mask, old_values
+    loss, scale = ops.call(
+        ops.value_loss, *tokens, norm, cu_seqlens, clip, divisor, check_values=check_values
+    )
     if tangent is None:
         return loss
-    slope = ops.value_loss_backward(
-        torch.ones_like(loss), scale, values, returns, mask, old_values, cu_seqlens, clip
-    )
+    slope = ops.value_loss_backward(torch.ones_like(loss), scale, *tokens, cu_seqlens, clip)
     tangents = forward_mode.products(slope, tangent).flatten(1).sum(-1)
     return forward_mode.join("value_loss", loss, tangents)

@@ -40,17 +40,10 @@ def _solve(
     *options: float,
     rtol: float | None = None,
 ) -> Tensor:
-    """The weights that the op `name` finds, after the checks that all weightings share."""
-    p = _preference(gram, preference, check_values)
-    return _run(name, gram, p, check_values, options, rtol)
-
-
-def _preference(gram: Tensor, preference: Preference, check_values: bool) -> Tensor | None:
+    """The weights that the op `name` finds by a preference."""
     check.gram("gram", gram)
     p = check.preference(preference, gram.shape[-1], gram)
-    if check.flag("check_values", check_values):
-        check.preference_values(p)
-    return p
+    return _run(name, gram, p, check_values, options, rtol)
 
 
 def _constant(name: str, result: Result, x: Tensor, other: Tensor | None) -> Result:
@@ -75,20 +68,19 @@ def _run(
     gram: Tensor,
     vector: Tensor | None,
     check_values: bool,
-    options: Sequence[float],
+    options: Sequence[float] = (),
     rtol: float | None = None,
 ) -> Tensor:
-    if check.flag("check_values", check_values):
-        check.gram_matrix(gram)
     # The ops walk up to six leading dimensions by their strides.
-    many = gram.dim() > 8
+    lead, many = gram.shape[:-2], gram.dim() > 8
     flat = gram.flatten(0, -3) if many else gram
     if many and vector is not None and vector.dim() > 1:
-        vector = vector.expand(*gram.shape[:-2], -1).flatten(0, -2)
-    weights: Tensor = getattr(ops, name)(flat, vector, options, rtol)
+        vector = vector.expand(*lead, -1).flatten(0, -2)
+    op = getattr(ops, name)
+    result: Tensor = ops.call(op, flat, vector, options, rtol, check_values=check_values)
     if many:
-        weights = weights.view(gram.shape[:-1])
-    return _constant(name, weights, gram, vector)
+        result = result.view(*lead, *result.shape[1:])
+    return _constant(name, result, gram, vector)
 
 
 def min_norm(
@@ -144,13 +136,14 @@ def min_norm(
     >>> min_norm(torch.diag(torch.tensor([1.0, 0.0, 1.0])), ignore_zero=True)
     tensor([0.5000, 0.0000, 0.5000])
     """
-    p = _preference(gram, preference, check_values)
+    check.gram("gram", gram)
+    p = check.preference(preference, gram.shape[-1], gram)
     if check.flag("ignore_zero", ignore_zero):
         diagonal = gram.detach().diagonal(dim1=-2, dim2=-1)
         p = torch.ones_like(diagonal) if p is None else p
         left = torch.where(diagonal == 0, 0, p)
         p = torch.where((left > 0).any(-1, keepdim=True), left, p)
-    return _run("min_norm", gram, p, check_values, ())
+    return _run("min_norm", gram, p, check_values)
 
 
 def dualproj(
@@ -349,10 +342,8 @@ def fairgrad(
     >>> fairgrad(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), alpha=0.5)
     tensor([0.6300, 1.0000])
     """
-    alpha = check.nonnegative("alpha", alpha)
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive and finite, got {alpha}")
-    return _solve("fairgrad", gram, None, check_values, float(alpha), rtol=_error(gram, rtol))
+    alpha = float(check.positive("alpha", alpha))
+    return _solve("fairgrad", gram, None, check_values, alpha, rtol=_error(gram, rtol))
 
 
 def gapo(gram: Tensor, *, p: float = 1.0, check_values: bool = False) -> Tensor:
@@ -518,7 +509,7 @@ def pcgrad(gram: Tensor, *, seed: Tensor | None = None, check_values: bool = Fal
     seed = _seed(seed, gram)
     # One seed for all needs no dimension of its own: making one would take longer than the solver.
     vector = seed.unsqueeze(-1) if seed.dim() else seed
-    return _run("pcgrad", gram, vector, check_values, ())
+    return _run("pcgrad", gram, vector, check_values)
 
 
 def gradvac(
@@ -567,7 +558,7 @@ def gradvac(
         targets = torch.full((n * n,), target, dtype=torch.float64, device=gram.device)
     bits = _seed(seed, gram).view(torch.float64).unsqueeze(-1)
     vector = torch.cat([bits, targets.expand(*bits.shape[:-1], -1)], -1)
-    return _run("gradvac", gram, vector, check_values, ())
+    return _run("gradvac", gram, vector, check_values)
 
 
 def _seed(seed: Tensor | None, gram: Tensor) -> Tensor:
@@ -602,12 +593,7 @@ def duality_gap(gram: Tensor, weights: Tensor, *, check_values: bool = False) ->
     """
     check.gram("gram", gram)
     check.match("weights", weights, gram.shape[:-1], "gram", gram.device)
-    if check.flag("check_values", check_values):
-        check.gram_matrix(gram)
-    many = gram.dim() > 8
-    flat = (gram.flatten(0, -3), weights.flatten(0, -2)) if many else (gram, weights)
-    gap: Tensor = ops.duality_gap(*flat, [])
-    return constant("duality_gap", gap.view(gram.shape[:-2]) if many else gap, gram, weights)
+    return _run("duality_gap", gram, weights, check_values)
 
 
 def pama_weights(
@@ -648,10 +634,8 @@ def pama_weights(
     """
     check.objective_values("values", values)
     p = check.preference(preference, values.shape[-1], values)
-    if check.flag("check_values", check_values):
-        check.preference_values(p)
     flat = values.flatten(0, -2) if values.dim() > 7 else values
-    weights, optimum = ops.pama_weights(flat, p)
+    weights, optimum = ops.call(ops.pama_weights, flat, p, check_values=check_values)
     if flat is not values:
         weights, optimum = weights.view(values.shape), optimum.view(values.shape[:-1])
     result = PAMAWeights(weights, optimum)
