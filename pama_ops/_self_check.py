@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pama_ops as po
-from pama_ops import _ops, reference
+from pama_ops import _dispatch, reference
 from pama_ops._rounding import bound
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +33,7 @@ class Comparison(TorchDispatchMode):
     ) -> object:
         """Run the op, then its definition on copies of the arguments."""
         namespace, name = func._schema.name.split("::")
-        if namespace != _ops.NAMESPACE:
+        if namespace != _dispatch.NAMESPACE:
             return func(*args, **(kwargs or {}))
         before = [_on_cpu(x) for x in args]
         result = func(*args, **(kwargs or {}))

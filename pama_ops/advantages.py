@@ -13,6 +13,7 @@ from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
 from pama_ops import _ops as ops
 from pama_ops._autograd import constant
+from pama_ops._dispatch import call
 from pama_ops.reference import of_own_tokens
 
 REDUCTIONS = ("token", "sequence", "gram", "batch")
@@ -106,7 +107,7 @@ def gae(
     """
     gamma, lam = check.unit("gamma", gamma), check.unit("lam", lam)
     arguments = rewards, values, mask, last_values, cu_seqlens, gamma, lam
-    out = GAE(*ops.call(ops.gae, *arguments, check_values=check_values))
+    out = GAE(*call(ops.gae, *arguments, check_values=check_values))
     return constant("gae", out, rewards, values, last_values, mask)
 
 
@@ -162,7 +163,7 @@ def whiten(
             # The moments of any number of objectives, for nothing, might not fit.
             empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
             return constant("whiten", empty, advantages, mask)
-        moments = ops.call(ops.whiten_moments, x, mask, cu_seqlens, check_values=check_values)
+        moments = call(ops.whiten_moments, x, mask, cu_seqlens, check_values=check_values)
         if group is not None:
             ranks.must_agree(
                 [x],
@@ -224,7 +225,7 @@ def group_normalize(
     if not eps >= 0:
         raise ValueError(f"eps must not be negative, got {eps}")
     told = check.flag("return_informative", return_informative)
-    out: Tensor = ops.call(ops.group_normalize, rewards, group_size, eps)
+    out: Tensor = call(ops.group_normalize, rewards, group_size, eps)
     out = constant("group_normalize", out, rewards)
     if not told:
         return out
@@ -325,7 +326,7 @@ def pama_advantages(
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         tokens = advantages, mask, log_ratio, p, cu_seqlens
         rule = kind, epsilon_low, epsilon_high, noon, ratio_weighted
-        statistics = ops.call(ops.pama_statistics, *tokens, *rule, check_values=check_values)
+        statistics = call(ops.pama_statistics, *tokens, *rule, check_values=check_values)
         if group is not None:
             ranks.must_agree(
                 [advantages],

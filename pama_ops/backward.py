@@ -22,6 +22,7 @@ from pama_ops import _fsdp2 as fsdp2
 from pama_ops import _memory as memory
 from pama_ops import _ops as ops
 from pama_ops import distributed
+from pama_ops._dispatch import write
 from pama_ops.gradients import gram
 from pama_ops.weights import min_norm
 
@@ -385,7 +386,7 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     if there:
         to = [dtensors.local_part(x) for x in targets]
         try:
-            ops.write(ops.combine_into, to, of(there), weights, True)
+            write(ops.combine_into, to, of(there), weights, True)
         except ValueError as error:
             raise ValueError(
                 "a .grad that a gradient is added to must be that whole gradient or lie apart from "

@@ -19,6 +19,7 @@ from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _ops as ops
 from pama_ops import distributed
+from pama_ops._dispatch import of_lists, write
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -110,10 +111,10 @@ def _gram(flat: list[Tensor], n: int) -> Tensor:
     """With the tangent dJ Jᵀ + J dJᵀ where the gradients J have one, dJ."""
     result: Tensor
     if not forward_mode.carries(*flat):
-        result = ops.of_lists(ops.gram, flat, n)
+        result = of_lists(ops.gram, flat, n)
         return result
     primals, tangents = _split(flat)
-    result = ops.of_lists(ops.gram, primals, n)
+    result = of_lists(ops.gram, primals, n)
     cross = ops.gram([*primals, *tangents], 2 * n)[:n, n:]
     return forward_mode.join("gram", result, cross + cross.mT)
 
@@ -196,7 +197,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     check.no_gradient("gram", gram)
     check.writable("gram", gram)
     forward_mode.refuse("gram_accumulate", gram, *flat)
-    ops.write(ops.gram_accumulate, gram, flat)
+    write(ops.gram_accumulate, gram, flat)
     return _noted(gram, max(getattr(gram, "rtol", 0.0), _error(flat, n)))
 
 
@@ -264,7 +265,7 @@ def _combine(
         results: list[Tensor]
         if forward_mode.carries(weights, *flat):
             return _combine_tangents(flat, weights)
-        results = ops.of_lists(ops.combine, flat, weights)
+        results = of_lists(ops.combine, flat, weights)
         if are_dtensors:
             parts = zip(layouts, results, strict=True)
             results = [dtensors.placed_as(x, part) for x, part in parts]
@@ -274,7 +275,7 @@ def _combine(
         dtensors.check_dtensors("out and grads", [*layouts, *out], 2)
         out = [dtensors.local_part(x) for x in out]
     with torch.no_grad():
-        ops.write(ops.combine_into, out, flat, weights, False)
+        write(ops.combine_into, out, flat, weights, False)
     return out
 
 
@@ -282,7 +283,7 @@ def _combine_tangents(flat: list[Tensor], weights: Tensor) -> list[Tensor]:
     """The sums Σ w_i g_i with their tangents Σ w_i dg_i + dw_i g_i."""
     primals, tangents = _split(flat)
     weights, turn = forward_mode.split(weights)
-    results: list[Tensor] = ops.of_lists(ops.combine, primals, weights)
+    results: list[Tensor] = of_lists(ops.combine, primals, weights)
     moves: list[Tensor] = [torch.zeros_like(x) for x in results]
     count = len(results)
     for p in range(count):

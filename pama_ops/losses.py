@@ -10,6 +10,7 @@ from torch import Tensor
 from pama_ops import _checks as check
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _ops as ops
+from pama_ops._dispatch import call
 
 AGGREGATES = ("token-mean", "sequence-mean-token-mean", "sequence-mean-token-sum", "token-sum")
 ESTIMATORS = ("k1", "k2", "k3")
@@ -70,7 +71,7 @@ def kl_divergence(
     away: Tensor | None = None
     if forward_mode.carries(logp, ref_logp):
         (logp, towards), (ref_logp, away) = forward_mode.split(logp), forward_mode.split(ref_logp)
-    kl: Tensor = ops.call(ops.kl_divergence, logp, ref_logp, mask, kind, check_values=check_values)
+    kl: Tensor = call(ops.kl_divergence, logp, ref_logp, mask, kind, check_values=check_values)
     if towards is None and away is None:
         return kl
     ones = torch.ones_like(logp)
@@ -158,7 +159,7 @@ def ppo_loss(
         )
         logp, tangent = forward_mode.split(logp)
     tokens, clips = (logp, old_logp, advantages, mask, ref_logp), (epsilon_low, epsilon_high)
-    loss, statistics, row_weights = ops.call(
+    loss, statistics, row_weights = call(
         ops.ppo_loss, *tokens, norm, cu_seqlens, *clips, kind, divisor, kl_coef, estimator,
         check_values=check_values,
     )  # fmt: skip
@@ -217,7 +218,7 @@ def value_loss(
         values, tangent = forward_mode.split(values)
     loss: Tensor
     tokens = values, returns, mask, old_values
-    loss, scale = ops.call(
+    loss, scale = call(
         ops.value_loss, *tokens, norm, cu_seqlens, clip, divisor, check_values=check_values
     )
     if tangent is None:

@@ -16,6 +16,7 @@ from pama_ops import _checks as check
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _ops as ops
 from pama_ops._autograd import Result, constant
+from pama_ops._dispatch import call
 
 Preference = Tensor | Sequence[float] | None
 
@@ -77,7 +78,7 @@ def _run(
     if many and vector is not None and vector.dim() > 1:
         vector = vector.expand(*lead, -1).flatten(0, -2)
     op = getattr(ops, name)
-    result: Tensor = ops.call(op, flat, vector, options, rtol, check_values=check_values)
+    result: Tensor = call(op, flat, vector, options, rtol, check_values=check_values)
     if many:
         result = result.view(*lead, *result.shape[1:])
     return _constant(name, result, gram, vector)
@@ -635,7 +636,7 @@ def pama_weights(
     check.objective_values("values", values)
     p = check.preference(preference, values.shape[-1], values)
     flat = values.flatten(0, -2) if values.dim() > 7 else values
-    weights, optimum = ops.call(ops.pama_weights, flat, p, check_values=check_values)
+    weights, optimum = call(ops.pama_weights, flat, p, check_values=check_values)
     if flat is not values:
         weights, optimum = weights.view(values.shape), optimum.view(values.shape[:-1])
     result = PAMAWeights(weights, optimum)

@@ -13,7 +13,7 @@ import torch
 from gloo_ranks import four_ranks, ranks  # noqa: F401, fixtures of every test of process groups
 
 import pama_ops
-from pama_ops import _ops
+from pama_ops import _autograd, _dispatch, _ops
 
 ROOT = Path(__file__).parent.parent
 EMULATED = ROOT / "build" / os.environ.get("PAMA_EMULATED_LIBRARY", "_C_emulated.so")
@@ -118,14 +118,14 @@ class Backend:
             namespace = torch.ops.pama_ops_emulated
             return {
                 name: getattr(namespace, name).default
-                for name in _ops.SCHEMAS
+                for name in _dispatch.SCHEMAS
                 if torch._C._dispatch_has_kernel_for_dispatch_key(
                     f"pama_ops_emulated::{name}", "CPU"
                 )
             }
         if self.name == "default":
             namespace = torch.ops.pama_ops_default
-            return {name: getattr(namespace, name).default for name in _ops.SCHEMAS}
+            return {name: getattr(namespace, name).default for name in _dispatch.SCHEMAS}
         return {}
 
 
@@ -152,7 +152,7 @@ def emulated_library() -> object:
 def default_library() -> object:
     """The plain-PyTorch defaults, with no kernel over them."""
     library = define("pama_ops_default")
-    for name, default in _ops.DEFAULTS.items():
+    for name, default in _dispatch.DEFAULTS.items():
         library.impl(name, default, "CompositeExplicitAutograd")
     return library
 
@@ -160,9 +160,9 @@ def default_library() -> object:
 def define(namespace: str) -> torch.library.Library:
     """The library's schemas, and their autograd, in another namespace."""
     library = torch.library.Library(namespace, "DEF")
-    for name, schema in _ops.SCHEMAS.items():
+    for name, schema in _dispatch.SCHEMAS.items():
         library.define(name + schema)
-    _ops.register_autograd(namespace)
+    _autograd.register(namespace)
     return library
 
 

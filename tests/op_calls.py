@@ -1,4 +1,4 @@
-"""Calls of every op in _ops.SCHEMAS, long enough for several warps, blocks and tiles."""
+"""Calls of every op in _dispatch.SCHEMAS, long enough for several warps, blocks and tiles."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from strategies import DTYPES, gradient_lists, lay, normal, tiny_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pama_ops as po
-from pama_ops import _ops
+from pama_ops import _dispatch, _ops
 
 
 def check(got, grads, weights, before=None) -> None:
@@ -269,7 +269,7 @@ def test_what_would_be_written_twice_is_refused_and_the_rest_is_right(backend, d
     accumulate = data.draw(st.booleans())
     start = torch.arange(1.0, ROOM + 1)
     found = []
-    for op in _ops.combine_into, _ops.DEFAULTS["combine_into"]:
+    for op in _ops.combine_into, _dispatch.DEFAULTS["combine_into"]:
         memory = start.clone().to(backend.device)
         given_ = [memory.as_strided(*x) for x in grads]
         written, refusal = [memory.as_strided(*x) for x in out], ""
@@ -330,7 +330,7 @@ def test_raw_ops_raise_the_version_of_what_they_write():
     square = torch.zeros(2, 2, dtype=torch.float64)
     torch.ops.pama_ops.gram_accumulate(square, g)
     assert (x._version, square._version) == (1, 1)
-    mutable = [name for name, schema in _ops.SCHEMAS.items() if "!" in schema]
+    mutable = [name for name, schema in _dispatch.SCHEMAS.items() if "!" in schema]
     assert sorted(mutable) == ["combine_into", "gram_accumulate"]
 
 

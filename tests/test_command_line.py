@@ -9,14 +9,14 @@ import pytest
 import torch
 from op_calls import WITHOUT_KERNELS
 
-from pama_ops import _bench, _library, _ops, _self_check
+from pama_ops import _bench, _dispatch, _library, _self_check
 from pama_ops.__main__ import main
 
 
 def test_check_reaches_every_op_and_passes(capsys):
     assert main(["check"]) == 0
     rows = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()}
-    assert _ops.SCHEMAS.keys() - WITHOUT_KERNELS <= rows
+    assert _dispatch.SCHEMAS.keys() - WITHOUT_KERNELS <= rows
 
 
 def test_check_fails_on_an_op_that_is_off(monkeypatch, capsys):

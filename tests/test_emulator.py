@@ -12,7 +12,7 @@ import pytest
 import torch
 from op_calls import WITHOUT_KERNELS, calls, run
 
-from pama_ops import _ops
+from pama_ops import _dispatch
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(1, 4)
@@ -21,7 +21,7 @@ SEEDS = range(1, 4)
 @pytest.fixture
 def ops(emulated_library):
     namespace = torch.ops.pama_ops_emulated
-    return {name: getattr(namespace, name).default for name in _ops.SCHEMAS}
+    return {name: getattr(namespace, name).default for name in _dispatch.SCHEMAS}
 
 
 def has_kernel(name):
@@ -35,8 +35,8 @@ def same(got, want):
 
 
 def test_every_op_has_a_cuda_kernel_that_runs_on_the_host(emulated_library):
-    assert {name for name in _ops.SCHEMAS if not has_kernel(name)} == WITHOUT_KERNELS
-    assert {name for name, _ in calls()} | WITHOUT_KERNELS == set(_ops.SCHEMAS)
+    assert {name for name in _dispatch.SCHEMAS if not has_kernel(name)} == WITHOUT_KERNELS
+    assert {name for name, _ in calls()} | WITHOUT_KERNELS == set(_dispatch.SCHEMAS)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

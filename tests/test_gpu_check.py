@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from op_calls import WITHOUT_KERNELS
 
-from pama_ops import _ops, reference
+from pama_ops import _dispatch, reference
 
 ROOT = Path(__file__).parent.parent
 SHAPES = [(33, 8), (8,), (4096,)]
@@ -371,7 +371,7 @@ def test_an_unknown_stage_is_refused():
 def test_the_groups_hold_every_op(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     gpu_ops = importlib.import_module("gpu_ops")
-    called = _ops.SCHEMAS.keys() - WITHOUT_KERNELS
+    called = _dispatch.SCHEMAS.keys() - WITHOUT_KERNELS
     assert {gpu_ops.group_of(name) for name in called} == set(gpu_ops.GROUPS)
     weightings = {name for name in called if gpu_ops.group_of(name) == "weights"}
     assert weightings == {*reference.WEIGHTINGS, "duality_gap", "pama_weights"}

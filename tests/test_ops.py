@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pama_ops as po
-from pama_ops import _ops
+from pama_ops import _dispatch, _ops
 
 # Of these a narrower one is a smaller problem.
 ALONE = {"whiten_moments", "pama_weights"}
@@ -191,7 +191,7 @@ def test_what_is_beside_a_list_must_lie_where_it_does():
         ("gram_accumulate", (matrix, [X, X])),
     ):
         with pytest.raises(ValueError, match="must be on cpu like grads, got meta"):
-            _ops.DEFAULTS[name](*arguments)
+            _dispatch.DEFAULTS[name](*arguments)
 
 
 def test_lists_not_alike_are_refused_while_a_program_is_traced():

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 import pama_ops as po
-from pama_ops import _library, _ops
+from pama_ops import _dispatch, _library
 from pama_ops.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ def test_the_cuda_library_loads_and_registers_its_kernels():
     assert _library.has_cuda, _library.why_no_cuda
     missing = [
         name
-        for name in _ops.SCHEMAS
+        for name in _dispatch.SCHEMAS
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pama_ops::{name}", "CUDA")
     ]
     assert set(missing) == WITHOUT_KERNELS
@@ -148,11 +148,11 @@ def test_the_cuda_library_serves_a_python_that_has_no_other_kernels(tmp_path):
     (package / "_C.cpython-39-x86_64-linux-gnu.so").write_text("of another Python")
     script = (
         "import torch, pama_ops as po\n"
-        "from pama_ops import _library, _ops\n"
+        "from pama_ops import _dispatch, _library\n"
         f"assert _library.PACKAGE.samefile({str(package)!r})\n"
         "assert _library.extension is None and _library.has_cuda\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
-        "print(sorted(x for x in _ops.SCHEMAS if not has(f'pama_ops::{x}', 'CUDA')))\n"
+        "print(sorted(x for x in _dispatch.SCHEMAS if not has(f'pama_ops::{x}', 'CUDA')))\n"
         "print(po.gae(torch.ones(1, 1, 2), torch.zeros(1, 1, 2)).advantages.tolist())\n"
         "from pama_ops.__main__ import main\n"
         "main(['info'])\n"
@@ -204,7 +204,7 @@ def architectures_of(library: Path) -> tuple[set[int], set[int]]:
     return code, ptx
 
 
-@pytest.mark.parametrize("name", sorted(_ops.SCHEMAS.keys() - WITHOUT_KERNELS))
+@pytest.mark.parametrize("name", sorted(_dispatch.SCHEMAS.keys() - WITHOUT_KERNELS))
 def test_every_op_passes_opcheck(name):
     """With each of the options that tests/op_calls.py gives it; tests of an op add theirs."""
     mine = [arguments for other, arguments in calls() if other == name]
