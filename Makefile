@@ -109,19 +109,14 @@ $(VENV)-%/.installed: requirements-%.txt
 	touch $@
 
 # A test file that finds no library skips, and verl only notes a plug-in that fails to load: import both.
-.PHONY: test-verl
-test-verl: $(VENV)-verl/.installed wheel
-	$(VENV)-verl/bin/python -m pip install --quiet --disable-pip-version-check \
+IMPORTS_verl = verl, pama_ops.integrations.verl
+IMPORTS_deepspeed = deepspeed
+.PHONY: test-verl test-deepspeed
+test-verl test-deepspeed: test-%: $(VENV)-%/.installed wheel
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --force-reinstall dist/pama_ops-*.whl
-	cd tests && ../$(VENV)-verl/bin/python -c "import verl, pama_ops.integrations.verl"
-	cd tests && ../$(VENV)-verl/bin/python -m pytest -o addopts= -W default -m "not slow" test_verl.py $(ARGS)
-
-.PHONY: test-deepspeed
-test-deepspeed: $(VENV)-deepspeed/.installed wheel
-	$(VENV)-deepspeed/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps --force-reinstall dist/pama_ops-*.whl
-	cd tests && ../$(VENV)-deepspeed/bin/python -c "import deepspeed"
-	cd tests && ../$(VENV)-deepspeed/bin/python -m pytest -o addopts= -W default test_deepspeed.py $(ARGS)
+	cd tests && ../$(VENV)-$*/bin/python -c "import $(IMPORTS_$*)"
+	cd tests && ../$(VENV)-$*/bin/python -m pytest -o addopts= -W default -m "not slow" test_$*.py $(ARGS)
 
 .PHONY: test-install
 test-install: $(VENV)/.installed

@@ -62,10 +62,8 @@ def match(name: str, x: object, shape: Sequence[int], like: str, device: torch.d
     return x
 
 
-def tokens(
-    name: str, x: object, mask: object, cu_seqlens: object, *, objectives: bool
-) -> tuple[Tensor, tuple[int, ...]]:
-    """A token array, [N, B, T] or [B, T] (ragged: without B). Returns it and [B] as a tuple."""
+def tokens(name: str, x: object, mask: object, cu_seqlens: object, *, objectives: bool) -> Tensor:
+    """A token array, [N, B, T] or [B, T] (ragged: without B), beside its mask and offsets."""
     x = floating(name, x)
     dims = (3 if objectives else 2) - (cu_seqlens is not None)
     if x.dim() != dims:
@@ -79,7 +77,7 @@ def tokens(
     if mask is not None:
         token_mask(mask, x.shape[1:] if objectives else x.shape, name, x.device)
     if cu_seqlens is None:
-        return x, (x.shape[-2],)
+        return x
     cu = tensor("cu_seqlens", cu_seqlens)
     if cu.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens must be int32 or int64, got {cu.dtype}")
@@ -89,7 +87,12 @@ def tokens(
         )
     if cu.device != x.device:
         raise ValueError(f"cu_seqlens must be on {x.device} like {name}, got {cu.device}")
-    return x, (cu.shape[0] - 1,)
+    return x
+
+
+def rows_of(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    """B of a token array."""
+    return x.shape[-2] if cu_seqlens is None else cu_seqlens.shape[0] - 1
 
 
 def token_mask(x: object, shape: Sequence[int], like: str, device: torch.device) -> None:

@@ -91,12 +91,11 @@ def _check_tokens(
 
     def check(**given: Any) -> None:
         offsets = given.get("cu_seqlens")
-        x, rows = checks.tokens(first, given[first], given["mask"], offsets, objectives=objectives)
-        if not objectives:
-            rows = (_rows(x, offsets),)
+        x = checks.tokens(first, given[first], given["mask"], offsets, objectives=objectives)
         shapes = dict.fromkeys(alike, tuple(x.shape))
         shapes |= dict.fromkeys(of_objective, tuple(x.shape[1:]))
-        shapes |= dict.fromkeys(of_sequence, (*x.shape[:1], *rows) if objectives else rows)
+        rows = (x.shape[0], checks.rows_of(x, offsets)) if objectives else (_walked(x, offsets),)
+        shapes |= dict.fromkeys(of_sequence, rows)
         for name, shape in shapes.items():
             if given[name] is not None:
                 checks.match(name, given[name], shape, first, x.device)
@@ -107,11 +106,10 @@ def _check_tokens(
     return check
 
 
-def _rows(x: Tensor, cu_seqlens: Tensor | None) -> Any:
-    """The sequences of [B, T], of which there are none where T is 0, however large B is."""
-    if cu_seqlens is not None:
-        return cu_seqlens.shape[0] - 1
-    return torch.sym_min(x.shape[0], x.numel())
+def _walked(x: Tensor, cu_seqlens: Tensor | None) -> Any:
+    """The sequences of [B, T] that kernels walk: none where T is 0, however large B is."""
+    rows = checks.rows_of(x, cu_seqlens)
+    return rows if cu_seqlens is not None else torch.sym_min(rows, x.numel())
 
 
 def _token_values(**arguments: Any) -> None:
@@ -196,9 +194,8 @@ def _check_pama(advantages: Tensor, preference: Tensor | None, **given: Any) -> 
     _check_tokens("advantages", of_objective=["log_ratio"])(advantages=advantages, **given)
     if not 0 <= given["reduction"] <= reference.BATCH:
         raise ValueError(f"reduction must be 0, 1, 2 or 3, got {given['reduction']}")
-    offsets, n = given["cu_seqlens"], advantages.shape[0]
-    rows = advantages.shape[1] if offsets is None else offsets.shape[0] - 1
-    checks.preference(preference, n, advantages, rows)
+    n = advantages.shape[0]
+    checks.preference(preference, n, advantages, checks.rows_of(advantages, given["cu_seqlens"]))
     if (statistics := given.get("statistics")) is None:
         return
     size = (statistics_size(n, given["reduction"]),)
@@ -245,13 +242,12 @@ def _fake_pama_combine(
     **_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, tokens = advantages.shape[0], advantages.shape[1:]
-    rows = advantages.shape[1] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     dtype = result_dtype(advantages, log_ratio)
     problems: tuple[int, ...] = ()
     if reduction == reference.TOKEN:
         problems = tuple(tokens)
     elif reduction == reference.SEQUENCE or _by_sequence(preference):
-        problems = (rows,)
+        problems = (checks.rows_of(advantages, cu_seqlens),)
     optimum = (0,) if reduction == reference.GRAM else problems
     return (
         advantages.new_empty(tokens, dtype=dtype),
@@ -510,7 +506,7 @@ def _fake_ppo_loss(
     return (
         logp.new_empty((), dtype=dtype),
         logp.new_empty((4,), dtype=dtype),
-        logp.new_empty((_rows(logp, cu_seqlens),), dtype=torch.float64),
+        logp.new_empty((_walked(logp, cu_seqlens),), dtype=torch.float64),
     )
 
 

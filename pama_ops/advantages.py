@@ -317,11 +317,12 @@ def pama_advantages(
     agreement.check_group(group)
     with agreement.all_ranks_raise(advantages, group, wait=check_values) as ranks:
         check_values = check.flag("check_values", check_values)
-        advantages, rows = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+        advantages = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
         n = advantages.shape[0]
         epsilon_low, epsilon_high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
-        p = check.preference(preference, n, advantages, *rows)
+        rows = check.rows_of(advantages, cu_seqlens)
+        p = check.preference(preference, n, advantages, rows)
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         tokens = advantages, mask, log_ratio, p, cu_seqlens

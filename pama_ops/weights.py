@@ -205,8 +205,7 @@ def upgrad(
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         preference: n nonnegative numbers, scaled to sum 1; uniform if None.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -243,8 +242,7 @@ def cagrad(
     Args:
         gram: G, [..., n, n], as for `min_norm`.
         c: the radius relative to ‖g_0‖, nonnegative; for c >= 1 no gradient is conflicted with.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -280,8 +278,7 @@ def nash_mtl(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fa
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -324,8 +321,7 @@ def fairgrad(
         gram: G, [..., n, n], as for `min_norm`.
         alpha: α, positive and finite; tested from 0.1 to 10, with norms over twelve decades. Far
             beyond that, powers of w leave what float64 resolves and the equation holds less well.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -395,8 +391,7 @@ def aligned_mtl(
         gram: G, [..., n, n], as for `min_norm`.
         preference: n nonnegative numbers, scaled to sum 1; uniform if None.
         scale: "min", "median" or "rmse".
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -427,8 +422,7 @@ def imtl_g(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
@@ -460,8 +454,7 @@ def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
 
     Args:
         gram: G, [..., n, n], as for `min_norm`.
-        rtol: relative error of G's entries; None stands for what `gram` noted on G, else for the
-            eps of its dtype.
+        rtol: see `dualproj`.
         check_values: see `min_norm`.
 
     Returns:
