@@ -113,18 +113,11 @@ def call(op: Any, *args: Any, check_values: bool = False) -> Any:
     `check_values` wants values asked too, which a GPU's kernels leave out, and where a program is
     compiled.
     """
-    if checks.flag("check_values", check_values) or torch.compiler.is_compiling():
+    if check_values is not False or torch.compiler.is_compiling():
         refuse, values = REFUSALS[op._opname]
         given = refuse(*args)
-        if check_values:
+        if checks.flag("check_values", check_values):
             values(**given)
-        return op(*args)
-    return of_lists(op, *args)
-
-
-def of_lists(op: Any, *args: Any) -> Any:
-    """`call` on lists of gradients, which were checked before where a program is compiled."""
-    if torch.compiler.is_compiling():
         return op(*args)
     try:
         return op(*args)
@@ -133,6 +126,11 @@ def of_lists(op: Any, *args: Any) -> Any:
     refuse, _ = REFUSALS[op._opname]
     refuse(*args)
     raise refusal
+
+
+def of_lists(op: Any, *args: Any) -> Any:
+    """`call` on lists of gradients, which were checked before where a program is compiled."""
+    return op(*args) if torch.compiler.is_compiling() else call(op, *args)
 
 
 def _fitted(result: Tensor, declared: Tensor) -> Tensor:

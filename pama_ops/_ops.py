@@ -114,7 +114,7 @@ def _walked(x: Tensor, cu_seqlens: Tensor | None) -> Any:
 
 def _token_values(**arguments: Any) -> None:
     """Of an op on tokens: one of its arguments that have them all in the last dimension."""
-    of_tokens = ("rewards", "x", "advantages", "logp", "values")
+    of_tokens = ("rewards", "advantages", "logp", "values")
     tokens: Tensor = next(arguments[name] for name in of_tokens if name in arguments)
     checks.token_values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
     checks.normalizer_value(arguments.get("normalizer"))
@@ -137,25 +137,27 @@ gae = define(
 
 whiten_moments = define(
     "whiten_moments",
-    "(Tensor x, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
+    "(Tensor advantages, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
     reference.whiten_moments,
-    lambda x, **_: x.new_empty((x.shape[0], 3), dtype=torch.float64),
-    _check_tokens("x"),
+    lambda advantages, **_: advantages.new_empty((advantages.shape[0], 3), dtype=torch.float64),
+    _check_tokens("advantages"),
     _token_values,
 )
 
 
-def _check_whiten_apply(x: Tensor, moments: Tensor, **given: Any) -> None:
-    _check_tokens("x")(x=x, **given)
+def _check_whiten_apply(advantages: Tensor, moments: Tensor, **given: Any) -> None:
+    _check_tokens("advantages")(advantages=advantages, **given)
     steps = checks.floating("moments", moments).shape[0] if moments.dim() > 0 else 1
-    checks.match("moments", moments, (max(steps, 1), x.shape[0], 3), "x", x.device)
+    checks.match(
+        "moments", moments, (max(steps, 1), len(advantages), 3), "advantages", advantages.device
+    )
 
 
 whiten_apply = define(
     "whiten_apply",
-    "(Tensor x, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
+    "(Tensor advantages, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
     reference.whiten_apply,
-    lambda x, **_: x.new_empty(x.shape, dtype=result_dtype(x)),
+    lambda advantages, **_: advantages.new_empty(advantages.shape, dtype=result_dtype(advantages)),
     _check_whiten_apply,
     _token_values,
 )

@@ -157,10 +157,12 @@ def whiten(
                 check.token_mask(mask, x.shape[1:], "advantages", x.device)
                 mask = mask.unsqueeze(0)
             x = x.unsqueeze(1)
-        check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
         eps = check.positive("eps", eps)
         if group is None and not torch.compiler.is_compiling() and x.numel() == 0:
             # The moments of any number of objectives, for nothing, might not fit.
+            check.tokens("advantages", x, mask, cu_seqlens, objectives=True)
+            if check_values:
+                check.token_values(mask, cu_seqlens, x.shape[-1])
             empty = x.new_empty(advantages.shape, dtype=ops.result_dtype(x))
             return constant("whiten", empty, advantages, mask)
         moments = call(ops.whiten_moments, x, mask, cu_seqlens, check_values=check_values)
@@ -317,17 +319,18 @@ def pama_advantages(
     agreement.check_group(group)
     with agreement.all_ranks_raise(advantages, group, wait=check_values) as ranks:
         check_values = check.flag("check_values", check_values)
-        advantages = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
-        n = advantages.shape[0]
         epsilon_low, epsilon_high = check.clip(clip)
         kind = check.choice("reduction", reduction, REDUCTIONS)
-        rows = check.rows_of(advantages, cu_seqlens)
-        p = check.preference(preference, n, advantages, rows)
+        p: Tensor | None = None
+        if preference is not None:
+            x = check.tokens("advantages", advantages, mask, cu_seqlens, objectives=True)
+            p = check.preference(preference, x.shape[0], x, check.rows_of(x, cu_seqlens))
         noon = check.flag("noon", noon)
         ratio_weighted = check.flag("ratio_weighted", ratio_weighted)
         tokens = advantages, mask, log_ratio, p, cu_seqlens
         rule = kind, epsilon_low, epsilon_high, noon, ratio_weighted
         statistics = call(ops.pama_statistics, *tokens, *rule, check_values=check_values)
+        n = advantages.shape[0]
         if group is not None:
             ranks.must_agree(
                 [advantages],

@@ -73,14 +73,14 @@ def _run(
     rtol: float | None = None,
 ) -> Tensor:
     # The ops walk up to six leading dimensions by their strides.
-    lead, many = gram.shape[:-2], gram.dim() > 8
+    many = gram.dim() > 8
     flat = gram.flatten(0, -3) if many else gram
     if many and vector is not None and vector.dim() > 1:
-        vector = vector.expand(*lead, -1).flatten(0, -2)
+        vector = vector.expand(*gram.shape[:-2], -1).flatten(0, -2)
     op = getattr(ops, name)
     result: Tensor = call(op, flat, vector, options, rtol, check_values=check_values)
     if many:
-        result = result.view(*lead, *result.shape[1:])
+        result = result.view(*gram.shape[:-2], *result.shape[1:])
     return _constant(name, result, gram, vector)
 
 
