@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._higher_order_ops import effects
 
 from pama_ops import _checks as checks
+from pama_ops import _gradient_lists as lists
 from pama_ops import reference
 from pama_ops._dispatch import define
 from pama_ops.reference.gradients import walked_in_place
@@ -284,18 +285,18 @@ def _check_gradients(grads: list[Tensor], n: int, out: list[Tensor] | None = Non
         )
     count = len(grads) // n
     columns = [grads[p::count] for p in range(count)]
-    likes = [checks.largest(column) for column in columns]
+    likes = [lists.largest(column) for column in columns]
     present = [
         [like, *((i, x) for i, x in enumerate(column) if x.numel() or x.layout != torch.strided)]
         for column, like in zip(columns, likes, strict=True)
     ]
-    checks.all_alike(present, lambda i, p: f"grads[{i}][{p}]")
+    lists.all_alike(present, lambda i, p: f"grads[{i}][{p}]")
     if out is None:
         return
     if len(out) != count:
         raise ValueError(f"out must have as many tensors as grads[0], {count}, got {len(out)}")
     for p, (first, like) in enumerate(likes):
-        checks.alike(f"out[{p}]", out[p], f"grads[{first}][{p}]", like)
+        lists.alike(f"out[{p}]", out[p], f"grads[{first}][{p}]", like)
 
 
 def _check_accumulate(gram: Tensor, grads: list[Tensor]) -> None:

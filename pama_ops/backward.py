@@ -19,6 +19,7 @@ from pama_ops import _checks as check
 from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
 from pama_ops import _fsdp2 as fsdp2
+from pama_ops import _gradient_lists as lists
 from pama_ops import _memory as memory
 from pama_ops import _ops as ops
 from pama_ops import distributed
@@ -146,7 +147,7 @@ def pareto_backward(
         _backward(terms, heads, weights, retain_graph)
     else:
         reached = [p for p in range(len(shared)) if any(row[p] is not None for row in rows)]
-        flat, _, _ = check.gradients("gradients", [[row[p] for p in reached] for row in rows])
+        flat, _, _ = lists.flattened("gradients", [[row[p] for p in reached] for row in rows])
         rows.clear()
         _add([shared[p] for p in reached], flat, weights)
     _add_own(heads, tasks)

@@ -17,6 +17,7 @@ from pama_ops import _agreement as agreement
 from pama_ops import _checks as check
 from pama_ops import _dtensors as dtensors
 from pama_ops import _forward_mode as forward_mode
+from pama_ops import _gradient_lists as lists
 from pama_ops import _ops as ops
 from pama_ops import distributed
 from pama_ops._dispatch import of_lists, write
@@ -81,7 +82,7 @@ def gram(
     agreement.check_group(group)
     with agreement.all_ranks_raise(grads, group, wait=check_finite) as ranks:
         check_finite = check.flag("check_finite", check_finite)
-        flat, n, _ = check.gradients("grads", grads, at_once=group is not None)
+        flat, n, _ = lists.flattened("grads", grads, at_once=group is not None)
         in_parts = dtensors.check_dtensors("grads", flat, n) or group is not None
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
@@ -188,7 +189,7 @@ def gram_accumulate(gram: Tensor, grads: Gradients) -> Tensor:
     >>> G.tolist()
     [[4.0, 3.0], [3.0, 4.0]]
     """
-    flat, n, _ = check.gradients("grads", grads)
+    flat, n, _ = lists.flattened("grads", grads)
     if dtensors.check_dtensors("grads", flat, n):
         raise TypeError("grads must be plain tensors to accumulate, got DTensors: pass to_local()")
     check.match("gram", gram, (n, n), "grads", flat[0].device)
@@ -231,7 +232,7 @@ def combine(
     >>> combine([torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])], torch.tensor([0.5, 0.25]))
     tensor([0.5000, 0.5000])
     """
-    flat, n, single = check.gradients("grads", grads)
+    flat, n, single = lists.flattened("grads", grads)
     are_dtensors = dtensors.check_dtensors("grads", flat, n)
     results = _combine(flat, n, weights, _targets(out), are_dtensors=are_dtensors)
     if out is not None:
@@ -270,7 +271,7 @@ def _combine(
             parts = zip(layouts, results, strict=True)
             results = [dtensors.placed_as(x, part) for x, part in parts]
         return results
-    check.outputs("out", out, layouts or flat, 1 if are_dtensors else n, at_once=are_dtensors)
+    lists.outputs("out", out, layouts or flat, 1 if are_dtensors else n, at_once=are_dtensors)
     if are_dtensors:
         dtensors.check_dtensors("out and grads", [*layouts, *out], 2)
         out = [dtensors.local_part(x) for x in out]

@@ -129,7 +129,7 @@ class GradientList {
     return "grads[" + std::to_string(k / parameters) + "][" + std::to_string(k % parameters) + "]";
   }
 
-  // In the words of `alike` in pama_ops/_checks.py.
+  // In the words of `alike` in pama_ops/_gradient_lists.py.
   static void check_alike(const std::string& at, const Tensor& x, const std::string& of,
                           const Tensor& like) {
     if (!same_sizes(x.sizes(), like.sizes())) {
