@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pama_ops import _checks as checks
+from pama_ops import reference
 
 NAMESPACE = "pama_ops"
 SCHEMAS: dict[str, str] = {}
@@ -21,16 +22,18 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 def define(
     name: str,
     schema: str,
-    default: Callable[..., Any],
     fake: Callable[..., Any],
     check: Callable[..., None] = lambda **_: None,
     values: Callable[..., None] = lambda **_: None,
+    default: Callable[..., Any] | None = None,
 ) -> Any:
     """Define an op whose default rounds the float64 reference to the dtypes the fake declares.
 
     Given arguments by name, `check` raises for those that the compiled kernels refuse, and `values`
-    for values of tensors that a CPU's kernels refuse; a GPU would be waited for.
+    for values of tensors that a CPU's kernels refuse; a GPU would be waited for. `default` is the
+    op's namesake in `reference` if None.
     """
+    definition = default or getattr(reference, name)
 
     def refuse(*args: Any) -> dict[str, Any]:
         given = dict(zip(names, args, strict=False))
@@ -48,7 +51,7 @@ def define(
             declared = fake(**given)
             if all(x.device.type == "cpu" for x in args if isinstance(x, Tensor)):
                 values(**given)
-            results = default(*args)
+            results = definition(*args)
         if results is None:  # the op writes into its arguments
             return None
         if isinstance(results, Tensor):

@@ -29,6 +29,11 @@ def result_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float32
 
 
+def _like(x: Tensor, *others: Tensor | None) -> Tensor:
+    """A result of the shape of `x`."""
+    return x.new_empty(x.shape, dtype=result_dtype(x, *others))
+
+
 # --- refusals -----------------------------------------------------------------------------------
 
 
@@ -39,7 +44,7 @@ def _require(good: Tensor, message: str) -> None:
 
 # A check of values in a program that is compiled: there no branch may depend on a tensor. It
 # synchronises. That it has an effect keeps it in the program, where nothing takes a result of it.
-require = define("require", "(Tensor good, str message) -> ()", _require, lambda **_: None)
+require = define("require", "(Tensor good, str message) -> ()", lambda **_: None, default=_require)
 effects._register_effectful_op(require, effects._EffectType.ORDERED)
 
 
@@ -63,15 +68,15 @@ def _refuse_gradient(grad: Tensor, name: str) -> Tensor:
 refuse_gradient = define(
     "refuse_gradient",
     "(Tensor grad, str name) -> Tensor",
-    _refuse_gradient,
     lambda grad, **_: grad.new_empty(()),
+    default=_refuse_gradient,
 )
 
 constant = define(
     "constant",
     "(Tensor result, Tensor[] inputs, str name) -> Tensor",
-    lambda result, inputs, name: result.clone(),
     lambda result, **_: result.new_empty(result.shape),
+    default=lambda result, inputs, name: result.clone(),
 )
 
 # --- advantages ---------------------------------------------------------------------------------
@@ -127,10 +132,9 @@ gae = define(
     "gae",
     "(Tensor rewards, Tensor values, Tensor? mask, Tensor? last_values, Tensor? cu_seqlens,"
     " float gamma, float lam) -> (Tensor advantages, Tensor returns)",
-    reference.gae,
-    lambda rewards, values, last_values, **_: tuple(
-        rewards.new_empty(rewards.shape, dtype=result_dtype(rewards, values, last_values))
-        for _ in range(2)
+    lambda rewards, values, last_values, **_: (
+        _like(rewards, values, last_values),
+        _like(rewards, values, last_values),
     ),
     _check_tokens("rewards", "values", of_sequence=["last_values"]),
     _token_values,
@@ -139,7 +143,6 @@ gae = define(
 whiten_moments = define(
     "whiten_moments",
     "(Tensor advantages, Tensor? mask, Tensor? cu_seqlens) -> Tensor",
-    reference.whiten_moments,
     lambda advantages, **_: advantages.new_empty((advantages.shape[0], 3), dtype=torch.float64),
     _check_tokens("advantages"),
     _token_values,
@@ -157,8 +160,7 @@ def _check_whiten_apply(advantages: Tensor, moments: Tensor, **given: Any) -> No
 whiten_apply = define(
     "whiten_apply",
     "(Tensor advantages, Tensor? mask, Tensor? cu_seqlens, Tensor moments, float eps) -> Tensor",
-    reference.whiten_apply,
-    lambda advantages, **_: advantages.new_empty(advantages.shape, dtype=result_dtype(advantages)),
+    lambda advantages, **_: _like(advantages),
     _check_whiten_apply,
     _token_values,
 )
@@ -174,15 +176,13 @@ def _check_groups(rewards: Tensor, group_size: int, **_: Any) -> None:
 group_normalize = define(
     "group_normalize",
     "(Tensor rewards, int group_size, float eps) -> Tensor",
-    reference.group_normalize,
-    lambda rewards, **_: rewards.new_empty(rewards.shape, dtype=result_dtype(rewards)),
+    lambda rewards, **_: _like(rewards),
     _check_groups,
 )
 
 group_informative = define(
     "group_informative",
     "(Tensor rewards, int group_size) -> Tensor",
-    reference.group_informative,
     lambda rewards, **_: rewards.new_empty(rewards.shape, dtype=torch.bool),
     _check_groups,
 )
@@ -222,7 +222,6 @@ pama_statistics = define(
     "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
     " int reduction, float epsilon_low, float epsilon_high, bool noon, bool ratio_weighted)"
     " -> Tensor",
-    reference.pama_statistics,
     _fake_pama_statistics,
     _check_pama,
     _token_values,
@@ -265,7 +264,6 @@ pama_combine = define(
     "(Tensor advantages, Tensor? mask, Tensor? log_ratio, Tensor? preference, Tensor? cu_seqlens,"
     " Tensor statistics, int reduction, float epsilon_low, float epsilon_high, bool noon,"
     " bool ratio_weighted) -> (Tensor advantages, Tensor weights, Tensor optimum, Tensor active)",
-    reference.pama_combine,
     _fake_pama_combine,
     _check_pama,
     _token_values,
@@ -339,7 +337,6 @@ def _fake_combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
 gram = define(
     "gram",
     "(Tensor[] grads, int n) -> Tensor",
-    reference.gram,
     lambda grads, n: grads[0].new_empty((n, n), dtype=torch.float64),
     _check_gradients,
 )
@@ -347,7 +344,6 @@ gram = define(
 gram_accumulate = define(
     "gram_accumulate",
     "(Tensor(a!) gram, Tensor[] grads) -> ()",
-    reference.gram_accumulate,
     lambda **_: None,
     _check_accumulate,
 )
@@ -355,7 +351,6 @@ gram_accumulate = define(
 combine = define(
     "combine",
     "(Tensor[] grads, Tensor weights) -> Tensor[]",
-    reference.combine,
     _fake_combine,
     _check_combine,
 )
@@ -363,7 +358,6 @@ combine = define(
 combine_into = define(
     "combine_into",
     "(Tensor(a!)[] out, Tensor[] grads, Tensor weights, bool accumulate) -> ()",
-    reference.combine_into,
     lambda **_: None,
     _check_combine,
 )
@@ -435,18 +429,16 @@ PROBLEM = "(Tensor gram, Tensor? vector, float[] options, float? rtol=None) -> T
 duality_gap = define(
     "duality_gap",
     PROBLEM,
-    reference.duality_gap,
     lambda gram, **_: gram.new_empty(gram.shape[:-2]),
     _check_problem(reference.Takes(vector=lambda n: n)),
     _matrix_values,
 )
 
 # One op for each function in reference.WEIGHTINGS, under its name.
-for _name, _default in reference.WEIGHTINGS.items():
+for _name in reference.WEIGHTINGS:
     globals()[_name] = define(
         _name,
         PROBLEM,
-        _default,
         lambda gram, **_: gram.new_empty(gram.shape[:-1]),
         _check_problem(reference.TAKES[_name]),
         _preferred_values if reference.TAKES[_name].preference else _matrix_values,
@@ -455,7 +447,6 @@ for _name, _default in reference.WEIGHTINGS.items():
 pama_weights = define(
     "pama_weights",
     "(Tensor values, Tensor? preference) -> (Tensor weights, Tensor optimum)",
-    reference.pama_weights,
     lambda values, **_: (
         values.new_empty(values.shape),
         values.new_empty(values.shape[:-1]),
@@ -481,8 +472,7 @@ def _check_kl(
 kl_divergence = define(
     "kl_divergence",
     "(Tensor logp, Tensor ref_logp, Tensor? mask, int estimator) -> Tensor",
-    reference.kl_divergence,
-    lambda logp, ref_logp, **_: logp.new_empty(logp.shape, dtype=result_dtype(logp, ref_logp)),
+    lambda logp, ref_logp, **_: _like(logp, ref_logp),
     _check_kl,
     _token_values,
 )
@@ -490,8 +480,7 @@ kl_divergence = define(
 kl_divergence_backward = define(
     "kl_divergence_backward",
     "(Tensor grad, Tensor logp, Tensor ref_logp, Tensor? mask, int estimator) -> Tensor",
-    reference.kl_divergence_backward,
-    lambda logp, ref_logp, **_: logp.new_empty(logp.shape, dtype=result_dtype(logp, ref_logp)),
+    lambda logp, ref_logp, **_: _like(logp, ref_logp),
     _check_kl,
     _token_values,
 )
@@ -519,7 +508,6 @@ ppo_loss = define(
     " Tensor? normalizer, Tensor? cu_seqlens, float epsilon_low, float epsilon_high,"
     " int aggregate, float divisor, float kl_coef, int estimator)"
     " -> (Tensor loss, Tensor statistics, Tensor row_weights)",
-    reference.ppo_loss,
     _fake_ppo_loss,
     _check_tokens(
         "logp", "old_logp", "advantages", "ref_logp", objectives=False, numbers=["normalizer"]
@@ -532,8 +520,7 @@ ppo_loss_backward = define(
     "(Tensor grad, Tensor row_weights, Tensor logp, Tensor old_logp, Tensor advantages,"
     " Tensor? mask, Tensor? ref_logp, Tensor? cu_seqlens, float epsilon_low, float epsilon_high,"
     " float kl_coef, int estimator) -> Tensor",
-    reference.ppo_loss_backward,
-    lambda logp, **_: logp.new_empty(logp.shape, dtype=result_dtype(logp)),
+    lambda logp, **_: _like(logp),
     _check_tokens(
         "logp", "old_logp", "advantages", "ref_logp",
         objectives=False, of_sequence=["row_weights"], numbers=["grad"],
@@ -545,7 +532,6 @@ value_loss = define(
     "value_loss",
     "(Tensor values, Tensor returns, Tensor? mask, Tensor? old_values, Tensor? normalizer,"
     " Tensor? cu_seqlens, float clip, float divisor) -> (Tensor loss, Tensor scale)",
-    reference.value_loss,
     lambda values, returns, old_values, **_: (
         values.new_empty((values.shape[0],), dtype=result_dtype(values, returns, old_values)),
         values.new_empty((), dtype=torch.float64),
@@ -564,8 +550,7 @@ value_loss_backward = define(
     "value_loss_backward",
     "(Tensor grad, Tensor scale, Tensor values, Tensor returns, Tensor? mask, Tensor? old_values,"
     " Tensor? cu_seqlens, float clip) -> Tensor",
-    reference.value_loss_backward,
-    lambda values, **_: values.new_empty(values.shape, dtype=result_dtype(values)),
+    lambda values, **_: _like(values),
     _check_value_backward,
     _token_values,
 )
