@@ -9,49 +9,40 @@ import torch
 from torch import Tensor
 
 from pama_ops.reference.cone import least_combination
-from pama_ops.reference.weighting import tolerance, unit_of, weighting
+from pama_ops.reference.weighting import Problem, of_each_matrix, weighting
 
 
 @weighting()
-def nash_mtl(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    return _fair(gram, 1.0, tolerance(gram, rtol))
+@of_each_matrix
+def nash_mtl(problem: Problem) -> Tensor:
+    return _fair(problem, 1.0)
 
 
 @weighting(1)
-def fairgrad(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    alpha = options[0]
-    return _fair(gram, 1 / alpha if alpha else math.inf, tolerance(gram, rtol))
+@of_each_matrix
+def fairgrad(problem: Problem) -> Tensor:
+    alpha = problem.options[0]
+    return _fair(problem, 1 / alpha if alpha else math.inf)
 
 
-def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
-    g = gram.detach().to(torch.float64)
-    n = g.shape[-1]
-    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
-    noise = 4 * n * 2.0**-52 + rtol
-    for b, m in enumerate(g.reshape(-1, n, n)):
-        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
-        if not (0 < beta < math.inf and bool(m.isfinite().all())):
-            continue
-        unit = unit_of(m)
-        m = m / unit**2
-        w[b] = 0.0
-        s = torch.nonzero(m.diagonal() > 0).flatten()
-        if len(s) == 0:
-            continue
-        length = m.diagonal()[s].sqrt()
-        cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
-        v, stationary = _interior(cosines, length, beta, noise)
-        if stationary:
-            # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
-            shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
-            w[b, s] = _on_the_face(cosines, length, beta, max(noise, shown))
-        else:
-            w[b, s] = v / length * unit ** (-2 / (1 + beta))
-    return w.reshape(g.shape[:-1])
+def _fair(problem: Problem, beta: float) -> Tensor:
+    g, n = problem.gram, len(problem.gram)
+    if not 0 < beta < math.inf:
+        return g.new_full((n,), math.nan)
+    w, noise = g.new_zeros(n), 4 * n * 2.0**-52 + problem.rtol
+    s = torch.nonzero(g.diagonal() > 0).flatten()
+    if len(s) == 0:
+        return w
+    length = g.diagonal()[s].sqrt()
+    cosines = (g[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
+    v, stationary = _interior(cosines, length, beta, noise)
+    if stationary:
+        # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+        shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
+        w[s] = _on_the_face(cosines, length, beta, max(noise, shown))
+    else:
+        w[s] = v / length * problem.unit ** (-2 / (1 + beta))
+    return w
 
 
 def _exponents(beta: float) -> Iterator[float]:
