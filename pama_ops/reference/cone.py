@@ -11,7 +11,7 @@ from pama_ops.reference.simplex import differences_inverse, pseudoinverse, short
 from pama_ops.reference.weighting import Problem, of_each_matrix, weighting
 
 
-def _cone(g: Tensor, lower: Tensor, rtol: float = 2.0**-52) -> Tensor:
+def _cone(g: Tensor, lower: Tensor, rtol: float) -> Tensor:
     """argmin vᵀ G v over v = lower + y, y >= 0. Returns y.
 
     Where rounding hides a nonnegative combination of length 0, for G that is widened by what
@@ -61,22 +61,22 @@ def _descend(g: Tensor, lower: Tensor, least: float) -> Tensor:
     return y
 
 
-def least_combination(g: Tensor, lower: Tensor) -> Tensor:
+def least_combination(g: Tensor, lower: Tensor, rtol: float = 2.0**-52) -> Tensor:
     """argmin vᵀ G v over v >= lower."""
-    return lower + _cone(g, lower)
+    return lower + _cone(g, lower, rtol)
 
 
 @weighting(preference=True)
 @of_each_matrix
 def dualproj(problem: Problem) -> Tensor:
-    return problem.preference + _cone(problem.gram, problem.preference, problem.rtol)
+    return least_combination(problem.gram, problem.preference, problem.rtol)
 
 
 @weighting(preference=True)
 @of_each_matrix
 def upgrad(problem: Problem) -> Tensor:
-    rows = [p + _cone(problem.gram, p, problem.rtol) for p in problem.preference.diag()]
-    return torch.stack(rows).sum(0)
+    parts = problem.preference.diag()
+    return torch.stack([least_combination(problem.gram, p, problem.rtol) for p in parts]).sum(0)
 
 
 @weighting(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -59,14 +59,12 @@ def _gain(x: Tensor, weight: Tensor, beta: float) -> Tensor:
     return (weight * (x.log() if beta == 1 else (x ** (1 - beta) - 1) / (1 - beta))).sum()
 
 
-def _backtrack(
-    change: Callable[[float], Tensor], q: Tensor, descent: float, share: Tensor
-) -> float:
+def _backtrack(q: Tensor, descent: float, share: Tensor, beta: float) -> float:
     """The first of 1 (or just inside the orthant), ½, ¼, … that brings a tenth of the descent, to
     the rounding of the change."""
     noise = 2.0**-52 * float(share @ q.abs())
     t = min(1.0, 0.99 / max(float(-q.min()), 1e-300))
-    while t > 1e-12 and not float(change(t)) <= t * (noise - 0.1 * descent):
+    while t > 1e-12 and not -float(_gain(1 + t * q, share, beta)) <= t * (noise - 0.1 * descent):
         t /= 2
     return t
 
@@ -179,11 +177,7 @@ def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor
             q = moves @ (moves.T @ share.sqrt()) / share.sqrt() / at
             descent = float(share @ q)
             last = descent <= 2.0**-54 * float(share.sum())
-
-            def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
-                return -_gain(1 + t * q, share, at)
-
-            moved = x * (1 + (1 if last else _backtrack(change, q, descent, share)) * q)
+            moved = x * (1 + (1 if last else _backtrack(q, descent, share, at)) * q)
             if leaves(moved):  # by rounding, where norms spread over many decades
                 break
             x = moved

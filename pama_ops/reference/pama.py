@@ -122,10 +122,7 @@ def pama_combine(
         problem = statistics[n + 1 :] / statistics[n].clamp(min=1)
     else:
         problem = statistics[n:].reshape(n, n)
-    if by_sequence(preference):
-        weights, optimum = _solve_each(problem, preference, active, reduction)
-    else:
-        weights, optimum = _solve(problem, preference, active, reduction)
+    weights, optimum = _solve(problem, preference, active, reduction)
     weights = weights.movedim(-1, 0)
     c = weights.reshape(n, *weights.shape[1:], *(1,) * (3 - weights.dim()))
     if reduction == TOKEN:
@@ -143,10 +140,12 @@ def pama_combine(
 def _solve(
     problem: Tensor, preference: Tensor | None, active: Tensor, reduction: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights [..., N] and optimum [...] of problems of one preference; 0 if that leaves nothing.
+    """Weights [..., N] and optimum [...] of problems by a preference; 0 if that leaves nothing.
 
     `gram` has no optimum but 0.
     """
+    if by_sequence(preference):
+        return _solve_each(problem, preference, active, reduction)
     p = active.double() if preference is None else torch.where(active, preference.double(), 0.0)
     values = problem.diagonal() if reduction == GRAM else problem
     if not bool((p > 0).any()):

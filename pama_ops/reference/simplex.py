@@ -77,7 +77,11 @@ def shortest_combination(
             return x
         corral.append(int(gap.argmax()))
         while True:
-            step = _affine_step(g, x, corral, roundoff, linear)
+            # To the minimiser over the affine hull of the corral, least in norm.
+            base, *rest = corral
+            slope, step = g @ x + linear, torch.zeros_like(x)
+            step[rest] = -differences_inverse(g, base, rest, roundoff) @ (slope[rest] - slope[base])
+            step[base] = -step[rest].sum()
             shrinking = step < 0
             reach = torch.where(shrinking, x / -step, math.inf)
             if float(reach.amin()) >= 1:
@@ -88,19 +92,6 @@ def shortest_combination(
             corral = [i for i in corral if float(x[i]) > 0]
         x = x / x.sum()
     return best
-
-
-def _affine_step(
-    g: Tensor, x: Tensor, corral: list[int], roundoff: float, linear: Tensor | float
-) -> Tensor:
-    """From x to the minimiser over the affine hull of the corral, least in norm."""
-    base, *rest = corral
-    slope = g @ x + linear
-    move = -differences_inverse(g, base, rest, roundoff) @ (slope[rest] - slope[base])
-    step = torch.zeros_like(x)
-    step[rest] = move
-    step[base] = -move.sum()
-    return step
 
 
 def differences_inverse(g: Tensor, base: int, rest: list[int], roundoff: float) -> Tensor:
@@ -192,12 +183,8 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         return c.scatter(-1, k, torch.where((new - old).abs() <= len(keep) * 2.0**-51, new, old))
 
     low = torch.zeros_like(winner, dtype=torch.int64)
-    high = (
-        (-b.amin(-1, keepdim=True))
-        .rsqrt()
-        .clamp(max=torch.finfo(torch.float64).max)
-        .view(torch.int64)
-    )
+    high = (-b.amin(-1, keepdim=True)).rsqrt().clamp(max=torch.finfo(torch.float64).max)
+    high = high.view(torch.int64)
     for _ in range(64):
         middle = low + (high - low) // 2
         c = nearest(middle.view(torch.float64))
