@@ -177,7 +177,9 @@ def refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> 
         )
 
 
-def graph(losses: list[Tensor], shared: list[Tensor]) -> Iterator[torch.autograd.graph.Node]:
+def graph(
+    losses: Sequence[Tensor], shared: Sequence[Tensor]
+) -> Iterator[torch.autograd.graph.Node]:
     """Between the losses and the shared tensors, if those are no leaves."""
     seen = {x.grad_fn for x in shared}
     nodes = [loss.grad_fn for loss in losses]

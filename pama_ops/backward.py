@@ -209,20 +209,29 @@ def _gradients_of_all(
     ranks: ProcessGroup | None,
     retain_graph: bool,
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    """`_gradients` where they can be taken on every rank; otherwise all ranks raise.
+    """For each loss its gradients in the shared tensors and in its own parameters.
 
-    Not so where backward itself communicates: a rank that fails has left the others in the middle.
+    Where one rank cannot take them all raise, unless backward itself communicates: a rank that
+    fails has left the others in the middle.
     """
     through = name == "features"
     shared, heads = [*named.values()], [[*x.values()] for x in owned]
-    communicating = dtensors.any_in([shared, *heads])
+    wanted = [[*shared, *head] for head in heads]
+    communicating = dtensors.any_in(wanted)
 
     def in_the_middle() -> bool:
         nodes = arguments.graph(losses, shared)
         return communicating or any(node.name() in COMMUNICATING for node in nodes)
 
     with agreement.all_ranks_raise(shared, ranks, group, wait=True, unless=in_the_middle) as agreed:
-        rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
+        if through and dtensors.any_in(heads):
+            rows = _autograd(losses, [shared for _ in losses], retain_last=True)
+            tasks = fsdp2.gradients_by_backward(losses, heads, retain_last=True)
+        else:
+            take = fsdp2.gradients_by_backward if communicating and not through else _autograd
+            # Features are no leaves: the graph is kept for one more backward through them.
+            both = take(losses, wanted, retain_last=through or retain_graph)
+            rows, tasks = [row[: len(shared)] for row in both], [row[len(shared) :] for row in both]
         for i, row in enumerate(rows):
             _dense(named, i, row)
         for p, (at, x) in enumerate(named.items()):
@@ -242,31 +251,8 @@ def _reached(name: str, rows: list[list[Tensor | None]]) -> None:
         raise ValueError(f"losses must depend on {name}, but none of them reaches any")
 
 
-def _gradients(
-    losses: list[Tensor],
-    shared: list[Tensor],
-    heads: list[list[Tensor]],
-    through: bool,
-    retain_graph: bool,
-) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    """For each loss its gradients in the shared tensors and in its own parameters.
-
-    `through`: the shared tensors are no leaves, and the graph is kept for one more backward.
-    """
-    wanted = [[*shared, *head] for head in heads]
-    count = len(shared)
-    if through and dtensors.any_in(heads):
-        rows = _autograd(losses, [shared for _ in losses], retain_last=True)
-        return rows, fsdp2.gradients_by_backward(losses, heads, retain_last=True)
-    if not through and dtensors.any_in(wanted):
-        both = fsdp2.gradients_by_backward(losses, wanted, retain_last=retain_graph)
-    else:
-        both = _autograd(losses, wanted, retain_last=through or retain_graph)
-    return [row[:count] for row in both], [row[count:] for row in both]
-
-
 def _autograd(
-    losses: list[Tensor], wanted: list[list[Tensor]], *, retain_last: bool
+    losses: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]], *, retain_last: bool
 ) -> list[list[Tensor | None]]:
     rows: list[list[Tensor | None]] = []
     last = max(i for i, loss in enumerate(losses) if loss.requires_grad)

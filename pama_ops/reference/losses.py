@@ -49,22 +49,17 @@ def kl_divergence_backward(
 
 
 def _ppo_tokens(
-    tokens: Tokens,
-    logp: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
-    epsilon_low: float,
-    epsilon_high: float,
+    tokens: Tokens, logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
     log_ratio = tokens.select(logp) - tokens.select(old_logp)
     a = tokens.select(advantages)
     # An advantage of 0 counts 0, also where the ratio is infinite.
     plain = torch.where((a == 0) & ~log_ratio.isnan(), 0.0, log_ratio.exp() * a)
-    least, largest = log_clip(epsilon_low, epsilon_high)
+    (low, high), (least, largest) = clip, log_clip(*clip)
     # False for NaN, which so goes through.
     above, under = (a > 0) & (log_ratio > largest), (a < 0) & (log_ratio < least)
-    clipped = torch.where(above, (1 + epsilon_high) * a, (1 - epsilon_low) * a)
+    clipped = torch.where(above, (1 + high) * a, (1 - low) * a)
     return log_ratio, torch.where(above | under, clipped, plain), above | under, plain
 
 
@@ -106,7 +101,7 @@ def ppo_loss(
     """The loss; (clip fraction, approximate KL, ratio mean, KL to reference); row weights [B]."""
     tokens = Tokens(logp, mask, cu_seqlens)
     log_ratio, surrogate, flat, _ = _ppo_tokens(
-        tokens, logp, old_logp, advantages, epsilon_low, epsilon_high
+        tokens, logp, old_logp, advantages, (epsilon_low, epsilon_high)
     )
     kl = torch.zeros_like(log_ratio)
     if ref_logp is not None:
@@ -136,7 +131,8 @@ def ppo_loss_backward(
     estimator: int,
 ) -> Tensor:
     tokens = Tokens(logp, mask, cu_seqlens)
-    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, epsilon_low, epsilon_high)
+    clip = epsilon_low, epsilon_high
+    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, clip)
     slope = -torch.where(flat, 0.0, plain)
     if ref_logp is not None and kl_coef != 0:
         log_ratio = tokens.select(logp) - tokens.select(ref_logp)

@@ -92,15 +92,11 @@ def gae(
     return tokens.unpad(advantages), tokens.unpad(advantages + v)
 
 
-# Squares of numbers beyond 1e154 leave the range of float64. Moments of such numbers are taken of
-# the numbers times a power of two.
-SMALL_UNIT = 2.0**-600
-LARGEST = torch.finfo(torch.float64).max
-
-
 def _unit(largest: Tensor) -> Tensor:
+    """The power of two times which moments are taken of numbers: squares of those beyond 1e154
+    leave the range of float64."""
     one = largest.new_ones(())
-    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, one)
+    return torch.where((largest > 2.0**480) & largest.isfinite(), 2.0**-600, one)
 
 
 def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
@@ -118,7 +114,8 @@ def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) ->
     offset = x.sum(1) / count.clamp(min=1)
     deviation = torch.where(inside, x - offset[:, None], 0.0)
     deviation = ((deviation**2).sum(1) / count.clamp(min=1)).sqrt()
-    of_finite = [(y / unit).clamp(-LARGEST, LARGEST) for y in (first + offset, deviation)]
+    limits = torch.finfo(torch.float64)
+    of_finite = [(y / unit).clamp(limits.min, limits.max) for y in (first + offset, deviation)]
     return torch.stack([count.expand_as(deviation), *of_finite], -1)
 
 
