@@ -42,9 +42,10 @@ def checked(
     dtensors.check_all_or_none(name, [*shared.values()])
     if through:
         dtensors.check_all_or_none("task_parameters", [*of_heads.values()])
-    for i, head in enumerate(heads if not through else []):
-        kinds = [next(iter(shared.values())), *head.values()]
-        dtensors.check_all_or_none(f"parameters[:1] + task_parameters[{i}]", kinds)
+    else:
+        for i, head in enumerate(heads):
+            kinds = [next(iter(shared.values())), *head.values()]
+            dtensors.check_all_or_none(f"parameters[:1] + task_parameters[{i}]", kinds)
     if dtensors.any_in([*trained.values()]):
         _check_graphs(terms)
     return terms, shared, heads
