@@ -13,7 +13,7 @@ from pama_ops import _bench, _self_check
 from pama_ops import _library as library
 
 
-def info() -> int:
+def info() -> bool:
     """Print what a bug report needs, and what to do about kernels that are missing."""
     built = library.extension
     rows = [
@@ -42,8 +42,7 @@ def info() -> int:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-    print(what_is_missing(), end="")
-    return 0
+    return True
 
 
 def what_is_missing() -> str:
@@ -66,21 +65,19 @@ def what_is_missing() -> str:
     return text
 
 
-def check() -> int:
-    """Hold every op against its definition; 1 if one is off, or kernels of use here are missing."""
+def check() -> bool:
+    """Whether every op keeps to its definition, and no kernels of use here are missing."""
     good = _self_check.check()
     if not torch.cuda.is_available():
         print("CUDA kernels not checked: torch sees no GPU")
-    print(what_is_missing(), end="")
     complete = library.extension and (library.has_cuda or not torch.cuda.is_available())
-    return 0 if good and complete else 1
+    return good and bool(complete)
 
 
-def bench() -> int:
+def bench() -> bool:
     """Time the main ops."""
     _bench.bench()
-    print(what_is_missing(), end="")
-    return 0
+    return True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", help="every op against its float64 definition, on every device")
     commands.add_parser("bench", help="the main ops against a copy of as many bytes, in a minute")
     command = parser.parse_args(arguments).command
-    return {"info": info, "check": check, "bench": bench}[command]()
+    good = {"info": info, "check": check, "bench": bench}[command]()
+    print(what_is_missing(), end="")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

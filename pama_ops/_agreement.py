@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +21,6 @@ from pama_ops import _dtensors as dtensors
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
 
 # What the ranks of a group must have alike, by its name in messages.
 Facts = Mapping[str, object]
@@ -31,8 +34,29 @@ def placements_as_facts(name: str, tensors: Sequence[Tensor | None]) -> dict[str
 def _layout(x: Tensor | None) -> str:
     if x is None:
         return "None"
-    placed = f" {cast('DTensor', x).placements}" if dtensors.is_dtensor(x) else ""
+    placed = f" {x.placements}" if dtensors.is_dtensor(x) else ""
     return f"{x.dtype} {list(x.shape)}{placed}"
+
+
+def described(x: object) -> str:
+    """A weighting's name and what functools.partial sets, of tensors, which may be state whose last
+    bits differ, the shape alone; not what closures and objects hold.
+    """
+    if isinstance(x, functools.partial):
+        options = (f"{name}={described(value)}" for name, value in sorted(x.keywords.items()))
+        return f"partial({', '.join([*map(described, (x.func, *x.args)), *options])})"
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)}"
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(map(described, x))}]"
+    x = check.plain(x)  # of numpy's numbers, too
+    if x is None or isinstance(x, (bool, str)):
+        return repr(x)
+    if isinstance(x, (numbers.Real, Decimal)):
+        with suppress(OverflowError, ValueError):
+            return repr(float(x))
+    named = x if hasattr(x, "__qualname__") else type(x)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 class all_ranks_raise:  # noqa: N801, as contextlib's own
@@ -73,29 +97,18 @@ class all_ranks_raise:  # noqa: N801, as contextlib's own
     ) -> None:
         if (error is None and self.facts is None) or torch.compiler.is_compiling():
             return
-        if error is None:
-            self._compare(cast("Callable[[ProcessGroup], Facts]", self.facts))
-        elif isinstance(error, Exception) and not (self.unless and self.unless()):
-            self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
         tensors = list(dtensors.tensors_in(self.arguments))
-        groups = groups_of_all_ranks(tensors, *self.groups)
         device = tensors[0].device if tensors else torch.device("cpu")
-        if self._may_talk(device) and all(serves(group, device.type) for group in groups):
-            _hear_all([(group, {}) for group in groups], device, error)
-
-    def _compare(self, facts: Callable[[ProcessGroup], Facts]) -> None:
-        tensors = cast("Sequence[Tensor]", self.arguments)
-        if not self._may_talk(tensors[0].device):
+        if device.type != "cpu" and check.plain(self.wait) is not True:
             return
         groups = groups_of_all_ranks(tensors, *self.groups)
-        error = _hear_all([(over, facts(over)) for over in groups], tensors[0].device, None)
-        if error is not None:
-            raise error
-
-    def _may_talk(self, device: torch.device) -> bool:
-        return device.type == "cpu" or check.plain(self.wait) is True
+        if error is None and self.facts is not None:
+            heard = _hear_all([(over, self.facts(over)) for over in groups], device, None)
+            if heard is not None:
+                raise heard
+        elif isinstance(error, Exception) and not (self.unless and self.unless()):
+            able = all(serves(over, device.type) for over in groups)
+            _hear_all([(over, {}) for over in groups if able], device, error)
 
 
 def groups_of_all_ranks(flat: Sequence[object], *others: ProcessGroup | None) -> list[ProcessGroup]:
@@ -104,7 +117,7 @@ def groups_of_all_ranks(flat: Sequence[object], *others: ProcessGroup | None) ->
     A mesh of all ranks meets in the default group, the only one that a rank knows whose tensors are
     not on the mesh.
     """
-    meshes = dict.fromkeys(cast("DTensor", x).device_mesh for x in flat if dtensors.is_dtensor(x))
+    meshes = dict.fromkeys(x.device_mesh for x in flat if dtensors.is_dtensor(x))
     groups: list[ProcessGroup | None] = []
     for mesh in meshes:
         groups += (
@@ -144,7 +157,8 @@ def _hear_all(
         if bool((table[:, 0] == 0).all() and (table[:, 1] == table[0, 1]).all()):
             continue
         notes: list[Any] = [None] * len(table)
-        dist.all_gather_object(notes, (dict(facts), error and _said(error)), group=group)
+        said = error and f"{type(error).__name__}: {error}"
+        dist.all_gather_object(notes, (dict(facts), said), group=group)
         error = error or _disagreement(notes)
     return error
 
@@ -152,10 +166,6 @@ def _hear_all(
 def _digest(facts: Facts) -> int:
     text = repr(sorted(facts.items())).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big", signed=True)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _disagreement(notes: list[tuple[Facts, str | None]]) -> ValueError:

@@ -222,15 +222,12 @@ def constant(name: str, result: Result, *inputs: Tensor | None) -> Result:
     traced = [x for x in inputs if x is not None and x.requires_grad]
     if not traced:
         return result
-    # Detached: torch warns of a backward that reaches the op itself, be it with no gradient.
-    if torch.compiler.is_compiling():  # by an op: one function may not take a tensor twice there
 
-        def apply(x: Tensor) -> Tensor:
-            return cast("Tensor", ops.constant(x.detach(), traced, name))
-    else:
-
-        def apply(x: Tensor) -> Tensor:
-            return cast("Callable[..., Tensor]", _Constant.apply)(name, x.detach(), *traced)
+    def apply(x: Tensor) -> Tensor:
+        x = x.detach()  # torch warns of a backward that reaches the op itself, be it with none
+        if torch.compiler.is_compiling():  # by an op: a function may not take a tensor twice there
+            return cast("Tensor", ops.constant(x, traced, name))
+        return cast("Callable[..., Tensor]", _Constant.apply)(name, x, *traced)
 
     if isinstance(result, Tensor):
         return cast("Result", apply(result))

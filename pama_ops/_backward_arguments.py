@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -26,27 +26,28 @@ def checked(
             "exactly one of parameters and features must be given, got "
             + ("neither" if parameters is None else "both")
         )
-    if features is not None:
-        shared = _features(features)
-        _check_apart(of_heads)
-        _refuse_hooks(of_heads)
-        dtensors.check_all_or_none("features", [*shared.values()])
-        dtensors.check_all_or_none("task_parameters", [*of_heads.values()])
-        _check_graphs(terms, of_heads)
-        return terms, shared, heads
-    own = {id(x) for x in of_heads.values()}
-    everything = _parameters("parameters", parameters)
-    shared = {at: x for at, x in everything.items() if id(x) not in own}
-    if not shared:
-        raise ValueError("parameters must hold a shared one that requires a gradient, got none")
-    trained = shared | of_heads
+    through = features is not None
+    if through:
+        name, shared = "features", _features(features)
+        trained = of_heads
+    else:
+        own = {id(x) for x in of_heads.values()}
+        name, everything = "parameters", _parameters("parameters", parameters)
+        shared = {at: x for at, x in everything.items() if id(x) not in own}
+        if not shared:
+            raise ValueError("parameters must hold a shared one that requires a gradient, got none")
+        trained = shared | of_heads
     _check_apart(trained)
-    _refuse_hooks({at: x for at, x in trained.items() if dtensors.is_dtensor(x)})
-    dtensors.check_all_or_none("parameters", [*shared.values()])
-    for i, head in enumerate(heads):
-        kinds = [next(iter(shared.values())), *head.values()]
-        dtensors.check_all_or_none(f"parameters[:1] + task_parameters[{i}]", kinds)
-    _check_graphs(terms, trained)
+    _refuse_hooks({at: x for at, x in trained.items() if through or dtensors.is_dtensor(x)})
+    dtensors.check_all_or_none(name, [*shared.values()])
+    if through:
+        dtensors.check_all_or_none("task_parameters", [*of_heads.values()])
+    else:
+        for i, head in enumerate(heads):
+            kinds = [next(iter(shared.values())), *head.values()]
+            dtensors.check_all_or_none(f"parameters[:1] + task_parameters[{i}]", kinds)
+    if dtensors.any_in([*trained.values()]):
+        _check_graphs(terms)
     return terms, shared, heads
 
 
@@ -65,10 +66,9 @@ def _refuse_hooks(parameters: dict[str, Tensor]) -> None:
                 )
 
 
-def _check_graphs(losses: list[Tensor], tensors: dict[str, Tensor]) -> None:
-    placed = dtensors.any_in([*tensors.values()])
+def _check_graphs(losses: list[Tensor]) -> None:
     for i, loss in enumerate(losses):
-        if placed and not loss.requires_grad:
+        if not loss.requires_grad:
             raise ValueError(
                 f"losses[{i}] must have a graph to differentiate where parameters are DTensors, "
                 "whose backward communicates, but requires no gradient"
@@ -166,3 +166,28 @@ def _heads(task_parameters: object, n: int) -> list[dict[str, Tensor]]:
                     f"task_parameters[{owner[id(x)]}]: what two losses train is shared"
                 )
     return heads
+
+
+def refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> None:
+    """Autograd would not raise: it would pass over what such a checkpoint hides, as unreached."""
+    if any(node.name() == "CheckpointFunctionBackward" for node in graph(losses, shared)):
+        raise ValueError(
+            "losses must not pass through reentrant activation checkpointing, which hides "
+            "parameters from torch.autograd.grad: call torch.utils.checkpoint.checkpoint "
+            "with use_reentrant=False"
+        )
+
+
+def graph(
+    losses: Sequence[Tensor], shared: Sequence[Tensor]
+) -> Iterator[torch.autograd.graph.Node]:
+    """Between the losses and the shared tensors, if those are no leaves."""
+    seen = {x.grad_fn for x in shared}
+    nodes = [loss.grad_fn for loss in losses]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        nodes.extend(following for following, _ in node.next_functions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def is_dtensor(x: object) -> bool:
+def is_dtensor(x: object) -> TypeGuard[DTensor]:
     """Whether `x` is a DTensor."""
     return _is_dtensor_class(type(x))
 
@@ -46,14 +46,13 @@ def check_dtensors(name: str, flat: Sequence[Tensor], n: int) -> bool:
     count = len(flat) // n
     if not any(map(_is_dtensor_class, {*map(type, flat)})):
         return False
-    kinds = [is_dtensor(x) for x in flat]
     of: dict[int, DTensor] = {}
     for k, x in enumerate(flat):
         i, p = divmod(k, count)
         if x.dim() == 1 and x.numel() == 0:  # None, filled
             continue
-        if not kinds[k]:
-            first = kinds.index(True)
+        if not is_dtensor(x):
+            first = next(at for at, y in enumerate(flat) if is_dtensor(y))
             raise TypeError(
                 f"{name} must be DTensors all or none, got a DTensor for objective "
                 f"{first // count}, parameter {first % count} and a plain tensor for objective "
@@ -61,15 +60,13 @@ def check_dtensors(name: str, flat: Sequence[Tensor], n: int) -> bool:
             )
         if x.requires_grad:
             raise ValueError(f"{name} must not require a gradient where they are DTensors")
-        shard = cast("DTensor", x)
-        like = of.setdefault(p, shard)
-        if shard.placements != like.placements or shard.device_mesh != like.device_mesh:
+        like = of.setdefault(p, x)
+        if not _placed_alike(x, like):
             raise ValueError(
                 f"{name} must have one placement for parameter {p}, got {like.placements} on "
-                f"{like.device_mesh} and, for objective {i}, {shard.placements} on "
-                f"{shard.device_mesh}"
+                f"{like.device_mesh} and, for objective {i}, {x.placements} on {x.device_mesh}"
             )
-        for dim, placement in enumerate(shard.placements):
+        for dim, placement in enumerate(x.placements):
             if placement.is_partial():
                 raise ValueError(
                     f"{name} must be Shard or Replicate, got Partial, {placement}, over "
@@ -77,6 +74,10 @@ def check_dtensors(name: str, flat: Sequence[Tensor], n: int) -> bool:
                     "that is not taken yet. Redistribute it first"
                 )
     return True
+
+
+def _placed_alike(x: DTensor, y: DTensor) -> bool:
+    return x.placements == y.placements and x.device_mesh == y.device_mesh
 
 
 def check_all_or_none(name: str, tensors: Sequence[Tensor]) -> None:
@@ -94,18 +95,15 @@ def local_part(x: Tensor) -> Tensor:
     if not is_dtensor(x):
         return x
     with torch.no_grad():
-        return cast("DTensor", x).to_local()
+        return x.to_local()
 
 
 def with_sums_taken(grad: Tensor | None, x: Tensor) -> Tensor | None:
     """`grad` with the sums taken that are still open, laid out as `x` is."""
-    if grad is None or not is_dtensor(grad):
-        return grad
-    pending, whole = cast("DTensor", grad), cast("DTensor", x)
-    if pending.placements == whole.placements and pending.device_mesh == whole.device_mesh:
+    if not (is_dtensor(grad) and is_dtensor(x)) or _placed_alike(grad, x):
         return grad
     with torch.no_grad():
-        return pending.redistribute(whole.device_mesh, whole.placements)
+        return grad.redistribute(x.device_mesh, x.placements)
 
 
 def placed_as(x: Tensor, part: Tensor) -> Tensor:
@@ -114,14 +112,8 @@ def placed_as(x: Tensor, part: Tensor) -> Tensor:
         return part
     from torch.distributed.tensor import DTensor
 
-    whole = cast("DTensor", x)
     return DTensor.from_local(
-        part,
-        whole.device_mesh,
-        whole.placements,
-        run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
+        part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride()
     )
 
 

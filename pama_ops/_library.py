@@ -21,9 +21,7 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
         return None, _why_not_built()
     try:
         from pama_ops import _C
-    except (
-        ImportError
-    ) as error:  # e.g. a torch older than the stable ABI the kernels were built for
+    except ImportError as error:  # e.g. of a torch older than the stable ABI of the kernels
         return None, f"pama_ops._C does not load: {error}"
     return _C, ""
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import pama_ops as po
 from pama_ops import _dispatch, reference
@@ -35,19 +36,13 @@ class Comparison(TorchDispatchMode):
         namespace, name = func._schema.name.split("::")
         if namespace != _dispatch.NAMESPACE:
             return func(*args, **(kwargs or {}))
-        before = [_on_cpu(x) for x in args]
+        before = tree_map_only(Tensor, lambda x: x.detach().cpu().clone(), args)
         result = func(*args, **(kwargs or {}))
         got, want = _listed(args[0] if result is None else result), definition(name, before)
         bounds = [bound(name, before, w, g.dtype) for g, w in zip(got, want, strict=True)]
         worst = max(map(_error, got, want, bounds), default=0.0)
         self.errors[name] = max(worst, self.errors.get(name, 0.0))
         return result
-
-
-def _on_cpu(x: Any) -> Any:
-    if isinstance(x, (list, tuple)):
-        return [_on_cpu(y) for y in x]
-    return x.detach().cpu().clone() if isinstance(x, Tensor) else x
 
 
 def _listed(x: Any) -> list[Tensor]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import numbers
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -125,7 +121,7 @@ def pareto_backward(
         shared, heads = [*named.values()], [[*x.values()] for x in owned]
         forward_mode.refuse("pareto_backward", *terms, *shared)
         retain_graph = check.flag("retain_graph", retain_graph)
-        _refuse_reentrant_checkpoints(terms, shared)
+        arguments.refuse_reentrant_checkpoints(terms, shared)
         agreed.must_agree(
             shared,
             lambda over: _facts(name, terms, shared, heads, weighting, of_parts=over is group),
@@ -137,9 +133,8 @@ def pareto_backward(
         if not through:
             distributed.average(rows, [shared] * len(rows), ranks)
     weights = _weights(weighting, rows, name, group, ranks, summed=through)
-    for over in agreement.groups_of_all_ranks(
-        shared, ranks, group
-    ):  # one rank's chance and processor
+    # One rank's chance and processor.
+    for over in agreement.groups_of_all_ranks(shared, ranks, group):
         distributed.copy_first_rank(weights, over)
     _copy_own(heads, tasks)
     if through:
@@ -193,7 +188,7 @@ def _facts(
     facts: dict[str, object] = {
         "the function": "pareto_backward",
         "the number of losses": len(losses),
-        "weighting": _described(weighting),
+        "weighting": agreement.described(weighting),
         "what gradients are taken of": name,
         f"the number of shared {name}": len(shared),
         "the number of task_parameters": [len(head) for head in heads],
@@ -207,27 +202,6 @@ def _facts(
     return facts
 
 
-def _described(x: object) -> str:
-    """A weighting's name and what functools.partial sets, of tensors, which may be state whose last
-    bits differ, the shape alone; not what closures and objects hold.
-    """
-    if isinstance(x, functools.partial):
-        options = (f"{name}={_described(value)}" for name, value in sorted(x.keywords.items()))
-        return f"partial({', '.join([*map(_described, (x.func, *x.args)), *options])})"
-    if isinstance(x, Tensor):
-        return f"{x.dtype} {list(x.shape)}"
-    if isinstance(x, (list, tuple)):
-        return f"[{', '.join(map(_described, x))}]"
-    x = check.plain(x)  # of numpy's numbers, too
-    if x is None or isinstance(x, (bool, str)):
-        return repr(x)
-    if isinstance(x, (numbers.Real, Decimal)):
-        with suppress(OverflowError, ValueError):
-            return repr(float(x))
-    named = x if hasattr(x, "__qualname__") else type(x)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
 def _gradients_of_all(
     name: str,
     losses: list[Tensor],
@@ -237,20 +211,29 @@ def _gradients_of_all(
     ranks: ProcessGroup | None,
     retain_graph: bool,
 ) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    """`_gradients` where they can be taken on every rank; otherwise all ranks raise.
+    """For each loss its gradients in the shared tensors and in its own parameters.
 
-    Not so where backward itself communicates: a rank that fails has left the others in the middle.
+    Where one rank cannot take them all raise, unless backward itself communicates: a rank that
+    fails has left the others in the middle.
     """
     through = name == "features"
     shared, heads = [*named.values()], [[*x.values()] for x in owned]
-    communicating = dtensors.any_in([shared, *heads])
+    wanted = [[*shared, *head] for head in heads]
+    communicating = dtensors.any_in(wanted)
 
     def in_the_middle() -> bool:
-        nodes = _graph(losses, shared)
+        nodes = arguments.graph(losses, shared)
         return communicating or any(node.name() in COMMUNICATING for node in nodes)
 
     with agreement.all_ranks_raise(shared, ranks, group, wait=True, unless=in_the_middle) as agreed:
-        rows, tasks = _gradients(losses, shared, heads, through, retain_graph)
+        if through and dtensors.any_in(heads):
+            rows = _autograd(losses, [shared for _ in losses], retain_last=True)
+            tasks = fsdp2.gradients_by_backward(losses, heads, retain_last=True)
+        else:
+            take = fsdp2.gradients_by_backward if communicating and not through else _autograd
+            # Features are no leaves: the graph is kept for one more backward through them.
+            both = take(losses, wanted, retain_last=through or retain_graph)
+            rows, tasks = [row[: len(shared)] for row in both], [row[len(shared) :] for row in both]
         for i, row in enumerate(rows):
             _dense(named, i, row)
         for p, (at, x) in enumerate(named.items()):
@@ -270,35 +253,12 @@ def _reached(name: str, rows: list[list[Tensor | None]]) -> None:
         raise ValueError(f"losses must depend on {name}, but none of them reaches any")
 
 
-def _gradients(
-    losses: list[Tensor],
-    shared: list[Tensor],
-    heads: list[list[Tensor]],
-    through: bool,
-    retain_graph: bool,
-) -> tuple[list[list[Tensor | None]], list[list[Tensor | None]]]:
-    """For each loss its gradients in the shared tensors and in its own parameters.
-
-    `through`: the shared tensors are no leaves, and the graph is kept for one more backward.
-    """
-    wanted = [[*shared, *head] for head in heads]
-    count = len(shared)
-    if through and dtensors.any_in(heads):
-        rows = _autograd(losses, [shared for _ in losses], retain_last=True)
-        return rows, fsdp2.gradients_by_backward(losses, heads, retain_last=True)
-    if not through and dtensors.any_in(wanted):
-        both = fsdp2.gradients_by_backward(losses, wanted, retain_last=retain_graph)
-    else:
-        both = _autograd(losses, wanted, retain_last=through or retain_graph)
-    return [row[:count] for row in both], [row[count:] for row in both]
-
-
 def _autograd(
-    losses: list[Tensor], wanted: list[list[Tensor]], *, retain_last: bool
+    losses: Sequence[Tensor], wanted: Sequence[Sequence[Tensor]], *, retain_last: bool
 ) -> list[list[Tensor | None]]:
     rows: list[list[Tensor | None]] = []
     last = max(i for i, loss in enumerate(losses) if loss.requires_grad)
-    with distributed.ddp_unaware(_graph(losses, wanted[last])):
+    with distributed.ddp_unaware(arguments.graph(losses, wanted[last])):
         for i, (loss, tensors) in enumerate(zip(losses, wanted, strict=True)):
             if not loss.requires_grad:
                 rows.append([None] * len(tensors))
@@ -311,29 +271,6 @@ def _autograd(
                 [dtensors.with_sums_taken(g, x) for g, x in zip(plain, tensors, strict=True)]
             )
     return rows
-
-
-def _refuse_reentrant_checkpoints(losses: list[Tensor], shared: list[Tensor]) -> None:
-    """Autograd would not raise: it would pass over what such a checkpoint hides, as unreached."""
-    if any(node.name() == "CheckpointFunctionBackward" for node in _graph(losses, shared)):
-        raise ValueError(
-            "losses must not pass through reentrant activation checkpointing, which hides "
-            "parameters from torch.autograd.grad: call torch.utils.checkpoint.checkpoint "
-            "with use_reentrant=False"
-        )
-
-
-def _graph(losses: list[Tensor], shared: list[Tensor]) -> Iterator[torch.autograd.graph.Node]:
-    """Between the losses and the shared tensors, if those are no leaves."""
-    seen = {x.grad_fn for x in shared}
-    nodes = [loss.grad_fn for loss in losses]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        nodes.extend(following for following, _ in node.next_functions)
 
 
 def _dense(names: Iterable[str], i: int, row: list[Tensor | None]) -> None:
@@ -373,10 +310,10 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
     """`.grad` += Σ w_i g_i, without a temporary where there is a `.grad` to add to."""
     n, count = weights.shape[0], len(parameters)
     layouts = dtensors.representatives(flat, n)
-    fresh = [p for p in range(count) if parameters[p].grad is None]
-    there = [p for p in range(count) if parameters[p].grad is not None]
-    targets = [cast("Tensor", parameters[p].grad) for p in there]
-    dtensors.check_dtensors("gradients and .grad", [*(layouts[p] for p in there), *targets], 2)
+    fresh = [p for p, x in enumerate(parameters) if x.grad is None]
+    targets = {p: x.grad for p, x in enumerate(parameters) if x.grad is not None}
+    both = [*(layouts[p] for p in targets), *targets.values()]
+    dtensors.check_dtensors("gradients and .grad", both, 2)
     flat = [dtensors.local_part(x) for x in flat]
 
     def of(some: list[int]) -> list[Tensor]:
@@ -384,27 +321,21 @@ def _add(parameters: list[Tensor], flat: list[Tensor], weights: Tensor) -> None:
 
     # First what is new: its gradients may lie in a .grad that is written next.
     new = ops.combine(of(fresh), weights) if fresh else []
-    if there:
-        to = [dtensors.local_part(x) for x in targets]
+    if targets:
+        to = [dtensors.local_part(x) for x in targets.values()]
         try:
-            write(ops.combine_into, to, of(there), weights, True)
+            write(ops.combine_into, to, of([*targets]), weights, True)
         except ValueError as error:
             raise ValueError(
                 "a .grad that a gradient is added to must be that whole gradient or lie apart from "
                 f"all that losses give (out[k]: of the k-th parameter with a .grad): {error}"
             ) from error
     for p in reversed(fresh):
-        x = new.pop()
-        if not dtensors.is_dtensor(parameters[p]):
-            x = _laid_out_like(parameters[p], x)
-        parameters[p].grad = dtensors.placed_as(layouts[p], x)
-
-
-def _laid_out_like(parameter: Tensor, x: Tensor) -> Tensor:
-    """As torch's backward lays out a new `.grad`."""
-    if not memory.is_dense(parameter) or memory.same_order(x, parameter):
-        return x
-    return torch.empty_like(parameter, dtype=x.dtype).copy_(x)
+        like, x = parameters[p], new.pop()
+        plain = not dtensors.is_dtensor(like)
+        if plain and memory.is_dense(like) and not memory.same_order(x, like):
+            x = torch.empty_like(like, dtype=x.dtype).copy_(x)  # as torch's backward lays it out
+        like.grad = dtensors.placed_as(layouts[p], x)
 
 
 @torch.no_grad()

@@ -26,10 +26,11 @@ from pama_ops import _ops as ops
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
 
 # Of one flat all-reduce of gradients; DistributedDataParallel's default.
 BUCKET_BYTES = 25 * 2**20
+# The gradients of a loss, which of them, and the parameter that it is of.
+Spot = tuple[list[Tensor | None], int, Tensor]
 
 
 def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
@@ -40,13 +41,11 @@ def gram(flat: Sequence[Tensor], n: int, group: ProcessGroup | None) -> Tensor:
     count = len(flat) // n
     parts: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[int]] = {}
     for p, x in enumerate(dtensors.representatives(flat, n)):
+        sharded: tuple[DeviceMesh | None, tuple[int, ...]] = None, ()
         if dtensors.is_dtensor(x):
-            shard = cast("DTensor", x)
-            placements = shard.placements
-            dims = tuple(d for d, y in enumerate(placements) if not y.is_replicate())
-            parts.setdefault((shard.device_mesh, dims), []).append(p)
-        else:
-            parts.setdefault((None, ()), []).append(p)
+            dims = tuple(d for d, y in enumerate(x.placements) if not y.is_replicate())
+            sharded = x.device_mesh, dims
+        parts.setdefault(sharded, []).append(p)
     total: Tensor | None = None
     for (mesh, dims), columns in parts.items():
         part: Tensor = ops.gram(
@@ -115,56 +114,45 @@ def average(
     What a loss does not reach on one rank, but on another, counts as zeros there. Gradients may
     alias one another or be expanded, so none is written to.
     """
-    spots = [(i, p) for i, row in enumerate(rows) for p in range(len(row))]
+    spots = [
+        (row, p, x)
+        for row, tensors in zip(rows, parameters, strict=True)
+        for p, x in enumerate(tensors)
+    ]
     if not spots:
         return
     reached = torch.tensor(
-        [rows[i][p] is not None for i, p in spots],
-        dtype=torch.int32,
-        device=parameters[spots[0][0]][0].device,
+        [row[p] is not None for row, p, _ in spots], dtype=torch.int32, device=spots[0][2].device
     )
     dist.all_reduce(reached, op=dist.ReduceOp.MAX, group=group)
-    bucket: list[tuple[int, int]] = []
-    size = 0
-    for (i, p), hit in zip(spots, reached.tolist(), strict=True):
+    bucket: list[Spot] = []
+    dtype, size = torch.float32, 0  # of the bucket
+    for spot, hit in zip(spots, reached.tolist(), strict=True):
         if not hit:
             continue
-        x = parameters[i][p]
-        dtype = _gradient_dtype(x)
-        bytes_of_x = x.numel() * dtype.itemsize
-        full = size + bytes_of_x > BUCKET_BYTES
-        if bucket and (full or dtype != _gradient_dtype(parameters[bucket[0][0]][bucket[0][1]])):
-            _average_bucket(rows, parameters, bucket, group)
+        x = spot[2]
+        of_x = x.grad_dtype or x.dtype  # where it is None they may be of any: what ranks agree on
+        bytes_of_x = x.numel() * of_x.itemsize
+        if bucket and (size + bytes_of_x > BUCKET_BYTES or of_x != dtype):
+            _average_bucket(bucket, dtype, group)
             bucket, size = [], 0
-        bucket.append((i, p))
-        size += bytes_of_x
+        bucket.append(spot)
+        dtype, size = of_x, size + bytes_of_x
     if bucket:
-        _average_bucket(rows, parameters, bucket, group)
+        _average_bucket(bucket, dtype, group)
 
 
-def _gradient_dtype(parameter: Tensor) -> torch.dtype:
-    """Of its gradients; where they may be of any (`grad_dtype` None), what ranks agree on."""
-    return parameter.grad_dtype or parameter.dtype
-
-
-def _average_bucket(
-    rows: list[list[Tensor | None]],
-    parameters: Sequence[Sequence[Tensor]],
-    bucket: list[tuple[int, int]],
-    group: ProcessGroup,
-) -> None:
+def _average_bucket(bucket: list[Spot], dtype: torch.dtype, group: ProcessGroup) -> None:
     pieces = []
-    for i, p in bucket:
-        x, part = rows[i][p], dtensors.local_part(parameters[i][p])
-        dtype = _gradient_dtype(parameters[i][p])
+    for row, p, x in bucket:
+        grad, part = row[p], dtensors.local_part(x)
         # Zeros where this rank's part of a loss does not reach the parameter.
-        y = torch.zeros_like(part, dtype=dtype) if x is None else dtensors.local_part(x).to(dtype)
-        pieces.append(y.flatten())
+        y = torch.zeros_like(part, dtype=dtype) if grad is None else dtensors.local_part(grad)
+        pieces.append(y.to(dtype).flatten())
     mean = torch.cat(pieces).div_(dist.get_world_size(group))  # first, lest half overflow
     dist.all_reduce(mean, group=group)
-    shapes = [dtensors.local_part(parameters[i][p]).shape for i, p in bucket]
-    for (i, p), shape, y in zip(bucket, shapes, mean.split([len(x) for x in pieces]), strict=True):
-        rows[i][p] = dtensors.placed_as(parameters[i][p], y.view(shape))
+    for (row, p, x), y in zip(bucket, mean.split([len(y) for y in pieces]), strict=True):
+        row[p] = dtensors.placed_as(x, y.view_as(dtensors.local_part(x)))
 
 
 @contextmanager

@@ -673,7 +673,7 @@ def test_the_graph_is_kept_if_asked():
 
 def test_weightings_are_told_apart_by_name_and_by_what_partial_sets():
     """That is what ranks compare: nothing that differs between processes, such as an address."""
-    describe = po.backward._described
+    describe = po._agreement.described
     averaged = functools.partial(po.gradvac, target=torch.zeros(2, 2), seed=None)
     assert describe(averaged) == (
         "partial(pama_ops.weights.gradvac, seed=None, target=torch.float32 [2, 2])"

@@ -153,11 +153,7 @@ def pama_noon(
     Raises:
         ValueError: an unknown `loss_agg_mode`, or several ranks and no global count.
     """
-    if loss_agg_mode not in AGGREGATES:
-        raise ValueError(
-            f"loss_agg_mode must be one of {', '.join(map(repr, AGGREGATES))}, "
-            f"got {loss_agg_mode!r}"
-        )
+    check.choice("loss_agg_mode", loss_agg_mode, [*AGGREGATES])
     counts = config.global_batch_info
     ranks = counts.get("dp_size") or 1
     name = "batch_num_tokens" if loss_agg_mode == "token-mean" else "global_batch_size"

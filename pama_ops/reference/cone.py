@@ -7,20 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from pama_ops.reference.simplex import differences_inverse, shortest_combination
-from pama_ops.reference.weighting import each, share, tolerance, weighting
+from pama_ops.reference.simplex import differences_inverse, pseudoinverse, shortest_combination
+from pama_ops.reference.weighting import Problem, of_each_matrix, weighting
 
 
-def _inverse(g: Tensor, least: float) -> Tensor:
-    """The pseudoinverse of a matrix with positive diagonal, its rank decided at unit diagonal."""
-    unit = g.diagonal().rsqrt()
-    values, vectors = torch.linalg.eigh(g * unit[:, None] * unit)
-    cut = len(g) * least * values.amax() if len(g) else 0.0
-    inverse: Tensor = (vectors * torch.where(values > cut, 1 / values, 0.0)) @ vectors.T
-    return unit[:, None] * inverse * unit
-
-
-def _cone(g: Tensor, lower: Tensor, rtol: float = 2.0**-52) -> Tensor:
+def _cone(g: Tensor, lower: Tensor, rtol: float) -> Tensor:
     """argmin vᵀ G v over v = lower + y, y >= 0. Returns y.
 
     Where rounding hides a nonnegative combination of length 0, for G that is widened by what
@@ -51,7 +42,7 @@ def _descend(g: Tensor, lower: Tensor, least: float) -> Tensor:
             s = torch.nonzero(inside).flatten()
             slope = g @ (lower + y)
             step = torch.zeros_like(y)
-            step[s] = -_inverse(g[s][:, s], least) @ slope[s]
+            step[s] = -pseudoinverse(g[s][:, s], least) @ slope[s]
             if float(y[entering]) == 0 and not float(step[entering]) > 0:
                 inside[entering], refused[entering] = False, True
                 break
@@ -70,40 +61,29 @@ def _descend(g: Tensor, lower: Tensor, least: float) -> Tensor:
     return y
 
 
-def least_combination(g: Tensor, lower: Tensor) -> Tensor:
+def least_combination(g: Tensor, lower: Tensor, rtol: float = 2.0**-52) -> Tensor:
     """argmin vᵀ G v over v >= lower."""
-    return lower + _cone(g, lower)
+    return lower + _cone(g, lower, rtol)
 
 
 @weighting(preference=True)
-def dualproj(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    p = share(preference, gram.detach().to(torch.float64))
-    return each(gram, lambda g, p: p + _cone(g, p, tolerance(gram, rtol)), p)
+@of_each_matrix
+def dualproj(problem: Problem) -> Tensor:
+    return least_combination(problem.gram, problem.preference, problem.rtol)
 
 
 @weighting(preference=True)
-def upgrad(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    p = share(preference, gram.detach().to(torch.float64))
-
-    def solve(g: Tensor, p: Tensor) -> Tensor:
-        return torch.stack([q + _cone(g, q, tolerance(gram, rtol)) for q in p.diag()]).sum(0)
-
-    return each(gram, solve, p)
+@of_each_matrix
+def upgrad(problem: Problem) -> Tensor:
+    parts = problem.preference.diag()
+    return torch.stack([least_combination(problem.gram, p, problem.rtol) for p in parts]).sum(0)
 
 
 @weighting(1)
-def cagrad(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
+@of_each_matrix
+def cagrad(problem: Problem) -> Tensor:
     """The t for which the w that minimises ½ ‖g_w‖² + t ⟨g_w, g_0⟩ has ‖g_w‖ = φ t."""
-    return each(gram, lambda g: _cagrad(g, options[0], tolerance(gram, rtol)))
-
-
-def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
+    g, rtol, c = problem.gram, problem.rtol, problem.options[0]
     n, norm = len(g), g.diagonal().clamp(min=0).sqrt()
     p = g.new_full((n,), 1 / n)
     inner = _product(g, p)
@@ -180,9 +160,8 @@ def _cagrad(g: Tensor, c: float, rtol: float) -> Tensor:
 def _response(g: Tensor, b: Tensor, x: Tensor) -> float:
     """The square of the part of b's gradient along the support of x."""
     base, *rest = torch.nonzero(x > 0).flatten().tolist()
-    h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
     along = b[rest] - b[base]
-    return float(along @ (differences_inverse(h, 2.0**-53) @ along))
+    return float(along @ (differences_inverse(g, base, rest, 2.0**-53) @ along))
 
 
 def _product(g: Tensor, x: Tensor) -> Tensor:

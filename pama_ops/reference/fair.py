@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from pama_ops.reference.cone import least_combination
-from pama_ops.reference.weighting import tolerance, unit_of, weighting
+from pama_ops.reference.weighting import Problem, of_each_matrix, weighting
 
 
 @weighting()
-def nash_mtl(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    return _fair(gram, 1.0, tolerance(gram, rtol))
+@of_each_matrix
+def nash_mtl(problem: Problem) -> Tensor:
+    return _fair(problem, 1.0)
 
 
 @weighting(1)
-def fairgrad(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    alpha = options[0]
-    return _fair(gram, 1 / alpha if alpha else math.inf, tolerance(gram, rtol))
+@of_each_matrix
+def fairgrad(problem: Problem) -> Tensor:
+    alpha = problem.options[0]
+    return _fair(problem, 1 / alpha if alpha else math.inf)
 
 
-def _fair(gram: Tensor, beta: float, rtol: float) -> Tensor:
-    g = gram.detach().to(torch.float64)
-    n = g.shape[-1]
-    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
-    noise = 4 * n * 2.0**-52 + rtol
-    for b, m in enumerate(g.reshape(-1, n, n)):
-        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
-        if not (0 < beta < math.inf and bool(m.isfinite().all())):
-            continue
-        unit = unit_of(m)
-        m = m / unit**2
-        w[b] = 0.0
-        s = torch.nonzero(m.diagonal() > 0).flatten()
-        if len(s) == 0:
-            continue
-        length = m.diagonal()[s].sqrt()
-        cosines = (m[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
-        v, stationary = _interior(cosines, length, beta, noise)
-        if stationary:
-            # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
-            shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
-            w[b, s] = _on_the_face(cosines, length, beta, max(noise, shown))
-        else:
-            w[b, s] = v / length * unit ** (-2 / (1 + beta))
-    return w.reshape(g.shape[:-1])
+def _fair(problem: Problem, beta: float) -> Tensor:
+    g, n = problem.gram, len(problem.gram)
+    if not 0 < beta < math.inf:
+        return g.new_full((n,), math.nan)
+    w, noise = g.new_zeros(n), 4 * n * 2.0**-52 + problem.rtol
+    s = torch.nonzero(g.diagonal() > 0).flatten()
+    if len(s) == 0:
+        return w
+    length = g.diagonal()[s].sqrt()
+    cosines = (g[s][:, s] / length[:, None] / length).clamp(-1, 1).fill_diagonal_(1.0)
+    v, stationary = _interior(cosines, length, beta, noise)
+    if stationary:
+        # No Gram matrix has a negative square: its entries' errors are what it shows, at least.
+        shown = 4 * abs(float(v @ cosines @ v)) / float(v.sum()) ** 2
+        w[s] = _on_the_face(cosines, length, beta, max(noise, shown))
+    else:
+        w[s] = v / length * problem.unit ** (-2 / (1 + beta))
+    return w
 
 
 def _exponents(beta: float) -> Iterator[float]:
@@ -68,14 +59,12 @@ def _gain(x: Tensor, weight: Tensor, beta: float) -> Tensor:
     return (weight * (x.log() if beta == 1 else (x ** (1 - beta) - 1) / (1 - beta))).sum()
 
 
-def _backtrack(
-    change: Callable[[float], Tensor], q: Tensor, descent: float, share: Tensor
-) -> float:
+def _backtrack(q: Tensor, descent: float, share: Tensor, beta: float) -> float:
     """The first of 1 (or just inside the orthant), ½, ¼, … that brings a tenth of the descent, to
     the rounding of the change."""
     noise = 2.0**-52 * float(share @ q.abs())
     t = min(1.0, 0.99 / max(float(-q.min()), 1e-300))
-    while t > 1e-12 and not float(change(t)) <= t * (noise - 0.1 * descent):
+    while t > 1e-12 and not -float(_gain(1 + t * q, share, beta)) <= t * (noise - 0.1 * descent):
         t /= 2
     return t
 
@@ -188,11 +177,7 @@ def _on_the_face(g: Tensor, length: Tensor, beta: float, noise: float) -> Tensor
             q = moves @ (moves.T @ share.sqrt()) / share.sqrt() / at
             descent = float(share @ q)
             last = descent <= 2.0**-54 * float(share.sum())
-
-            def change(t: float, q: Tensor = q, share: Tensor = share, at: float = at) -> Tensor:
-                return -_gain(1 + t * q, share, at)
-
-            moved = x * (1 + (1 if last else _backtrack(change, q, descent, share)) * q)
+            moved = x * (1 + (1 if last else _backtrack(q, descent, share, at)) * q)
             if leaves(moved):  # by rounding, where norms spread over many decades
                 break
             x = moved

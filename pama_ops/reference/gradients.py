@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from pama_ops import _memory as memory
 
 
-def _rows(grads: list[Tensor], n: int, p: int) -> tuple[Tensor, Tensor]:
-    """Which objectives have a p-th gradient, and these in float64, flat: [m, d_p].
+def _columns(grads: list[Tensor], n: int) -> Iterator[tuple[Tensor, Tensor, torch.Size]]:
+    """For each parameter which objectives have a gradient, these in float64, flat: [m, d], and
+    their shape.
 
     An empty tensor among others that are not is missing: it takes part in no product, so that no
     0 · ∞ arises.
     """
-    mine = [x.detach().to(torch.float64).reshape(-1) for x in grads[p :: len(grads) // n]]
-    size = max(x.numel() for x in mine)
-    having = [i for i, x in enumerate(mine) if x.numel() == size]
-    return torch.tensor(having, device=mine[0].device), torch.stack([mine[i] for i in having])
+    count = len(grads) // n
+    for p in range(count):
+        column = grads[p::count]
+        size = max(x.numel() for x in column)
+        having = [i for i, x in enumerate(column) if x.numel() == size]
+        rows = torch.stack([column[i].detach().to(torch.float64).reshape(-1) for i in having])
+        yield torch.tensor(having, device=rows.device), rows, column[having[0]].shape
 
 
 def inner_products(rows: Tensor) -> Tensor:
@@ -28,8 +34,7 @@ def inner_products(rows: Tensor) -> Tensor:
 
 def gram(grads: list[Tensor], n: int) -> Tensor:
     total = grads[0].new_zeros((n, n), dtype=torch.float64)
-    for p in range(len(grads) // n):
-        having, rows = _rows(grads, n, p)
+    for having, rows, _ in _columns(grads, n):
         total[having[:, None], having] += inner_products(rows)
     return total
 
@@ -39,16 +44,8 @@ def gram_accumulate(total: Tensor, grads: list[Tensor]) -> None:
 
 
 def combine(grads: list[Tensor], weights: Tensor) -> list[Tensor]:
-    n, w = weights.shape[0], weights.detach().to(torch.float64)
-    shapes = [
-        max((x.shape for x in grads[p :: len(grads) // n]), key=lambda shape: shape.numel())
-        for p in range(len(grads) // n)
-    ]
-    parts = (_rows(grads, n, p) for p in range(len(shapes)))
-    return [
-        (w[having] @ rows).reshape(shape)
-        for (having, rows), shape in zip(parts, shapes, strict=True)
-    ]
+    w = weights.detach().to(torch.float64)
+    return [(w[having] @ rows).reshape(shape) for having, rows, shape in _columns(grads, len(w))]
 
 
 def walked_in_place(column: list[Tensor]) -> bool:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pama_ops.reference.tokens import Tokens
+from pama_ops.reference.tokens import Tokens, log_clip
 
 TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_MEAN, SEQUENCE_MEAN_TOKEN_SUM, TOKEN_SUM = range(4)
 K1, K2, K3 = 1, 2, 3
@@ -49,23 +49,25 @@ def kl_divergence_backward(
 
 
 def _ppo_tokens(
-    tokens: Tokens,
-    logp: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
-    epsilon_low: float,
-    epsilon_high: float,
+    tokens: Tokens, logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log u, the surrogate min(u A, clip(u) A), whether the clip holds it flat, and u A."""
     log_ratio = tokens.select(logp) - tokens.select(old_logp)
     a = tokens.select(advantages)
     # An advantage of 0 counts 0, also where the ratio is infinite.
     plain = torch.where((a == 0) & ~log_ratio.isnan(), 0.0, log_ratio.exp() * a)
-    # In logarithms, so that the test is exact; false for NaN, which so goes through.
-    above = (a > 0) & (log_ratio > math.log1p(epsilon_high))
-    under = (a < 0) & (log_ratio < (math.log1p(-epsilon_low) if epsilon_low < 1 else -math.inf))
-    clipped = torch.where(above, (1 + epsilon_high) * a, (1 - epsilon_low) * a)
+    (low, high), (least, largest) = clip, log_clip(*clip)
+    # False for NaN, which so goes through.
+    above, under = (a > 0) & (log_ratio > largest), (a < 0) & (log_ratio < least)
+    clipped = torch.where(above, (1 + high) * a, (1 - low) * a)
     return log_ratio, torch.where(above | under, clipped, plain), above | under, plain
+
+
+def _divisor(normalizer: Tensor | None, divisor: float, own: Tensor) -> Tensor:
+    """What a loss is divided by, which is its `own` count where the caller gives none."""
+    if normalizer is not None:
+        return normalizer.to(torch.float64).reshape(())
+    return own if divisor == 0 else own.new_tensor(divisor)
 
 
 def _row_weights(
@@ -74,18 +76,11 @@ def _row_weights(
     """What one token of each sequence counts in the loss: [B]."""
     count = tokens.count.to(torch.float64)
     rows = (count > 0).to(torch.float64)
-    weights = rows
-    if aggregate == SEQUENCE_MEAN_TOKEN_MEAN:
-        weights = rows / count.clamp(min=1)
-    if normalizer is not None:
-        total = normalizer.to(torch.float64).reshape(())
-    elif divisor != 0:
-        total = count.new_tensor(divisor)
-    elif aggregate == TOKEN_MEAN:
-        total = count.sum().clamp(min=1)
-    else:
-        total = count.new_ones(()) if aggregate == TOKEN_SUM else rows.sum().clamp(min=1)
-    return torch.where(count > 0, weights / total, 0.0)
+    weights = rows / count.clamp(min=1) if aggregate == SEQUENCE_MEAN_TOKEN_MEAN else rows
+    own = (count if aggregate == TOKEN_MEAN else rows).sum().clamp(min=1)
+    if aggregate == TOKEN_SUM:
+        own = torch.ones_like(own)
+    return torch.where(count > 0, weights / _divisor(normalizer, divisor, own), 0.0)
 
 
 def ppo_loss(
@@ -106,7 +101,7 @@ def ppo_loss(
     """The loss; (clip fraction, approximate KL, ratio mean, KL to reference); row weights [B]."""
     tokens = Tokens(logp, mask, cu_seqlens)
     log_ratio, surrogate, flat, _ = _ppo_tokens(
-        tokens, logp, old_logp, advantages, epsilon_low, epsilon_high
+        tokens, logp, old_logp, advantages, (epsilon_low, epsilon_high)
     )
     kl = torch.zeros_like(log_ratio)
     if ref_logp is not None:
@@ -136,19 +131,19 @@ def ppo_loss_backward(
     estimator: int,
 ) -> Tensor:
     tokens = Tokens(logp, mask, cu_seqlens)
-    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, epsilon_low, epsilon_high)
+    clip = epsilon_low, epsilon_high
+    _, _, flat, plain = _ppo_tokens(tokens, logp, old_logp, advantages, clip)
     slope = -torch.where(flat, 0.0, plain)
     if ref_logp is not None and kl_coef != 0:
         log_ratio = tokens.select(logp) - tokens.select(ref_logp)
         slope = slope + kl_coef * kl_estimate_slope(log_ratio, estimator)
-    slope = grad.double() * row_weights.double()[:, None] * slope
-    return tokens.unpad(torch.where(tokens.mask, slope, 0.0))
+    return tokens.unpad(grad.double() * row_weights.double()[:, None] * slope)
 
 
 def _value_errors(
     tokens: Tokens, values: Tensor, returns: Tensor, old_values: Tensor | None, clip: float
 ) -> tuple[Tensor, Tensor]:
-    """Squared error and its slope in the value, per token, where the mask holds."""
+    """Squared error and its slope in the value, per token: 0 at masked positions."""
     v, r = tokens.select(values), tokens.select(returns)
     error, slope = (v - r) ** 2, v - r
     if old_values is not None:
@@ -157,7 +152,7 @@ def _value_errors(
         # `maximum` lets a NaN of the old value through.
         slope = torch.where(clipped.isnan(), clipped, torch.where(clipped > error, 0.0, slope))
         error = torch.maximum(clipped, error)
-    return torch.where(tokens.mask, error, 0.0), torch.where(tokens.mask, slope, 0.0)
+    return error, slope
 
 
 def value_loss(
@@ -174,9 +169,7 @@ def value_loss(
     tokens = Tokens(values, mask, cu_seqlens)
     error, _ = _value_errors(tokens, values, returns, old_values, clip)
     count = tokens.count.sum().to(torch.float64)
-    total = count.clamp(min=1) if divisor == 0 else count.new_tensor(divisor)
-    if normalizer is not None:
-        total = normalizer.to(torch.float64).reshape(())
+    total = _divisor(normalizer, divisor, count.clamp(min=1))
     return torch.where(count > 0, 0.5 * error.sum((-2, -1)) / total, 0.0), 1 / total
 
 
@@ -192,5 +185,4 @@ def value_loss_backward(
 ) -> Tensor:
     tokens = Tokens(values, mask, cu_seqlens)
     _, slope = _value_errors(tokens, values, returns, old_values, clip)
-    out = torch.where(tokens.mask, grad.double()[:, None, None] * scale * slope, 0.0)
-    return tokens.unpad(out)
+    return tokens.unpad(grad.double()[:, None, None] * scale * slope)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from pama_ops.reference.gradients import inner_products
 from pama_ops.reference.simplex import min_norm, pama_weights
-from pama_ops.reference.tokens import Tokens
+from pama_ops.reference.tokens import Tokens, log_clip
 
 TOKEN, SEQUENCE, GRAM, BATCH = range(4)
 # Beyond it products of two parts that the ratio weighs would leave the range of numbers.
 LARGEST_LOG_RATIO = 340.0
+
+
+def by_sequence(preference: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a preference is [N, B]: one for each sequence."""
+    return preference is not None and preference.dim() == 2
 
 
 def active_part(
@@ -25,19 +30,19 @@ def active_part(
     noon: bool,
     ratio_weighted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A (after Noon) and I(A), the part where the clipped surrogate still has a gradient."""
+    """A (after Noon) and I(A), the part where the clipped surrogate still has a gradient.
+
+    The last four arguments are the `rule` of statistics and combinations.
+    """
     a = tokens.select(advantages)
     if noon:
         a = torch.where(a <= 0, 0.0, a)
     if log_ratio is None:
         return a, a
     l = tokens.select(log_ratio)  # noqa: E741
-    # In logarithms, so that the test is exact; NaN in the ratio is data and goes through.
-    flat = torch.where(
-        a < 0,
-        l < (math.log1p(-epsilon_low) if epsilon_low < 1 else -math.inf),
-        l > math.log1p(epsilon_high),
-    )
+    least, largest = log_clip(epsilon_low, epsilon_high)
+    flat = torch.where(a < 0, l < least, l > largest)
+    # NaN in the ratio is data and goes through.
     part = torch.where(flat, 0.0, a + torch.where(l.isnan(), l, 0.0))
     if ratio_weighted:
         part = torch.where(flat, 0.0, part * l.clamp(max=LARGEST_LOG_RATIO).exp())
@@ -51,10 +56,7 @@ def pama_statistics(
     preference: Tensor | None,
     cu_seqlens: Tensor | None,
     reduction: int,
-    epsilon_low: float,
-    epsilon_high: float,
-    noon: bool,
-    ratio_weighted: bool,
+    *rule: Any,
 ) -> Tensor:
     """[flags of a nonzero I(A) (N), and then: nothing | Z, sums (N) of `batch` | Gram (N N)].
 
@@ -62,13 +64,10 @@ def pama_statistics(
     `batch` and `gram` the tokens of each objective's other sequences, Z_i (N), come last.
     Statistics of disjoint sets of tokens add.
     """
-    by_sequence = preference is not None and preference.dim() == 2
-    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
-    _, part = active_part(
-        tokens, advantages, log_ratio, epsilon_low, epsilon_high, noon, ratio_weighted
-    )
+    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence(preference))
+    _, part = active_part(tokens, advantages, log_ratio, *rule)
     own: list[Tensor] = []
-    if preference is not None and preference.dim() == 2:
+    if by_sequence(preference):
         present = preference > 0
         part = torch.where(present[..., None], part, 0.0)
         if reduction in (BATCH, GRAM):
@@ -104,10 +103,7 @@ def pama_combine(
     cu_seqlens: Tensor | None,
     statistics: Tensor,
     reduction: int,
-    epsilon_low: float,
-    epsilon_high: float,
-    noon: bool,
-    ratio_weighted: bool,
+    *rule: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Combined advantages [B, T], weights, optimum (empty for `gram`), active [N].
 
@@ -115,11 +111,8 @@ def pama_combine(
     statistics, which are as `of_own_tokens` returns them.
     """
     n = advantages.shape[0]
-    by_sequence = preference is not None and preference.dim() == 2
-    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence)
-    a, part = active_part(
-        tokens, advantages, log_ratio, epsilon_low, epsilon_high, noon, ratio_weighted
-    )
+    tokens = Tokens(advantages, mask, cu_seqlens, keep_rows=by_sequence(preference))
+    a, part = active_part(tokens, advantages, log_ratio, *rule)
     active = statistics[:n] != 0
     if reduction == TOKEN:
         problem = part.movedim(0, -1)
@@ -129,15 +122,11 @@ def pama_combine(
         problem = statistics[n + 1 :] / statistics[n].clamp(min=1)
     else:
         problem = statistics[n:].reshape(n, n)
-    if preference is not None and preference.dim() == 2:
-        weights, optimum = _solve_each(problem, preference, active, reduction)
-    else:
-        weights, optimum = _solve(problem, preference, active, reduction)
+    weights, optimum = _solve(problem, preference, active, reduction)
     weights = weights.movedim(-1, 0)
     c = weights.reshape(n, *weights.shape[1:], *(1,) * (3 - weights.dim()))
     if reduction == TOKEN:
-        weights = tokens.unpad(torch.where(tokens.mask, weights, 0.0))
-        optimum = tokens.unpad(torch.where(tokens.mask, optimum, 0.0))
+        weights, optimum = tokens.unpad(weights), tokens.unpad(optimum)
     if reduction == SEQUENCE:
         weights = torch.where(tokens.count > 0, weights, 0.0)
         optimum = torch.where(tokens.count > 0, optimum, 0.0)
@@ -145,16 +134,18 @@ def pama_combine(
         optimum = statistics.new_zeros(0)
     # A weight of 0 drops the objective, also where its advantage is not finite.
     combined = torch.where(c == 0, 0.0, c * a).sum(0)
-    return tokens.unpad(torch.where(tokens.mask, combined, 0.0)), weights, optimum, active
+    return tokens.unpad(combined), weights, optimum, active
 
 
 def _solve(
     problem: Tensor, preference: Tensor | None, active: Tensor, reduction: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights [..., N] and optimum [...] of problems of one preference; 0 if that leaves nothing.
+    """Weights [..., N] and optimum [...] of problems by a preference; 0 if that leaves nothing.
 
     `gram` has no optimum but 0.
     """
+    if by_sequence(preference):
+        return _solve_each(problem, preference, active, reduction)
     p = active.double() if preference is None else torch.where(active, preference.double(), 0.0)
     values = problem.diagonal() if reduction == GRAM else problem
     if not bool((p > 0).any()):

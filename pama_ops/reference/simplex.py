@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from pama_ops.reference.weighting import each, relative, tolerance, unit_of, weighting
+from pama_ops.reference.weighting import (
+    Problem,
+    matrices,
+    of_each_matrix,
+    relative,
+    tolerance,
+    weighting,
+)
 
 
 @weighting(preference=True)
@@ -18,21 +25,18 @@ def min_norm(
     rtol: float | None = None,
 ) -> Tensor:
     """Wolfe's method with a dense solve on each corral, problem by problem."""
-    g = gram.detach().to(torch.float64)
-    n = g.shape[-1]
+    w = gram.new_full(gram.shape[:-1], math.nan, dtype=torch.float64)
     # Dividing by less would overflow; the weight of such an objective tends to 0.
-    p = relative(preference, g, 2.0**-400).expand(g.shape[:-1]).reshape(-1, n)
-    w = g.new_zeros(g.shape[:-1]).reshape(-1, n)
-    for b, m in enumerate(g.reshape(-1, n, n)):
-        q = p[b]
+    p = relative(preference, w, 2.0**-400).expand(w.shape).reshape(-1, w.shape[-1])
+    for row, m, q in zip(w.view(p.shape), matrices(gram), p, strict=True):
         kept = torch.nonzero(q > 0).flatten()
-        q = q[kept]
-        m = torch.where(m == m.T, m, m / 2 + m.T / 2)[kept][:, kept]
-        usable = len(kept) > 0 and bool(m.isfinite().all())
-        w[b, kept] = _min_norm(m, q, tolerance(gram, rtol) / 2) if usable else math.nan
-        if not usable or bool(w[b].isnan().any()):
-            w[b] = math.nan
-    return w.reshape(g.shape[:-1])
+        m, q = m[kept][:, kept], q[kept]
+        if len(kept) > 0 and bool(m.isfinite().all()):
+            solution = _min_norm(m, q, tolerance(gram, rtol) / 2)
+            if not bool(solution.isnan().any()):
+                row[:] = 0.0
+                row[kept] = solution
+    return w
 
 
 def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
@@ -51,7 +55,7 @@ def _min_norm(g: Tensor, q: Tensor, roundoff: float) -> Tensor:
 
 
 def shortest_combination(
-    g: Tensor, roundoff: float, linear: Tensor | None = None, shift: float = 0.0
+    g: Tensor, roundoff: float, linear: Tensor | float = 0.0, shift: float = 0.0
 ) -> Tensor:
     """argmin ½ xᵀ G x + linear · x over the simplex; at the limit, the visited point of least gap.
 
@@ -63,7 +67,7 @@ def shortest_combination(
     x[corral] = 1.0
     best, least_gap = x, math.inf
     for _ in range(8 * n + 32):
-        slope = g @ x if linear is None else g @ x + linear
+        slope = g @ x + linear
         gap = x @ slope - slope
         if float(gap.amax()) < least_gap:
             best, least_gap = x, float(gap.amax())
@@ -73,7 +77,11 @@ def shortest_combination(
             return x
         corral.append(int(gap.argmax()))
         while True:
-            step = _affine_step(g, x, corral, roundoff, linear)
+            # To the minimiser over the affine hull of the corral, least in norm.
+            base, *rest = corral
+            slope, step = g @ x + linear, torch.zeros_like(x)
+            step[rest] = -differences_inverse(g, base, rest, roundoff) @ (slope[rest] - slope[base])
+            step[base] = -step[rest].sum()
             shrinking = step < 0
             reach = torch.where(shrinking, x / -step, math.inf)
             if float(reach.amin()) >= 1:
@@ -86,48 +94,32 @@ def shortest_combination(
     return best
 
 
-def _affine_step(
-    g: Tensor, x: Tensor, corral: list[int], roundoff: float, linear: Tensor | None
-) -> Tensor:
-    """From x to the minimiser over the affine hull of the corral, least in norm."""
-    base, rest = corral[0], corral[1:]
-    slope = g @ x if linear is None else g @ x + linear
+def differences_inverse(g: Tensor, base: int, rest: list[int], roundoff: float) -> Tensor:
+    """The pseudoinverse of the Gram matrix of the rows' differences from a base."""
     h = g[rest][:, rest] - g[rest, base, None] - g[base, rest] + g[base, base]
-    move = -differences_inverse(h, roundoff) @ (slope[rest] - slope[base])
-    step = torch.zeros_like(x)
-    step[rest] = move
-    step[base] = -move.sum()
-    return step
+    return pseudoinverse(h, roundoff, torch.finfo(torch.float64).tiny)
 
 
-def differences_inverse(h: Tensor, roundoff: float) -> Tensor:
-    """The pseudoinverse, with its rank decided at unit diagonal."""
-    unit = h.diagonal().clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
-    values, vectors = torch.linalg.eigh(h * unit[:, None] * unit)
-    cut = len(h) * roundoff * values.amax() if len(h) else 0.0
+def pseudoinverse(g: Tensor, roundoff: float, least: float = 0.0) -> Tensor:
+    """Of a matrix with a diagonal of `least` or more, with its rank decided at unit diagonal."""
+    unit = g.diagonal().clamp(min=least).rsqrt()
+    values, vectors = torch.linalg.eigh(g * unit[:, None] * unit)
+    cut = len(g) * roundoff * values.amax() if len(g) else 0.0
     inverse: Tensor = (vectors * torch.where(values > cut, 1 / values, 0.0)) @ vectors.T
     return unit[:, None] * inverse * unit
 
 
 @weighting(1)
-def gapo(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
-) -> Tensor:
-    power = options[0]
-    g = gram.detach().to(torch.float64)
-
-    def solve(m: Tensor) -> Tensor:
-        w = m.new_zeros(len(m))
-        s = torch.nonzero(m.diagonal() > 0).flatten()
-        if len(s):
-            unit = m.diagonal()[s] ** (-power / 2)
-            h = m[s][:, s] * unit[:, None] * unit
-            w[s] = _min_norm(h, torch.ones_like(unit), tolerance(gram, rtol) / 2) * unit
-        return w
-
-    n = g.shape[-1]
-    units = g.new_tensor([unit_of(m) for m in g.reshape(-1, n, n)])
-    return each(gram, solve) / units.reshape(g.shape[:-2])[..., None] ** power
+@of_each_matrix
+def gapo(problem: Problem) -> Tensor:
+    g, power = problem.gram, problem.options[0]
+    w = g.new_zeros(len(g))
+    s = torch.nonzero(g.diagonal() > 0).flatten()
+    if len(s):
+        unit = g.diagonal()[s] ** (-power / 2)
+        h = g[s][:, s] * unit[:, None] * unit
+        w[s] = _min_norm(h, torch.ones_like(unit), problem.rtol / 2) * unit
+    return w / g.new_tensor(problem.unit) ** power
 
 
 def duality_gap(
@@ -191,12 +183,8 @@ def pama_weights(values: Tensor, preference: Tensor | None) -> tuple[Tensor, Ten
         return c.scatter(-1, k, torch.where((new - old).abs() <= len(keep) * 2.0**-51, new, old))
 
     low = torch.zeros_like(winner, dtype=torch.int64)
-    high = (
-        (-b.amin(-1, keepdim=True))
-        .rsqrt()
-        .clamp(max=torch.finfo(torch.float64).max)
-        .view(torch.int64)
-    )
+    high = (-b.amin(-1, keepdim=True)).rsqrt().clamp(max=torch.finfo(torch.float64).max)
+    high = high.view(torch.int64)
     for _ in range(64):
         middle = low + (high - low) // 2
         c = nearest(middle.view(torch.float64))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pama_ops.reference.weighting import unit_of, weighting
+from pama_ops.reference.weighting import matrices, unit_of, weighting
 
 
 def _mix(x: int) -> int:
@@ -29,32 +28,25 @@ def random_order(seed: int, n: int, i: int) -> list[int]:
     return order
 
 
-def _surgery(
-    gram: Tensor, seed: Tensor, targets: Tensor | None, meet: Callable[..., float]
-) -> Tensor:
-    """Σ_i of e_i changed by `meet(cur, j, G, i, targets)` along each e_j, j in a random order."""
+def _surgery(gram: Tensor, seed: Tensor, targets: Tensor, meet: Callable[..., float]) -> Tensor:
+    """Σ_i of e_i changed by `meet(cur, j, G, targets, i)` along each e_j, j in a random order."""
     n, batch = gram.shape[-1], gram.shape[:-2]
+    w = gram.new_full((*batch, n), math.nan, dtype=torch.float64)
     seeds = seed.expand(batch).flatten().tolist()
-    rows: Iterable[Tensor | None] = itertools.repeat(None, len(seeds))
-    if targets is not None:
-        rows = targets.expand(*batch, -1).reshape(-1, n * n)
-
-    g = gram.detach().to(torch.float64)
-    out = []
-    for m, key, row in zip(g.reshape(-1, n, n), seeds, rows, strict=True):
-        finite = bool(m.isfinite().all())
-        total = m.new_full((n,), 0.0 if finite else math.nan)
-        if finite:
-            m = torch.where(m == m.T, m, m / 2 + m.T / 2) / unit_of(m) ** 2
-            for i in range(n):
-                cur = torch.zeros_like(total)
-                cur[i] = 1.0
-                for j in random_order(key, n, i):
-                    if float(m[j, j]) > 0:
-                        cur[j] += meet(cur, j, m, row, i)
-                total = total + cur
-        out.append(total)
-    return torch.stack(out).reshape(g.shape[:-1]) if out else g.new_zeros(g.shape[:-1])
+    rows = targets.expand(*batch, -1).reshape(-1, targets.shape[-1])
+    for total, m, key, row in zip(w.view(-1, n), matrices(gram), seeds, rows, strict=True):
+        if not bool(m.isfinite().all()):
+            continue
+        m = m / unit_of(m) ** 2
+        total[:] = 0.0
+        for i in range(n):
+            cur = torch.zeros_like(total)
+            cur[i] = 1.0
+            for j in random_order(key, n, i):
+                if float(m[j, j]) > 0:
+                    cur[j] += meet(cur, j, m, row, i)
+            total += cur
+    return w
 
 
 @weighting(vector=lambda _: 1)
@@ -63,12 +55,12 @@ def pcgrad(
 ) -> Tensor:
     """`preference` holds the seed, int64: [] or [..., 1]."""
 
-    def meet(cur: Tensor, j: int, g: Tensor, _targets: None, _i: int) -> float:
+    def meet(cur: Tensor, j: int, g: Tensor, _targets: Tensor, _i: int) -> float:
         return max(-float(g[j] @ cur), 0.0) / float(g[j, j])
 
     assert preference is not None
     seed = preference[..., 0] if preference.dim() else preference
-    return _surgery(gram, seed, None, meet)
+    return _surgery(gram, seed, gram.new_empty(1), meet)
 
 
 @weighting(vector=lambda n: 1 + n * n)

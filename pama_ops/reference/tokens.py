@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,7 @@ class Tokens:
             self._inside = steps < lengths[:, None]
             self._index = torch.where(self._inside, starts[:, None] + steps, 0)
         if mask is None:
-            mask = torch.ones(
-                like.shape[-1 if cu_seqlens is not None else -2 :],
-                dtype=torch.bool,
-                device=like.device,
-            )
+            mask = like.new_ones(like.shape[-2 if cu_seqlens is None else -1 :])
         self.mask = self.pad(mask) != 0
         self.count = self.mask.sum(-1)
 
@@ -53,7 +51,8 @@ class Tokens:
         return torch.where(self.mask, self.pad(x), 0.0)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """The inverse of `pad`."""
+        """The inverse of `pad`, with 0 at masked positions."""
+        x = torch.where(self.mask, x, 0.0)
         if self._none:
             return x.new_empty((*x.shape[:-2], self._rows, 0))
         if self._index is None:
@@ -61,6 +60,11 @@ class Tokens:
         out = x.new_zeros((*x.shape[:-2], self._total))
         out[..., self._index[self._inside]] = x[..., self._inside]
         return out
+
+
+def log_clip(epsilon_low: float, epsilon_high: float) -> tuple[float, float]:
+    """The bounds of a ratio as logarithms, in which the test against them is exact."""
+    return math.log1p(-epsilon_low) if epsilon_low < 1 else -math.inf, math.log1p(epsilon_high)
 
 
 def gae(
@@ -84,20 +88,15 @@ def gae(
         delta = r[..., t] + gamma * value - v[..., t]
         advantage = torch.where(here, delta + gamma * lam * advantage, advantage)
         value = torch.where(here, v[..., t], value)
-        advantages[..., t] = torch.where(here, advantage, 0.0)
-    returns = torch.where(tokens.mask, advantages + v, 0.0)
-    return tokens.unpad(advantages), tokens.unpad(returns)
-
-
-# Squares of numbers beyond 1e154 leave the range of float64. Moments of such numbers are taken of
-# the numbers times a power of two.
-SMALL_UNIT = 2.0**-600
-LARGEST = torch.finfo(torch.float64).max
+        advantages[..., t] = advantage
+    return tokens.unpad(advantages), tokens.unpad(advantages + v)
 
 
 def _unit(largest: Tensor) -> Tensor:
+    """The power of two times which moments are taken of numbers: squares of those beyond 1e154
+    leave the range of float64."""
     one = largest.new_ones(())
-    return torch.where((largest > 2.0**480) & largest.isfinite(), SMALL_UNIT, one)
+    return torch.where((largest > 2.0**480) & largest.isfinite(), 2.0**-600, one)
 
 
 def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
@@ -115,7 +114,8 @@ def whiten_moments(x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) ->
     offset = x.sum(1) / count.clamp(min=1)
     deviation = torch.where(inside, x - offset[:, None], 0.0)
     deviation = ((deviation**2).sum(1) / count.clamp(min=1)).sqrt()
-    of_finite = [(y / unit).clamp(-LARGEST, LARGEST) for y in (first + offset, deviation)]
+    limits = torch.finfo(torch.float64)
+    of_finite = [(y / unit).clamp(limits.min, limits.max) for y in (first + offset, deviation)]
     return torch.stack([count.expand_as(deviation), *of_finite], -1)
 
 
@@ -144,7 +144,7 @@ def whiten_apply(
     variance = deviation**2 * count / (count - 1).clamp(min=1)
     # In small units eps may come to 0; the least number keeps equal ones at 0.
     scale = torch.rsqrt(variance + (eps * unit * unit).clamp(min=torch.finfo(torch.float64).tiny))
-    return tokens.unpad(torch.where(tokens.mask, (tokens.pad(x) * unit - mean) * scale, 0.0))
+    return tokens.unpad((tokens.pad(x) * unit - mean) * scale)
 
 
 def group_normalize(rewards: Tensor, group_size: int, eps: float) -> Tensor:

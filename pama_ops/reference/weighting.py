@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,32 +62,51 @@ def relative(
     return torch.where(p >= least, p, 0.0)
 
 
-def share(preference: Tensor | None, like: Tensor) -> Tensor:
-    """A preference with sum 1."""
-    p = relative(preference, like)
-    return p / p.sum(-1, keepdim=True)
-
-
-def each(gram: Tensor, solve: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-    """`solve` on each matrix, brought to a scale of about 1 by a power of 4; NaN if not finite.
-
-    `solve` gets the scaled matrix, with products of 0 where a gradient's square is, and of each of
-    `vectors` the matrix's own, or the one for all; its result is what the weights are.
-    """
-    g = gram.detach().to(torch.float64)
-    n = g.shape[-1]
-    w = g.new_full(g.shape[:-1], math.nan).reshape(-1, n)
-    mine = [x.expand(g.shape[:-1]).reshape(-1, n) for x in vectors]
-    for b, m in enumerate(g.reshape(-1, n, n)):
-        m = torch.where(m == m.T, m, m / 2 + m.T / 2)
-        if bool(m.isfinite().all()):
-            used = m.diagonal() > 0
-            scaled = torch.where(used & used[:, None], m / unit_of(m) ** 2, 0.0)
-            w[b] = solve(scaled, *(x[b] for x in mine))
-    return w.reshape(g.shape[:-1])
+def matrices(gram: Tensor) -> Tensor:
+    """Each matrix of a stack [..., n, n] in float64, symmetric to the bit: [m, n, n]."""
+    g = gram.detach().to(torch.float64).reshape(-1, *gram.shape[-2:])
+    return torch.where(g == g.mT, g, g / 2 + g.mT / 2)
 
 
 def unit_of(m: Tensor) -> float:
     """A power of 2 near the root of the largest entry."""
     largest = float(m.abs().amax())
     return 2.0 ** math.floor((math.frexp(largest)[1] - 1) / 2) if largest > 0 else 1.0
+
+
+class Problem(NamedTuple):
+    """A Gram matrix of a stack, and what its weights depend on.
+
+    Attributes:
+        gram: of a scale of about 1, with products of 0 where a gradient's square is.
+        unit: the power of 2 by whose square it was divided.
+        preference: with sum 1; uniform if none was given.
+        options: the weighting's scalars.
+        rtol: the relative error of the entries.
+    """
+
+    gram: Tensor
+    unit: float
+    preference: Tensor
+    options: list[float]
+    rtol: float
+
+
+def of_each_matrix(solve: Callable[[Problem], Tensor]) -> Callable[..., Tensor]:
+    """`solve` as a function of a stack of matrices; NaN for those that are not finite."""
+
+    @functools.wraps(solve)
+    def weights(
+        gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+    ) -> Tensor:
+        w = gram.new_full(gram.shape[:-1], math.nan, dtype=torch.float64)
+        p = relative(preference, w)
+        shares = (p / p.sum(-1, keepdim=True)).expand(w.shape).reshape(-1, w.shape[-1])
+        for row, m, share in zip(w.view(shares.shape), matrices(gram), shares, strict=True):
+            if bool(m.isfinite().all()):
+                used, unit = m.diagonal() > 0, unit_of(m)
+                scaled = torch.where(used & used[:, None], m / unit**2, 0.0)
+                row[:] = solve(Problem(scaled, unit, share, options, tolerance(gram, rtol)))
+        return w
+
+    return weights
