@@ -12,11 +12,11 @@ namespace pama {
 struct Stack {
   static constexpr int kMaxLead = 6;
 
-  void* data;  // null: the argument was not given
-  DType dtype;
-  int lead;  // leading dimensions
-  int64_t sizes[kMaxLead], strides[kMaxLead];
-  int64_t row, column;  // strides of the last two dimensions; of a vector only `column`
+  void* data = nullptr;  // null: the argument was not given
+  DType dtype = DType::kBool;
+  int lead = 0;  // leading dimensions
+  int64_t sizes[kMaxLead] = {}, strides[kMaxLead] = {};
+  int64_t row = 0, column = 0;  // strides of the last two dimensions; of a vector only `column`
 
   // Where item b of the stack starts.
   PAMA_INLINE int64_t offset(int64_t b) const {

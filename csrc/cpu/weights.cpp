@@ -14,22 +14,6 @@
 namespace pama {
 namespace {
 
-// What one thread works in: the matrix, the vector, the result, and what the solver asks for.
-struct Memory {
-  Memory(int64_t matrix, int64_t vector_size, int64_t n, int64_t reals_size, int64_t integers_size)
-      : doubles(new double[matrix + vector_size + n + reals_size]),
-        ints(new int[integers_size]),
-        input(doubles.get()),
-        vector(input + matrix),
-        out(vector + vector_size),
-        workspace{out + n, ints.get()} {}
-
-  std::unique_ptr<double[]> doubles;
-  std::unique_ptr<int[]> ints;
-  double *input, *vector, *out;
-  Workspace workspace;
-};
-
 // Calls body(first, last) on ranges of problems, each range worth a thread's while: a problem of n
 // rows takes about 16 n² ns. A single range costs no dispatch.
 template <class Body>
@@ -139,29 +123,22 @@ template <template <class> class Solver>
 void run(const Tensor&, const ProblemStack& problems) {
   using Method = Solver<SerialTeam>;
   if (Method::kTakes == Takes::kPreference) check_preferences(problems);
-  const Stack &matrices = problems.input, &vectors = problems.vector;
+  const Stack& matrices = problems.input;
   const int64_t n = problems.n, outputs = Method::kScalar ? 1 : n;
   std::atomic<int64_t> bad{problems.count};
   for_problems(problems.count, n, [&](int64_t first, int64_t last) {
-    const Memory memory(n * n, Method::vector(n), n, Method::reals(n), Method::integers(n));
+    const std::unique_ptr<double[]> memory(new double[memory_of<Method>(n)]);
+    const auto problem = problem_in<Method, SerialTeam>(memory.get(), problems);
     for (int64_t b = first; b < last; ++b) {
-      if (!load_gram(matrices, b, n, memory.input, memory.out)) {
+      if (!load_gram(matrices, b, n, problem.gram, problem.out)) {
         int64_t least = bad;
         while (b < least && !bad.compare_exchange_weak(least, b)) {
         }
         return;
       }
-      load_vector(vectors, b, Method::vector(n), memory.vector);
-      Method({.team = {},
-              .n = problems.n,
-              .gram = memory.input,
-              .vector = vectors.data ? memory.vector : nullptr,
-              .rtol = problems.rtol,
-              .options = problems.options,
-              .out = memory.out,
-              .workspace = memory.workspace})
-          .solve();
-      for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, memory.out[i]);
+      load_vector(problems.vector, b, Method::vector(n), problem.gram + n * n);
+      Method(problem).solve();
+      for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, problem.out[i]);
     }
   });
   if (bad < problems.count) refuse_matrix(matrices, bad, n);
@@ -169,17 +146,17 @@ void run(const Tensor&, const ProblemStack& problems) {
 
 void run_pama_weights(const Tensor&, const ProblemStack& problems) {
   check_preferences(problems);
-  const Stack& vectors = problems.vector;
   const int64_t n = problems.n;
   for_problems(problems.count, n, [&](int64_t first, int64_t last) {
-    const Memory memory(n, n, n, PamaWeights<SerialTeam>::reals(n), 0);
-    PamaWeights<SerialTeam> solver({}, problems.n, memory.workspace);
+    std::vector<double> values(n), preference(n), weights(n),
+        reals(PamaWeights<SerialTeam>::reals(n));
+    PamaWeights<SerialTeam> solver({}, problems.n, {reals.data(), nullptr});
+    load_vector(problems.vector, 0, n, preference.data());
+    solver.prefer(problems.vector.data ? preference.data() : nullptr);
     for (int64_t b = first; b < last; ++b) {
-      load_vector(problems.input, b, n, memory.input);
-      if (b == first || vectors.lead > 0) load_vector(vectors, b, n, memory.vector);
-      solver.prefer(vectors.data ? memory.vector : nullptr);
-      store(problems.optimum, b, solver.solve(memory.input, memory.out));
-      for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, memory.out[i]);
+      load_vector(problems.input, b, n, values.data());
+      store(problems.optimum, b, solver.solve(values.data(), weights.data()));
+      for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, weights[i]);
     }
   });
 }

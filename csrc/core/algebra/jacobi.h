@@ -25,18 +25,9 @@ class Jacobi {
   // At the limit the columns are taken as they are.
   static constexpr int kSweeps = 30;
 
-  // `gram`: n x n, entries of magnitude up to 4; it is overwritten.
-  PAMA_HD Jacobi(Team team, int n, double* gram, double* workspace)
-      : team_(team),
-        n_(n),
-        gram_(gram),
-        column_(workspace),
-        square_(workspace + n * n),
-        diagonal_(square_ + n),
-        tangent_(diagonal_ + n),
-        cosine_(tangent_ + n),
-        alpha_(cosine_ + n),
-        beta_(alpha_ + n) {}
+  // `gram`: n x n, entries of magnitude up to 4.
+  PAMA_HD Jacobi(Team team, int n, const double* gram, double* workspace)
+      : team_(team), n_(n), gram_(gram), column_(workspace) {}
 
   // Columns of norm √λ in the direction of the eigenvectors, as many as rank() says. Eigenvalues
   // up to `cut` times the largest are left out.
@@ -174,15 +165,15 @@ class Jacobi {
   Team team_;
   int n_;
   int rank_ = 0;
-  double* gram_;
-  double* column_;    // column by column
-  double* square_;    // squares of the columns' norms
-  double* diagonal_;  // what is left to factorise
+  const double* gram_;
+  double* column_;                      // column by column
+  double* square_ = column_ + n_ * n_;  // squares of the columns' norms
+  double* diagonal_ = square_ + n_;     // what is left to factorise
   // Of the pairs of a round.
-  double* tangent_;  // before, the product of the columns
-  double* cosine_;
-  double* alpha_;
-  double* beta_;
+  double* tangent_ = diagonal_ + n_;  // before, the product of the columns
+  double* cosine_ = tangent_ + n_;
+  double* alpha_ = cosine_ + n_;
+  double* beta_ = alpha_ + n_;
 };
 
 }  // namespace pama

@@ -2,7 +2,8 @@
 //
 // `f` is called with each index by the lane that it is dealt to; `Team::kOneEach` holds as in
 // PAMA_LANES. What f writes and another lane reads is separated by a sync of the caller's: none of
-// these has one, but for `fill`. Sums start at 0 and add in rising order on each lane.
+// these has one, but for `fill` and `divide_by_sum`. Sums start at 0 and add in rising order on
+// each lane.
 //
 // Flattened, so that f is inlined wherever they are: a solver spends its time in these loops.
 #pragma once
@@ -122,6 +123,7 @@ template <class Team>
 PAMA_HD void divide_by_sum(const Team& team, int n, double* x) {
   const double total = sum_of(team, n, [&](int i) { return x[i]; });
   each(team, n, [&](int i) { x[i] /= total; });
+  team.sync();
 }
 
 }  // namespace pama

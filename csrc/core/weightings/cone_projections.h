@@ -1,7 +1,6 @@
 // What dualproj and upgrad share: sums of argmin vᵀGv over v >= lower, by cone_active_set.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "core/algebra/cone_active_set.h"
@@ -12,7 +11,7 @@
 namespace pama {
 
 template <class Team>
-class ConeProjections : public Weighting {
+class ConeProjections : public Weighting<Team> {
  public:
   static constexpr Takes kTakes = Takes::kPreference;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
@@ -21,23 +20,17 @@ class ConeProjections : public Weighting {
   }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return ConeActiveSet<Team>::integers(n); }
 
+  using Weighting<Team>::Weighting;
+
  protected:
-  PAMA_HD explicit ConeProjections(const GramProblem<Team>& problem)
-      : team_(problem.team),
-        n_(problem.n),
-        problem_(problem),
-        norm_(problem.workspace.reals),
-        preference_(norm_ + n_),
-        lower_(preference_ + n_),
-        method_(team_, n_, problem.gram, norm_, lower_, problem.rtol, true,
-                {lower_ + n_, problem.workspace.integers}) {}
+  using Weighting<Team>::problem_, Weighting<Team>::team_, Weighting<Team>::n_;
+  using Weighting<Team>::out_;
 
   // Sets the norms, the preference with sum 1, and lower and the result to 0. False, and the result
   // NaN, where G is not finite.
   PAMA_HD bool prepare() {
-    const bool finite = normalize_gram(team_, n_, problem_.gram, norm_);
-    fill(team_, n_, finite ? 0 : NAN, problem_.out);
-    if (!finite) return false;
+    if (!normalize_gram(problem_, norm_)) return false;
+    fill(team_, n_, 0, out_);
     normalize_preference(team_, n_, problem_.vector, preference_);
     fill(team_, n_, 0, lower_);
     return true;
@@ -48,23 +41,17 @@ class ConeProjections : public Weighting {
     team_.sync();
     method_.start();
     method_.solve();
-    each(team_, n_, [&](int i) { problem_.out[i] += lower_[i] + method_.y()[i]; });
+    each(team_, n_, [&](int i) { out_[i] += lower_[i] + method_.x()[i]; });
     team_.sync();
   }
 
-  Team team_;
-  int n_;
+  double* preference_ = problem_.workspace.reals;
+  double* lower_ = preference_ + n_;
 
  private:
-  GramProblem<Team> problem_;
-  double* norm_;
-
- protected:
-  double* preference_;
-  double* lower_;
-
- private:
-  ConeActiveSet<Team> method_;
+  double* norm_ = lower_ + n_;
+  Workspace rest_{norm_ + n_, problem_.workspace.integers};
+  ConeActiveSet<Team> method_{team_, n_, problem_.gram, norm_, lower_, problem_.rtol, true, rest_};
 };
 
 }  // namespace pama

@@ -12,20 +12,22 @@
 namespace pama {
 
 template <class Team>
-class Config : public Weighting {
+class Config : public Weighting<Team> {
+  using Weighting<Team>::problem_;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + 2 * n;
   }
 
-  PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
+  using Weighting<Team>::Weighting;
 
   PAMA_HD void solve() {
     const Team& team = problem_.team;
     const int n = problem_.n;
     const double cut = n * problem_.rtol;
     double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
+    if (!normalize_gram(problem_, norm)) return;
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, cosine + n);
     unit.solve(cut);
     each(team, n, [&](int i) { cosine[i] = out[i] = norm[i] > 0 ? 1 : 0; });
@@ -38,9 +40,6 @@ class Config : public Weighting {
     if (!(largest > cut)) return fill(team, n, 0, out);  // x = 0
     each(team, n, [&](int i) { out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0; });
   }
-
- private:
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

@@ -8,7 +8,7 @@ namespace pama {
 template <class Team>
 class DualProj : public ConeProjections<Team> {
  public:
-  PAMA_HD explicit DualProj(const GramProblem<Team>& problem) : ConeProjections<Team>(problem) {}
+  using ConeProjections<Team>::ConeProjections;
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;

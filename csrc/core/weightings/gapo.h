@@ -11,13 +11,15 @@
 namespace pama {
 
 template <class Team>
-class Gapo : public Weighting {
+class Gapo : public Weighting<Team> {
+  using Weighting<Team>::problem_;
+
  public:
   static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return MinNorm<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return MinNorm<Team>::integers(n); }
 
-  PAMA_HD explicit Gapo(const GramProblem<Team>& problem) : problem_(problem) {}
+  using Weighting<Team>::Weighting;
 
   PAMA_HD void solve() {
     const Team& team = problem_.team;
@@ -25,7 +27,7 @@ class Gapo : public Weighting {
     const double power = problem_.options[0];
     double *norm = problem_.workspace.reals, *preference = norm + n, *out = problem_.out;
     int half = 0;
-    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
+    if (!normalize_gram(problem_, norm, &half)) return;
     const double longest = largest_of(team, n, [&](int i) { return norm[i]; });
     if (longest == 0) return fill(team, n, 0, out);
     each(team, n,
@@ -44,8 +46,6 @@ class Gapo : public Weighting {
 
  private:
   PAMA_HD static double raised(double x, double power) { return power == 1 ? x : pow(x, power); }
-
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

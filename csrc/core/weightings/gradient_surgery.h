@@ -46,20 +46,22 @@ PAMA_HD inline void random_order(uint64_t seed, int n, int i, int* order) {
 // `Rule` says what an encounter of the current vector with gradient j adds to its coefficient of
 // g_j.
 template <class Team, template <class> class Rule>
-class GradientSurgery : public Weighting {
+class GradientSurgery : public Weighting<Team> {
+  using Weighting<Team>::problem_;
+
  public:
   static constexpr Takes kTakes = Takes::kVector;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return n * n; }
 
-  PAMA_HD explicit GradientSurgery(const GramProblem<Team>& problem) : problem_(problem) {}
+  using Weighting<Team>::Weighting;
 
   PAMA_HD void solve() {
     const Team& team = problem_.team;
     const int n = problem_.n;
     double *norm = problem_.workspace.reals, *slope = norm + n, *out = problem_.out;
     int* orders = problem_.workspace.integers;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
+    if (!normalize_gram(problem_, norm)) return;
     const uint64_t seed = seed_of(problem_.vector);
     each(team, n, [&](int i) { random_order(seed, n, i, orders + i * n); });
     fill(team, n, 1, out);
@@ -80,9 +82,6 @@ class GradientSurgery : public Weighting {
       team.sync();
     }
   }
-
- private:
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

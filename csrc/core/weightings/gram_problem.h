@@ -10,15 +10,6 @@ namespace pama {
 // What an op takes beside the matrix.
 enum class Takes { kNothing, kPreference, kVector };
 
-// What most weightings are; one that differs says so itself (list.h says what these mean).
-struct Weighting {
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 0;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
-};
-
 template <class Team>
 struct GramProblem {
   Team team;
@@ -29,6 +20,25 @@ struct GramProblem {
   const double* options;  // the op's scalar arguments
   double* out;            // n, or 1 if the solver is kScalar
   Workspace workspace;    // as large as its reals(n) and integers(n)
+};
+
+// What most weightings are; one that differs says so itself (list.h says what these mean).
+template <class Team>
+class Weighting {
+ public:
+  static constexpr bool kScalar = false;
+  static constexpr Takes kTakes = Takes::kNothing;
+  static constexpr int kOptions = 0;
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit Weighting(const GramProblem<Team>& problem) : problem_(problem) {}
+
+ protected:
+  GramProblem<Team> problem_;
+  Team team_ = problem_.team;
+  int n_ = problem_.n;
+  double* out_ = problem_.out;
 };
 
 }  // namespace pama

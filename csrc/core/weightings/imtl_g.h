@@ -13,20 +13,22 @@
 namespace pama {
 
 template <class Team>
-class ImtlG : public Weighting {
+class ImtlG : public Weighting<Team> {
+  using Weighting<Team>::problem_;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + n;
   }
 
-  PAMA_HD explicit ImtlG(const GramProblem<Team>& problem) : problem_(problem) {}
+  using Weighting<Team>::Weighting;
 
   PAMA_HD void solve() {
     const Team& team = problem_.team;
     const int n = problem_.n;
     const double cut = n * problem_.rtol;
     double *norm = problem_.workspace.reals, *out = problem_.out;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
+    if (!normalize_gram(problem_, norm)) return;
     UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, norm + n);
     unit.solve(cut);
     copy(team, n, norm, out);
@@ -56,8 +58,6 @@ class ImtlG : public Weighting {
          [&](int i) { problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0; });
     problem_.team.sync();
   }
-
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

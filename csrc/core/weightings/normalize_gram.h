@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/algebra/vectors.h"
+#include "core/weightings/gram_problem.h"
 
 namespace pama {
 
@@ -33,13 +34,20 @@ PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
   return team.any(zeros != 0) ? NAN : largest;
 }
 
-// Divides `gram` by 4^half, which is exact, so that its largest entry is about 1, and sets norm[i]
-// to the root of entry i of its diagonal. False if an entry is not finite. A gradient of length 0
-// has products of 0, whatever is left of them where its square was below the range of G's dtype.
+// Divides the matrix by 4^half, which is exact, so that its largest entry is about 1, and sets
+// norm[i] to the root of entry i of its diagonal. False, and the result NaN, if an entry is not
+// finite. A gradient of length 0 has products of 0, whatever is left of them where its square was
+// below the range of G's dtype.
 template <class Team>
-PAMA_HD bool normalize_gram(Team team, int n, double* gram, double* norm, int* half = nullptr) {
+PAMA_HD bool normalize_gram(const GramProblem<Team>& problem, double* norm, int* half = nullptr) {
+  const Team& team = problem.team;
+  const int n = problem.n;
+  double* gram = problem.gram;
   const double found = largest_entry(team, n, gram);
-  if (!(found <= DBL_MAX)) return false;
+  if (!(found <= DBL_MAX)) {
+    fill(team, n, NAN, problem.out);
+    return false;
+  }
   const int power = found > 0 ? static_cast<int>(floor(ilogb(found) / 2.0)) : 0;
   if (half) *half = power;
   if (power != 0) {

@@ -30,18 +30,13 @@ class PamaWeights {
   PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD PamaWeights(Team team, int n, Workspace workspace)
-      : team_(team),
-        n_(n),
-        relative_(workspace.reals),
-        preference_(workspace.reals + n),
-        slope_(workspace.reals + 2 * n) {}
+      : team_(team), n_(n), relative_(workspace.reals) {}
 
   // The preference of the problems that follow; null is uniform.
   PAMA_HD void prefer(const double* preference) {
     relative_preference(team_, n_, preference, DBL_MIN, relative_);
-    const double total = sum_of(team_, n_, [&](int i) { return relative_[i]; });
-    each(team_, n_, [&](int i) { preference_[i] = relative_[i] / total; });
-    team_.sync();
+    copy(team_, n_, relative_, preference_);
+    divide_by_sum(team_, n_, preference_);
   }
 
   // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
@@ -191,14 +186,13 @@ class PamaWeights {
       weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);  // 1 for 0, too
     });
     divide_by_sum(team_, n_, weights);
-    team_.sync();
   }
 
   Team team_;
   int n_;
-  double* relative_;    // p_i / max p
-  double* preference_;  // p_i / Σ p
-  double* slope_;       // a_i, or their ranks
+  double* relative_;                     // p_i / max p
+  double* preference_ = relative_ + n_;  // p_i / Σ p
+  double* slope_ = preference_ + n_;     // a_i, or their ranks
   double sign_ = 1;
   double first_ = 1, second_ = 1;  // whose product is sign_ / unit
   double size_ = 0, mean_ = 0, spread_ = 1;

@@ -8,7 +8,7 @@ namespace pama {
 template <class Team>
 class UpGrad : public ConeProjections<Team> {
  public:
-  PAMA_HD explicit UpGrad(const GramProblem<Team>& problem) : ConeProjections<Team>(problem) {}
+  using ConeProjections<Team>::ConeProjections;
 
   PAMA_HD void solve() {
     if (!this->prepare()) return;
