@@ -58,18 +58,11 @@ bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm
       double &lower = to[i * n + j], &upper = to[j * n + i];
       good &= bounded_by_norms(lower, norm[i], norm[j]);
       if (lower == upper) continue;
-      const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
-      good &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit);
+      good &= symmetric_to_rounding(lower, upper, at(i, i), at(j, j), unit);
       lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
   return good;
-}
-
-void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
-  if (!vector.data) return;
-  const int64_t start = vector.offset(b);
-  for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
 }
 
 // What is wrong with a matrix that load_gram found bad.
@@ -81,11 +74,10 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
   const auto entry = [&](int64_t i, int64_t j) {
     return text_of(at(i, j)) + " at [" + std::to_string(i) + ", " + std::to_string(j) + "]";
   };
-  const auto root = [&](int64_t i) { return std::sqrt(std::fabs(at(i, i))); };
+  const double unit = precision_of(gram.dtype).roundoff;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
-      const double unit = precision_of(gram.dtype).roundoff;
-      if (symmetric_to_rounding(at(i, j), at(j, i), root(i), root(j), unit)) continue;
+      if (symmetric_to_rounding(at(i, j), at(j, i), at(i, i), at(j, j), unit)) continue;
       return "symmetric to rounding, got " + entry(i, j) + " and " + entry(j, i);
     }
   }
@@ -100,11 +92,6 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
     }
   }
   return fault;
-}
-
-[[noreturn]] void refuse_matrix(const Stack& gram, int64_t b, int64_t n) {
-  refuse("gram must be " + fault_of(gram, b, n) +
-         (gram.lead > 0 ? " of matrix " + std::to_string(b) : ""));
 }
 
 void check_preferences(const ProblemStack& problems) {
@@ -136,12 +123,15 @@ void run(const Tensor&, const ProblemStack& problems) {
         }
         return;
       }
-      load_vector(problems.vector, b, Method::vector(n), problem.gram + n * n);
+      load_vector(SerialTeam{}, problems.vector, b, Method::vector(n), problem.gram + n * n);
       Method(problem).solve();
       for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, problem.out[i]);
     }
   });
-  if (bad < problems.count) refuse_matrix(matrices, bad, n);
+  if (bad < problems.count) {
+    refuse("gram must be " + fault_of(matrices, bad, n) +
+           (matrices.lead > 0 ? " of matrix " + std::to_string(bad) : ""));
+  }
 }
 
 void run_pama_weights(const Tensor&, const ProblemStack& problems) {
@@ -151,10 +141,10 @@ void run_pama_weights(const Tensor&, const ProblemStack& problems) {
     std::vector<double> values(n), preference(n), weights(n),
         reals(PamaWeights<SerialTeam>::reals(n));
     PamaWeights<SerialTeam> solver({}, problems.n, {reals.data(), nullptr});
-    load_vector(problems.vector, 0, n, preference.data());
+    load_vector(SerialTeam{}, problems.vector, 0, n, preference.data());
     solver.prefer(problems.vector.data ? preference.data() : nullptr);
     for (int64_t b = first; b < last; ++b) {
-      load_vector(problems.input, b, n, values.data());
+      load_vector(SerialTeam{}, problems.input, b, n, values.data());
       store(problems.optimum, b, solver.solve(values.data(), weights.data()));
       for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, weights[i]);
     }

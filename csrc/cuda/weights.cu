@@ -23,14 +23,6 @@ __device__ __forceinline__ double* warp_workspace(double* scratch, int64_t size)
   return scratch + warp() * size;
 }
 
-template <class Team>
-__device__ __forceinline__ void load_vector(Team team, const Stack& vector, int64_t b, int n,
-                                            double* to) {
-  if (!vector.data) return;
-  const int64_t start = vector.offset(b);
-  PAMA_LANES(team, i, 0, n) to[i] = load(vector, start + i * vector.column);
-}
-
 // `Team`: as many of a warp's lanes as take part.
 template <template <class> class Solver, class Team, bool kShared>
 __global__ void __launch_bounds__(128, 1)
@@ -45,7 +37,7 @@ __global__ void __launch_bounds__(128, 1)
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     const int64_t start = args.input.offset(b);
     PAMA_ENTRIES(team, k, n * n) gram[k] = load_symmetric(args.input, start, k / n, k % n);
-    load_vector(team, args.vector, b, static_cast<int>(Method::vector(n)), gram + n * n);
+    load_vector(team, args.vector, b, Method::vector(n), gram + n * n);
     team.sync();
     Method(problem).solve();
     // Before the next problem is loaded, too; its results come a barrier after these are stored.
@@ -110,9 +102,12 @@ constexpr bool kHasWide<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
-  if constexpr (!kHasWide<Solver>) return gram_kernel<Solver, WarpTeam, true>;
-  return with_team(n,
-                   [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; });
+  const auto kernel = [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; };
+  if constexpr (kHasWide<Solver>) {
+    return with_team(n, kernel);
+  } else {  // the other kernels are not even compiled
+    return kernel(WarpTeam{});
+  }
 }
 
 template <template <class> class Solver>

@@ -77,19 +77,15 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
     if (Solver::kTakes == Takes::kVector) refuse("the op takes a vector beside gram, got None");
     return;
   }
-  const int64_t n = gram.size(dims - 1);
-  switch (Solver::kTakes) {
-    case Takes::kNothing:
-      refuse("the op takes no vector beside gram, got a tensor");
-    case Takes::kPreference:  // [n], or one for each matrix
-      if (vector->dim() <= 1) return check_reals("preference", *vector, {n}, gram);
-      check_floating("preference", *vector);
-      return check_vector("preference", *vector, n, gram);
-    case Takes::kVector:
-      if (vector->scalar_type() != ScalarType::Long)
-        check_floating("the vector beside gram", *vector);
-      return check_vector("the vector beside gram", *vector, Solver::vector(n), gram);
+  if (Solver::kTakes == Takes::kNothing) {
+    refuse("the op takes no vector beside gram, got a tensor");
   }
+  const bool preferred = Solver::kTakes == Takes::kPreference;  // [n], or one for each matrix
+  const char* name = preferred ? "preference" : "the vector beside gram";
+  if (preferred || vector->scalar_type() != ScalarType::Long) check_floating(name, *vector);
+  const int64_t size = Solver::vector(gram.size(dims - 1));
+  if (preferred && vector->dim() <= 1) return check_sizes(name, *vector, {size}, gram);
+  check_vector(name, *vector, size, gram);
 }
 
 template <class Solver, void (*Run)(const Tensor& on, const ProblemStack&)>
