@@ -45,6 +45,7 @@ class ActiveSet {
 
   // `forward`: L⁻¹ of the row's products with the others.
   PAMA_HD void append(int i, const double* forward, double pivot) {
+    team_.sync();
     if (team_.rank() == 0) {
       member_[factor_.size()] = i;
       inside_[i] = 1;

@@ -37,29 +37,22 @@ class ConeActiveSet : ActiveSet<Team> {
         lower_(lower),
         slope_(workspace.reals + Base::reals(n)) {}
 
-  // x = 0, for G as it came.
-  PAMA_HD void start() { start(0); }
-
-  // Goes on from the x that is there. At the limit it is left where it is.
-  PAMA_HD void solve() {
-    while (!descend()) start(widening_);
+  // The minimiser, valid until the workspace is used again; at the limit the point that is there.
+  PAMA_HD const double* solve() {
+    for (widened_ = 0;; widened_ = widening_) {
+      Base::start(kNone);
+      if (descend()) return x_;
+    }
   }
 
-  PAMA_HD const double* x() const { return x_; }
-
  private:
-  using Base::drop, Base::longest_step, Base::move_one, Base::readmit, Base::reject;
+  using Base::append, Base::drop, Base::longest_step, Base::move_one, Base::readmit, Base::reject;
   using Base::limit, Base::kNone, Base::kRounds, Base::kNoise;
   using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
       Base::inside_, Base::factor_;
 
   // Of the square of a row: a pivot above that part of it is clear of rounding.
   static constexpr double kRegular = 1.0 / 16;
-
-  PAMA_HD void start(double widened) {
-    widened_ = widened;
-    Base::start(kNone);
-  }
 
   // Of the matrix that is solved for.
   PAMA_HD double gram(int i, int j) const {
@@ -68,9 +61,7 @@ class ConeActiveSet : ActiveSet<Team> {
 
   // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
-    readmit();
     differentiate();
-    if (factor_.size() > 0) minimise(kNone);
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
@@ -148,7 +139,7 @@ class ConeActiveSet : ActiveSet<Team> {
           const int other = member_[heavy.index];
           const double share = direction_[heavy.index];
           drop(heavy.index);
-          append(last, fmax(eliminate(last), noise_ * gram(last, last)));
+          append(last, cross_, fmax(eliminate(last), noise_ * gram(last, last)));
           last = other;
           slope /= fabs(share);
           if (share < 0) way = -way;
@@ -171,14 +162,9 @@ class ConeActiveSet : ActiveSet<Team> {
           if (widened_ < widening_) return false;
         }
       }
-      append(last, pivot);
+      append(last, cross_, pivot);
       return true;
     }
-  }
-
-  PAMA_HD void append(int i, double pivot) {
-    team_.sync();
-    Base::append(i, cross_, pivot);
   }
 
   // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.

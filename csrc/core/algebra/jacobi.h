@@ -61,16 +61,13 @@ class Jacobi {
   // In four chains: with one, aligned_mtl of n = 32 took twice as long on a CPU.
   PAMA_HD double product(const double* __restrict__ a, const double* __restrict__ b) const {
     const int step = team_.size();
-    double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+    double sum[4] = {0, 0, 0, 0};
     int i = team_.rank();
     for (; i + 3 * step < n_; i += 4 * step) {
-      sum0 += a[i] * b[i];
-      sum1 += a[i + step] * b[i + step];
-      sum2 += a[i + 2 * step] * b[i + 2 * step];
-      sum3 += a[i + 3 * step] * b[i + 3 * step];
+      for (int c = 0; c < 4; ++c) sum[c] += a[i + c * step] * b[i + c * step];
     }
-    for (; i < n_; i += step) sum0 += a[i] * b[i];
-    return team_.sum((sum0 + sum1) + (sum2 + sum3));
+    for (; i < n_; i += step) sum[0] += a[i] * b[i];
+    return team_.sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 
   struct Pair {

@@ -24,52 +24,14 @@ class Ldl {
   PAMA_HD const double* inverses() const { return inverses_; }
 
   // a <- L⁻¹ a, of several vectors at the latency of one. Reads what other lanes wrote, after a
-  // sync; so do all below. The lanes of a team with one each keep their element, and hand it to
-  // each other without memory.
+  // sync; so do all below.
   template <class... Vector>
   PAMA_HD void forward(Vector*... a) const {
-    constexpr int kCount = sizeof...(a);
-    double* const vectors[kCount] = {a...};
-    team_.sync();
-    if constexpr (Team::kOneEach) {
-      double mine[kCount], pivot[kCount];
-      for (int v = 0; v < kCount; ++v) mine[v] = own(vectors[v]);
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        for (int v = 0; v < kCount; ++v) pivot[v] = team_.from(mine[v], c);
-        if (c >= team_.rank() || team_.rank() >= size_) continue;
-        const double factor = at(team_.rank(), c);
-        for (int v = 0; v < kCount; ++v) mine[v] -= factor * pivot[v];
-      }
-      for (int v = 0; v < kCount; ++v) give(vectors[v], mine[v]);
-      team_.sync();
-    } else {
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        for (double* vector : vectors) {
-          add_multiple(team_, c + 1, size_, -vector[c], square_ + c * n_, vector);
-        }
-        team_.sync();
-      }
-    }
+    substitute<true>(a...);
   }
 
   // a <- L⁻ᵀ a.
-  PAMA_HD void backward(double* a) const {
-    team_.sync();
-    if constexpr (Team::kOneEach) {
-      double mine = own(a);
-      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-        const double pivot = team_.from(mine, c);
-        if (team_.rank() < c) mine -= at(team_.rank(), c) * pivot;
-      }
-      give(a, mine);
-      team_.sync();
-    } else {
-      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-        add_multiple(team_, c, -a[c], square_ + c * n_, a);
-        team_.sync();
-      }
-    }
-  }
+  PAMA_HD void backward(double* a) const { substitute<false>(a); }
 
   // a <- (L D Lᵀ)⁻¹ a.
   PAMA_HD void solve(double* a) const {
@@ -142,10 +104,41 @@ class Ldl {
   }
 
  private:
-  // What a lane that has one element holds of a vector, and back.
-  PAMA_HD double own(const double* a) const { return team_.rank() < size_ ? a[team_.rank()] : 0; }
-  PAMA_HD void give(double* a, double mine) const {
-    if (team_.rank() < size_) a[team_.rank()] = mine;
+  // With L from its first column on, or with Lᵀ from its last. Reads what other lanes wrote, after
+  // a sync. The lanes of a team with one each keep their element, and hand it to each other without
+  // memory.
+  template <bool kForward, class... Vector>
+  PAMA_HD void substitute(Vector*... a) const {
+    constexpr int kCount = sizeof...(a);
+    double* const vectors[kCount] = {a...};
+    const auto column = [&](int k) { return kForward ? k : size_ - 1 - k; };
+    const auto first = [&](int c) { return kForward ? c + 1 : 0; };  // of the rows that it changes
+    const auto end = [&](int c) { return kForward ? size_ : c; };
+    team_.sync();
+    if constexpr (Team::kOneEach) {
+      const int r = team_.rank();
+      double mine[kCount], pivot[kCount];
+      for (int v = 0; v < kCount; ++v) mine[v] = r < size_ ? vectors[v][r] : 0;
+      PAMA_ROLLED for (int k = 0; k < size_ - 1; ++k) {
+        const int c = column(k);
+        for (int v = 0; v < kCount; ++v) pivot[v] = team_.from(mine[v], c);
+        if (r < first(c) || r >= end(c)) continue;
+        const double factor = at(r, c);
+        for (int v = 0; v < kCount; ++v) mine[v] -= factor * pivot[v];
+      }
+      for (int v = 0; v < kCount; ++v) {
+        if (r < size_) vectors[v][r] = mine[v];
+      }
+      team_.sync();
+    } else {
+      PAMA_ROLLED for (int k = 0; k < size_ - 1; ++k) {
+        const int c = column(k);
+        for (double* x : vectors) {
+          add_multiple(team_, first(c), end(c), -x[c], square_ + c * n_, x);
+        }
+        team_.sync();
+      }
+    }
   }
 
   PAMA_HD double at(int r, int c) const { return square_[r + c * n_]; }

@@ -27,7 +27,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   using Base = ActiveSet<Team>;
 
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return Base::reals(n) + 6 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Base::reals(n) + 5 * n; }
   using Base::integers;
 
   // `gram`: n x n, symmetric, entries of magnitude up to 2^900; `norm`: roots of its diagonal.
@@ -168,10 +168,8 @@ class SimplexActiveSet : ActiveSet<Team> {
     const bool enters = j != kNone;
     double residual = enters ? slope_[j] - slope_[base_] : 0;
     each(team_, factor_.size(), [&](int c) { residual_[c] = slope_[member_[c]] - slope_[base_]; });
-    for (bool related = false;;) {
+    for (;;) {
       const int k = factor_.size();
-      if (!related) relate(j);
-      related = true;
       Curvature along = reduce(j, residual);
       if (enters && !(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
         if (x_[j] == 0) {
@@ -217,7 +215,6 @@ class SimplexActiveSet : ActiveSet<Team> {
         } else {
           residual -= change_base();
           rows = k - 1;
-          related = false;
         }
       }
       if (rows >= 0) factorise(rows);
@@ -234,7 +231,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   PAMA_HD Curvature reduce(int j, double residual) {
     const int k = factor_.size();
     each(team_, k, [&](int c) {
-      a_[c] = cross_[c];
+      a_[c] = j == kNone ? 0 : difference(member_[c], j);
       b_[c] = -residual_[c];
     });
     factor_.forward(a_, b_);
@@ -259,12 +256,6 @@ class SimplexActiveSet : ActiveSet<Team> {
     return -(step_j + sum_of(team_, k, [&](int c) { return direction_[c]; }));
   }
 
-  PAMA_HD void relate(int j) {
-    each(team_, factor_.size(),
-         [&](int c) { cross_[c] = j == kNone ? 0 : difference(member_[c], j); });
-    team_.sync();
-  }
-
   // That of the rows of R, unless the base's weight reaches 0 before; index k stands for the base.
   PAMA_HD Located longest_step(double step_base, double full) const {
     const Located limit = Base::longest_step(1, full);
@@ -287,7 +278,6 @@ class SimplexActiveSet : ActiveSet<Team> {
   }
 
   PAMA_HD void drop(int position) {
-    Base::close_gap(cross_, position);
     Base::close_gap(residual_, position);
     Base::drop(position);
   }
@@ -345,8 +335,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   const int* leader_;
   double* best_;
   double* slope_ = best_ + n_;
-  double* cross_ = slope_ + n_;     // <g_i − g_b, g_j − g_b> over R, j the entering row
-  double* residual_ = cross_ + n_;  // slope_i − slope_b over R
+  double* residual_ = slope_ + n_;  // slope_i − slope_b over R
   double* a_ = residual_ + n_;
   double* b_ = a_ + n_;
   bool due_ = false;  // whether a step within the corral is due, even if it looks settled

@@ -75,7 +75,7 @@ PAMA_FLATTENED Located smallest_of(const Team& team, int n, const F& f, Located 
 template <class Team, class F>
 PAMA_FLATTENED bool any_of(const Team& team, int n, const F& f) {
   bool any = false;
-  PAMA_LANES(team, i, 0, n) any = any || f(i);
+  PAMA_LANES(team, i, 0, n) any = f(i) || any;
   return team.any(any);
 }
 

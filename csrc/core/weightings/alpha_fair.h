@@ -28,16 +28,13 @@ namespace pama {
 
 template <class Team>
 class AlphaFair : public Weighting<Team> {
-  using Weighting<Team>::problem_, Weighting<Team>::team_, Weighting<Team>::n_;
-  using Weighting<Team>::out_;
+  using Base = Weighting<Team>;
+  using Stationary = AlphaFairStationary<Team>;
+  using Base::problem_, Base::team_, Base::n_, Base::out_;
 
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return AlphaFairStationary<Team>::reals(n) + n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return AlphaFairStationary<Team>::integers(n);
-  }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Stationary::reals(n) + n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Stationary::integers(n); }
   // Of Newton steps for each β.
   static constexpr int kLimit = 100;
   // Of a weight in one step.
@@ -60,8 +57,7 @@ class AlphaFair : public Weighting<Team> {
     }
     if (outcome == kLost) return fill(team_, n_, NAN, out_);
     if (outcome == kStationary) {
-      AlphaFairStationary<Team> face(team_, n_, problem_.gram, length_,
-                                     {v_, problem_.workspace.integers});
+      Stationary face(team_, n_, problem_.gram, length_, {v_, problem_.workspace.integers});
       return face.solve(beta_, noise_, out_);
     }
     // G was divided by 4^half.
@@ -204,6 +200,23 @@ class AlphaFair : public Weighting<Team> {
   bool precise_ = false;
   double unit_ = 1;
   double noise_ = 0;  // the square of a unit gradient's part that may be rounding
+};
+
+// nash_mtl: G α = 1/α.
+template <class Team>
+class NashMtl : public AlphaFair<Team> {
+ public:
+  PAMA_HD explicit NashMtl(const GramProblem<Team>& problem) : AlphaFair<Team>(problem, 1) {}
+};
+
+// fairgrad: G w = w^(−1/α).
+template <class Team>
+class FairGrad : public AlphaFair<Team> {
+ public:
+  static constexpr int kOptions = 1;
+  // Options: α.
+  PAMA_HD explicit FairGrad(const GramProblem<Team>& problem)
+      : AlphaFair<Team>(problem, 1 / problem.options[0]) {}
 };
 
 }  // namespace pama

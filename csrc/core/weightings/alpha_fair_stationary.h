@@ -23,11 +23,11 @@ namespace pama {
 
 template <class Team>
 class AlphaFairStationary {
+  using Method = ConeActiveSet<Team>;
+
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return ConeActiveSet<Team>::reals(n) + 7 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return ConeActiveSet<Team>::integers(n); }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 7 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n); }
   static constexpr int kLimit = 100;
 
   // `gram`: of unit gradients, overwritten; `length`: of the gradients as they came, 0 for those
@@ -61,17 +61,14 @@ class AlphaFairStationary {
     each(team_, n_, [&](int i) { norm_[i] = length_[i] > 0 ? 1 : 0; });
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
-    ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, noise, false,
-                               {column_, workspace_.integers});
+    Method method(team_, n_, gram_, norm_, lower_, noise, false, {column_, workspace_.integers});
     double nearest = INFINITY;
     for (int i = 0; i < n_; ++i) {
       if (total_[i] > 0 || norm_[i] == 0) continue;
       team_.sync();
       if (team_.rank() == 0) lower_[i] = 1;
-      method.start();
-      method.solve();
-      const double sum =
-          sum_of(team_, n_, [&](int j) { return q_[j] = lower_[j] + method.x()[j]; });
+      const double* y = method.solve();
+      const double sum = sum_of(team_, n_, [&](int j) { return q_[j] = lower_[j] + y[j]; });
       team_.sync();
       const double value = square() / sum / sum;
       if (value < nearest) {

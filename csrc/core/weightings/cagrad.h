@@ -26,8 +26,8 @@ namespace pama {
 
 template <class Team>
 class CaGrad : public Weighting<Team> {
-  using Weighting<Team>::problem_, Weighting<Team>::team_, Weighting<Team>::n_;
-  using Weighting<Team>::out_;
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
   using Method = SimplexActiveSet<Team>;  // the other needs no more workspace
 
  public:
@@ -36,8 +36,6 @@ class CaGrad : public Weighting<Team> {
   PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n) + n; }
   // Of Newton steps.
   PAMA_HD static constexpr int limit(int n) { return n + 64; }
-
-  using Weighting<Team>::Weighting;
 
   PAMA_HD void solve() {
     if (!normalize_gram(problem_, norm_)) return;
@@ -150,9 +148,7 @@ class CaGrad : public Weighting<Team> {
   // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
-    method.start();
-    method.solve();
-    const double *y = method.x(), norms = dot(y, norm_) + dot(mean_, norm_);
+    const double *y = method.solve(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
     // As long as rounding may make it. For c >= 1 the zero gradient is within reach, and with it no
     // conflict, whatever rounding says.

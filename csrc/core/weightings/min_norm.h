@@ -23,20 +23,15 @@ constexpr double kLeastPreference = 0x1p-400;
 // proportional to c_i / p_i.
 template <class Team>
 class MinNorm : public Weighting<Team> {
-  using Weighting<Team>::problem_, Weighting<Team>::team_, Weighting<Team>::n_;
-  using Weighting<Team>::out_;
+  using Base = Weighting<Team>;
+  using Method = SimplexActiveSet<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
 
  public:
   static constexpr Takes kTakes = Takes::kPreference;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return SimplexActiveSet<Team>::reals(n) + 2 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return SimplexActiveSet<Team>::integers(n) + n;
-  }
-
-  using Weighting<Team>::Weighting;
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n) + n; }
 
   PAMA_HD void solve() {
     relative_preference(team_, n_, problem_.vector, kLeastPreference, preference_);
@@ -45,7 +40,7 @@ class MinNorm : public Weighting<Team> {
     if (!rescale()) return fill(team_, n_, NAN, out_);
     if (share_among_zeros()) return;
     group_equal_rows();
-    SimplexActiveSet<Team> method(team_, n_, gram_, norm_, leader_, rest_);
+    Method method(team_, n_, gram_, norm_, leader_, rest_);
     method.start();
     spread(method.solve());
   }
@@ -104,14 +99,12 @@ class MinNorm : public Weighting<Team> {
 
   // Rows of norm 0 attain the optimum 0: they share the weight as the preference says.
   PAMA_HD bool share_among_zeros() {
-    bool any = false;
-    each(team_, n_, [&](int i) {
+    const bool any = any_of(team_, n_, [&](int i) {
       const bool zero = leader_[i] != kDropped && !(gram(i, i) > 0);
       norm_[i] = sqrt(fmax(gram(i, i), 0.0));
       out_[i] = zero ? preference_[i] : 0;
-      any = any || zero;
+      return zero;
     });
-    any = team_.any(any);
     team_.sync();
     if (any) divide_by_sum(team_, n_, out_);
     return any;
@@ -120,18 +113,16 @@ class MinNorm : public Weighting<Team> {
   // Points leader_[i] at the first row equal to row i within rounding. Only leaders enter the
   // method: the others would make its differences vanish, and share their leader's weight after it.
   PAMA_HD void group_equal_rows() {
-    bool grouped = false;
-    each(team_, n_, [&](int i) {
-      if (leader_[i] == kDropped) return;
+    grouped_ = any_of(team_, n_, [&](int i) {
+      if (leader_[i] == kDropped) return false;
       PAMA_ROLLED for (int j = 0; j < i; ++j) {
         if (preference_[j] != 0 && equal_rows(i, j)) {
           leader_[i] = j;
-          grouped = true;
-          break;
+          return true;
         }
       }
+      return false;
     });
-    grouped_ = team_.any(grouped);
     team_.sync();
     if (grouped_ && team_.rank() == 0) {
       PAMA_ROLLED for (int i = 0; i < n_; ++i) {

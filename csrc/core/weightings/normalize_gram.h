@@ -15,20 +15,16 @@ namespace pama {
 template <class Team>
 PAMA_HD double largest_entry(const Team& team, int n, const double* gram) {
   double found[4] = {0, 0, 0, 0}, zero[4] = {0, 0, 0, 0};
+  const auto take = [&](int c, double x) {
+    found[c] = fabs(x) > found[c] ? fabs(x) : found[c];
+    zero[c] += 0 * x;  // NaN if x is infinite or none
+  };
   const int count = n * n, step = team.size();
   int i = team.rank();
   for (; i + 3 * step < count; i += 4 * step) {
-    for (int c = 0; c < 4; ++c) {
-      const double x = gram[i + c * step], magnitude = fabs(x);
-      found[c] = magnitude > found[c] ? magnitude : found[c];
-      zero[c] += 0 * x;  // NaN if x is infinite or none
-    }
+    for (int c = 0; c < 4; ++c) take(c, gram[i + c * step]);
   }
-  for (; i < count; i += step) {
-    const double magnitude = fabs(gram[i]);
-    found[0] = magnitude > found[0] ? magnitude : found[0];
-    zero[0] += 0 * gram[i];
-  }
+  for (; i < count; i += step) take(0, gram[i]);
   const double zeros = (zero[0] + zero[1]) + (zero[2] + zero[3]);
   const double largest = team.largest(fmax(fmax(found[0], found[1]), fmax(found[2], found[3])));
   return team.any(zeros != 0) ? NAN : largest;
@@ -55,12 +51,10 @@ PAMA_HD bool normalize_gram(const GramProblem<Team>& problem, double* norm, int*
     each_entry(team, n * n, [&](int i) { gram[i] = gram[i] * factor * factor; });
   }
   team.sync();
-  bool none = false;
-  each(team, n, [&](int i) {
+  const bool none = any_of(team, n, [&](int i) {
     norm[i] = sqrt(fmax(gram[i * n + i], 0.0));
-    none = none || norm[i] == 0;
+    return norm[i] == 0;
   });
-  none = team.any(none);
   team.sync();
   if (none) {
     each_entry(team, n * n, [&](int i) {

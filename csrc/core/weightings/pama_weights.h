@@ -27,7 +27,6 @@ template <class Team>
 class PamaWeights {
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 3 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD PamaWeights(Team team, int n, Workspace workspace)
       : team_(team), n_(n), relative_(workspace.reals) {}
