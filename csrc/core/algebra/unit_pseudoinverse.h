@@ -8,7 +8,6 @@
 
 #include "core/algebra/jacobi.h"
 #include "core/algebra/ldl.h"
-#include "core/algebra/orthogonalise.h"
 #include "core/algebra/vectors.h"
 
 namespace pama {

@@ -13,7 +13,6 @@
 #include <cstdint>
 
 #include "core/algebra/cone_active_set.h"
-#include "core/algebra/orthogonalise.h"
 #include "core/algebra/pivoted_cholesky.h"
 #include "core/algebra/vectors.h"
 #include "core/weightings/alpha_fair_line_search.h"

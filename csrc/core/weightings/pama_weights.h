@@ -98,8 +98,7 @@ class PamaWeights {
     });
     sign_ = 1;
     team_.sync();
-    survey(weights);
-    double excess = excess_of(weights);
+    double excess = survey(weights);
     if (excess < 0) {
       sign_ = -1;
       first_ = -first_;
@@ -118,8 +117,7 @@ class PamaWeights {
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
       });
       team_.sync();
-      survey(weights);
-      excess = excess_of(weights);
+      excess = survey(weights);
       if (limit.value < end * (1 - kTie) || excess >= 0) continue;
       if (limit.index % team_.size() == team_.rank()) weights[limit.index] = 1;  // in the support
       team_.sync();
@@ -130,8 +128,8 @@ class PamaWeights {
   }
 
   // Size, mean value and spread of the support, in units of the power of 2 at or below its largest
-  // value.
-  PAMA_HD void survey(const double* weights) {
+  // value; returns Σ c_i a_i in them.
+  PAMA_HD double survey(const double* weights) {
     const double largest =
         largest_of(team_, n_, [&](int i) { return weights[i] > 0 ? fabs(slope_[i]) : 0; });
     const int exponent = largest > 0 ? -ilogb(largest) : 0;
@@ -142,6 +140,7 @@ class PamaWeights {
     size_ = size;
     mean_ = total / size;
     spread_ = sum_of(team_, n_, [&](int i) { return weights[i] > 0 ? fall(i) * fall(i) : 0; });
+    return excess_of(weights);
   }
 
   // The value of an objective of the support in that unit. In two factors, as the unit's inverse
