@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/team.h"
 #include "core/view.h"
 
 namespace pama {
@@ -12,11 +13,11 @@ namespace pama {
 struct Stack {
   static constexpr int kMaxLead = 6;
 
-  void* data;  // null: the argument was not given
-  DType dtype;
-  int lead;  // leading dimensions
-  int64_t sizes[kMaxLead], strides[kMaxLead];
-  int64_t row, column;  // strides of the last two dimensions; of a vector only `column`
+  void* data = nullptr;  // null: the argument was not given
+  DType dtype = DType::kBool;
+  int lead = 0;  // leading dimensions
+  int64_t sizes[kMaxLead] = {}, strides[kMaxLead] = {};
+  int64_t row = 0, column = 0;  // strides of the last two dimensions; of a vector only `column`
 
   // Where item b of the stack starts.
   PAMA_INLINE int64_t offset(int64_t b) const {
@@ -31,6 +32,15 @@ struct Stack {
 
 PAMA_INLINE double load(const Stack& stack, int64_t i) {
   return load(View{stack.data, stack.dtype, 0, 0, 0}, i);
+}
+
+// Vector b of a stack, which the lanes of a team share; nothing if there is none.
+template <class Team>
+PAMA_INLINE void load_vector(const Team& team, const Stack& vectors, int64_t b, int64_t n,
+                             double* to) {
+  if (!vectors.data) return;
+  const int64_t start = vectors.offset(b);
+  PAMA_LANES(team, i, 0, n) to[i] = load(vectors, start + i * vectors.column);
 }
 
 PAMA_INLINE void store(const Stack& stack, int64_t i, double value) {
@@ -48,9 +58,10 @@ PAMA_INLINE double load_symmetric(const Stack& stack, int64_t start, int64_t i, 
 
 // Whether two mirror elements differ by no more than products of their rows computed in another
 // order may: some tens of roundings of ‖g_i‖ ‖g_j‖. True if one of them is not a number.
-PAMA_INLINE bool symmetric_to_rounding(double upper, double lower, double norm_i, double norm_j,
+PAMA_INLINE bool symmetric_to_rounding(double upper, double lower, double square_i, double square_j,
                                        double roundoff) {
-  const double size = fmax(norm_i * norm_j, fmax(fabs(upper), fabs(lower)));
+  const double norms = sqrt(fabs(square_i)) * sqrt(fabs(square_j));
+  const double size = fmax(norms, fmax(fabs(upper), fabs(lower)));
   return !(fabs(upper - lower) > 128 * roundoff * size);
 }
 

@@ -14,22 +14,6 @@
 namespace pama {
 namespace {
 
-// What one thread works in: the matrix, the vector, the result, and what the solver asks for.
-struct Memory {
-  Memory(int64_t matrix, int64_t vector_size, int64_t n, int64_t reals_size, int64_t integers_size)
-      : doubles(new double[matrix + vector_size + n + reals_size]),
-        ints(new int[integers_size]),
-        input(doubles.get()),
-        vector(input + matrix),
-        out(vector + vector_size),
-        workspace{out + n, ints.get()} {}
-
-  std::unique_ptr<double[]> doubles;
-  std::unique_ptr<int[]> ints;
-  double *input, *vector, *out;
-  Workspace workspace;
-};
-
 // Calls body(first, last) on ranges of problems, each range worth a thread's while: a problem of n
 // rows takes about 16 n² ns. A single range costs no dispatch.
 template <class Body>
@@ -74,18 +58,11 @@ bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm
       double &lower = to[i * n + j], &upper = to[j * n + i];
       good &= bounded_by_norms(lower, norm[i], norm[j]);
       if (lower == upper) continue;
-      const double norm_i = std::sqrt(std::fabs(at(i, i))), norm_j = std::sqrt(std::fabs(at(j, j)));
-      good &= symmetric_to_rounding(lower, upper, norm_i, norm_j, unit);
+      good &= symmetric_to_rounding(lower, upper, at(i, i), at(j, j), unit);
       lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
   return good;
-}
-
-void load_vector(const Stack& vector, int64_t b, int64_t n, double* to) {
-  if (!vector.data) return;
-  const int64_t start = vector.offset(b);
-  for (int64_t i = 0; i < n; ++i) to[i] = load(vector, start + i * vector.column);
 }
 
 // What is wrong with a matrix that load_gram found bad.
@@ -97,11 +74,10 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
   const auto entry = [&](int64_t i, int64_t j) {
     return text_of(at(i, j)) + " at [" + std::to_string(i) + ", " + std::to_string(j) + "]";
   };
-  const auto root = [&](int64_t i) { return std::sqrt(std::fabs(at(i, i))); };
+  const double unit = precision_of(gram.dtype).roundoff;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
-      const double unit = precision_of(gram.dtype).roundoff;
-      if (symmetric_to_rounding(at(i, j), at(j, i), root(i), root(j), unit)) continue;
+      if (symmetric_to_rounding(at(i, j), at(j, i), at(i, i), at(j, j), unit)) continue;
       return "symmetric to rounding, got " + entry(i, j) + " and " + entry(j, i);
     }
   }
@@ -116,11 +92,6 @@ std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
     }
   }
   return fault;
-}
-
-[[noreturn]] void refuse_matrix(const Stack& gram, int64_t b, int64_t n) {
-  refuse("gram must be " + fault_of(gram, b, n) +
-         (gram.lead > 0 ? " of matrix " + std::to_string(b) : ""));
 }
 
 void check_preferences(const ProblemStack& problems) {
@@ -139,47 +110,43 @@ template <template <class> class Solver>
 void run(const Tensor&, const ProblemStack& problems) {
   using Method = Solver<SerialTeam>;
   if (Method::kTakes == Takes::kPreference) check_preferences(problems);
-  const Stack &matrices = problems.input, &vectors = problems.vector;
+  const Stack& matrices = problems.input;
   const int64_t n = problems.n, outputs = Method::kScalar ? 1 : n;
   std::atomic<int64_t> bad{problems.count};
   for_problems(problems.count, n, [&](int64_t first, int64_t last) {
-    const Memory memory(n * n, Method::vector(n), n, Method::reals(n), Method::integers(n));
+    const std::unique_ptr<double[]> memory(new double[memory_of<Method>(n)]);
+    const auto problem = problem_in<Method, SerialTeam>(memory.get(), problems);
     for (int64_t b = first; b < last; ++b) {
-      if (!load_gram(matrices, b, n, memory.input, memory.out)) {
+      if (!load_gram(matrices, b, n, problem.gram, problem.out)) {
         int64_t least = bad;
         while (b < least && !bad.compare_exchange_weak(least, b)) {
         }
         return;
       }
-      load_vector(vectors, b, Method::vector(n), memory.vector);
-      Method({.team = {},
-              .n = problems.n,
-              .gram = memory.input,
-              .vector = vectors.data ? memory.vector : nullptr,
-              .rtol = problems.rtol,
-              .options = problems.options,
-              .out = memory.out,
-              .workspace = memory.workspace})
-          .solve();
-      for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, memory.out[i]);
+      load_vector(SerialTeam{}, problems.vector, b, Method::vector(n), problem.gram + n * n);
+      Method(problem).solve();
+      for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, problem.out[i]);
     }
   });
-  if (bad < problems.count) refuse_matrix(matrices, bad, n);
+  if (bad < problems.count) {
+    refuse("gram must be " + fault_of(matrices, bad, n) +
+           (matrices.lead > 0 ? " of matrix " + std::to_string(bad) : ""));
+  }
 }
 
 void run_pama_weights(const Tensor&, const ProblemStack& problems) {
   check_preferences(problems);
-  const Stack& vectors = problems.vector;
   const int64_t n = problems.n;
   for_problems(problems.count, n, [&](int64_t first, int64_t last) {
-    const Memory memory(n, n, n, PamaWeights<SerialTeam>::reals(n), 0);
-    PamaWeights<SerialTeam> solver({}, problems.n, memory.workspace);
+    std::vector<double> values(n), preference(n), weights(n),
+        reals(PamaWeights<SerialTeam>::reals(n));
+    PamaWeights<SerialTeam> solver({}, problems.n, {reals.data(), nullptr});
+    load_vector(SerialTeam{}, problems.vector, 0, n, preference.data());
+    solver.prefer(problems.vector.data ? preference.data() : nullptr);
     for (int64_t b = first; b < last; ++b) {
-      load_vector(problems.input, b, n, memory.input);
-      if (b == first || vectors.lead > 0) load_vector(vectors, b, n, memory.vector);
-      solver.prefer(vectors.data ? memory.vector : nullptr);
-      store(problems.optimum, b, solver.solve(memory.input, memory.out));
-      for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, memory.out[i]);
+      load_vector(SerialTeam{}, problems.input, b, n, values.data());
+      store(problems.optimum, b, solver.solve(values.data(), weights.data()));
+      for (int64_t i = 0; i < n; ++i) store(problems.out, b * n + i, weights[i]);
     }
   });
 }

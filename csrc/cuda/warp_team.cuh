@@ -19,32 +19,29 @@ struct LanesTeam {
   __device__ double from(double x, int lane) const { return __shfl_sync(kMask, x, lane); }
   __device__ void sync() const { __syncwarp(kMask); }
 
-  // In a butterfly every lane adds the same pairs, so all get the same bits.
   __device__ double sum(double x) const {
-#pragma unroll
-    for (int bits = 1; bits < Lanes; bits *= 2) x += __shfl_xor_sync(kMask, x, bits);
-    return x;
+    return butterfly(x, [](double a, double b) { return a + b; });
   }
-
   __device__ double largest(double x) const {
-#pragma unroll
-    for (int bits = 1; bits < Lanes; bits *= 2) {
-      x = fmax(x, __shfl_xor_sync(kMask, x, bits));
-    }
-    return x;
+    return butterfly(x, [](double a, double b) { return fmax(a, b); });
   }
-
   __device__ Located smallest(Located x) const {
+    return butterfly(x, [](Located a, Located b) { return before(b, a) ? b : a; });
+  }
+  __device__ bool any(bool x) const { return __any_sync(kMask, x) != 0; }
+
+ private:
+  // Every lane joins the same pairs, so all get the same bits.
+  template <class T, class Join>
+  __device__ static T butterfly(T x, const Join& join) {
 #pragma unroll
-    for (int bits = 1; bits < Lanes; bits *= 2) {
-      const Located other{__shfl_xor_sync(kMask, x.value, bits),
-                          __shfl_xor_sync(kMask, x.index, bits)};
-      if (before(other, x)) x = other;
-    }
+    for (int bits = 1; bits < Lanes; bits *= 2) x = join(x, across(x, bits));
     return x;
   }
-
-  __device__ bool any(bool x) const { return __any_sync(kMask, x) != 0; }
+  __device__ static double across(double x, int bits) { return __shfl_xor_sync(kMask, x, bits); }
+  __device__ static Located across(Located x, int bits) {
+    return {across(x.value, bits), __shfl_xor_sync(kMask, x.index, bits)};
+  }
 };
 
 using WarpTeam = LanesTeam<kWarp>;

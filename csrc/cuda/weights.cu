@@ -2,10 +2,6 @@
 // and the solver's source is that of the CPU. The workspace lies in shared memory up to n = 64,
 // where a warp is a block; beyond that in a scratch tensor that the warps of a bounded grid reuse.
 // A kernel for either: a pointer to one or the other would make each access a generic one.
-#include <vector>
-
-#include "core/matrix_stack.h"
-#include "core/weightings/gram_problem.h"
 #include "core/weightings/list.h"
 #include "core/weightings/pama_weights.h"
 #include "cuda/device.cuh"
@@ -18,13 +14,7 @@ namespace {
 
 constexpr int64_t kSharedRows = 64;  // the largest n that is solved in shared memory
 
-// In doubles: the matrix, the vector, the result, and what the solver asks for.
-template <template <class> class Solver>
-constexpr int64_t gram_workspace(int64_t n) {
-  return n * n + Solver<WarpTeam>::vector(n) + n + Solver<WarpTeam>::reals(n) +
-         (Solver<WarpTeam>::integers(n) + 1) / 2;
-}
-
+// In doubles: the values, the preference, the weights, and what the solver asks for.
 constexpr int64_t values_workspace(int64_t n) { return 3 * n + PamaWeights<WarpTeam>::reals(n); }
 
 template <bool kShared>
@@ -33,43 +23,26 @@ __device__ __forceinline__ double* warp_workspace(double* scratch, int64_t size)
   return scratch + warp() * size;
 }
 
-template <class Team>
-__device__ __forceinline__ void load_vector(Team team, const Stack& vector, int64_t b, int n,
-                                            double* to) {
-  if (!vector.data) return;
-  const int64_t start = vector.offset(b);
-  PAMA_LANES(team, i, 0, n) to[i] = load(vector, start + i * vector.column);
-}
-
 // `Team`: as many of a warp's lanes as take part.
 template <template <class> class Solver, class Team, bool kShared>
 __global__ void __launch_bounds__(128, 1)
     gram_kernel(const __grid_constant__ ProblemStack args, double* scratch) {
   wait_for_inputs();
+  using Method = Solver<Team>;
   const Team team;
   if (lane() >= team.size()) return;
-  const int n = args.n;
-  double* gram = warp_workspace<kShared>(scratch, gram_workspace<Solver>(n));
-  double *vector = gram + n * n, *out = vector + Solver<Team>::vector(n), *reals = out + n;
-  int* integers = reinterpret_cast<int*>(reals + Solver<Team>::reals(n));
+  const int n = args.n, outputs = Method::kScalar ? 1 : n;
+  double* gram = warp_workspace<kShared>(scratch, memory_of<Method>(n));
+  const GramProblem<Team> problem = problem_in<Method, Team>(gram, args);
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     const int64_t start = args.input.offset(b);
     PAMA_ENTRIES(team, k, n * n) gram[k] = load_symmetric(args.input, start, k / n, k % n);
-    load_vector(team, args.vector, b, static_cast<int>(Solver<Team>::vector(n)), vector);
+    load_vector(team, args.vector, b, Method::vector(n), gram + n * n);
     team.sync();
-    GramProblem<Team> problem;
-    problem.n = n;
-    problem.gram = gram;
-    problem.vector = args.vector.data ? vector : nullptr;
-    problem.rtol = args.rtol;
-    problem.options = args.options;
-    problem.out = out;
-    problem.workspace = {reals, integers};
-    Solver<Team>(problem).solve();
+    Method(problem).solve();
     // Before the next problem is loaded, too; its results come a barrier after these are stored.
     team.sync();  // not shown on the host, whose shuffles order memory as well
-    const int outputs = Solver<Team>::kScalar ? 1 : n;
-    PAMA_LANES(team, i, 0, outputs) store(args.out, b * outputs + i, out[i]);
+    PAMA_LANES(team, i, 0, outputs) store(args.out, b * outputs + i, problem.out[i]);
   }
 }
 
@@ -81,12 +54,12 @@ __global__ void __launch_bounds__(128, 1)
   const int n = args.n;
   double* values = warp_workspace<kShared>(scratch, values_workspace(n));
   double *preference = values + n, *weights = preference + n, *reals = weights + n;
+  load_vector(team, args.vector, 0, n, preference);
+  PamaWeights<WarpTeam> solver(team, n, {reals, nullptr});
+  solver.prefer(args.vector.data ? preference : nullptr);
   for (int64_t b = warp(); b < args.count; b += gridDim.x * warps_per_block()) {
     load_vector(team, args.input, b, n, values);
-    load_vector(team, args.vector, b, n, preference);
     team.sync();  // not shown on the host, as above
-    PamaWeights<WarpTeam> solver(team, n, {reals, nullptr});
-    solver.prefer(args.vector.data ? preference : nullptr);
     const double optimum = solver.solve(values, weights);
     team.sync();  // not shown on the host, as above
     PAMA_LANES(team, i, 0, n) store(args.out, b * n + i, weights[i]);
@@ -129,15 +102,18 @@ constexpr bool kHasWide<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
-  if constexpr (!kHasWide<Solver>) return gram_kernel<Solver, WarpTeam, true>;
-  return with_team(n,
-                   [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; });
+  const auto kernel = [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; };
+  if constexpr (kHasWide<Solver>) {
+    return with_team(n, kernel);
+  } else {  // the other kernels are not even compiled
+    return kernel(WarpTeam{});
+  }
 }
 
 template <template <class> class Solver>
 void run(const Tensor& on, const ProblemStack& problems) {
   launch_stack(on, shared_kernel<Solver>(problems.n), gram_kernel<Solver, WarpTeam, false>,
-               problems, gram_workspace<Solver>(problems.n));
+               problems, memory_of<Solver<WarpTeam>>(problems.n));
 }
 
 void run_pama_weights(const Tensor& on, const ProblemStack& problems) {

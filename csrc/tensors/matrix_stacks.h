@@ -6,19 +6,12 @@
 
 namespace pama {
 
-// How many items of `dims` dimensions `x` holds.
-inline int64_t count_of(const Tensor& x, int64_t dims) {
-  int64_t count = 1;
-  for (int64_t d = 0; d < x.dim() - dims; ++d) count *= x.size(d);
-  return count;
-}
-
 // `x` as a stack of items of `dims` dimensions, spread over the leading dimensions of `like`: those
 // that it lacks repeat it. A tensor of no dimensions is a vector of one number. An int64 tensor
 // holds seeds, which travel as float64 bit by bit.
 inline Stack stack_of(const std::optional<Tensor>& x, int64_t dims, const Tensor& like,
                       int64_t like_dims) {
-  Stack stack{};
+  Stack stack;
   if (!x) return stack;
   stack.lead = static_cast<int>(like.dim() - like_dims);
   if (stack.lead > Stack::kMaxLead) {
@@ -39,11 +32,6 @@ inline Stack stack_of(const std::optional<Tensor>& x, int64_t dims, const Tensor
 }
 
 // A contiguous result, whose items are told apart by their index.
-inline Stack result_of(Tensor& x) {
-  Stack stack{};
-  stack.data = x.mutable_data_ptr();
-  stack.dtype = dtype_of(x);
-  return stack;
-}
+inline Stack result_of(Tensor& x) { return {.data = x.mutable_data_ptr(), .dtype = dtype_of(x)}; }
 
 }  // namespace pama

@@ -13,12 +13,35 @@ namespace pama {
 struct ProblemStack {
   static constexpr int kMaxOptions = 4;
 
-  Stack input, vector, out, optimum;
+  Stack input, vector, out;
+  Stack optimum{};
   int64_t count;
   int n;
-  double rtol;
-  double options[kMaxOptions];
+  double rtol = 0;
+  double options[kMaxOptions] = {};
 };
+
+// What a problem is solved in, in doubles: the matrix, the vector, the result, and what the solver
+// asks for.
+template <class Solver>
+PAMA_HD constexpr int64_t memory_of(int64_t n) {
+  return n * n + Solver::vector(n) + n + Solver::reals(n) + (Solver::integers(n) + 1) / 2;
+}
+
+// One of a stack's problems in that memory, where its matrix and its vector are yet to be loaded.
+template <class Solver, class Team>
+PAMA_HD GramProblem<Team> problem_in(double* memory, const ProblemStack& stack) {
+  const int n = stack.n;
+  double *vector = memory + n * n, *out = vector + Solver::vector(n), *reals = out + n;
+  return {.team = {},
+          .n = n,
+          .gram = memory,
+          .vector = stack.vector.data ? vector : nullptr,
+          .rtol = stack.rtol,
+          .options = stack.options,
+          .out = out,
+          .workspace = {reals, reinterpret_cast<int*>(reals + Solver::reals(n))}};
+}
 
 // A preference, or what an op takes in its place, for each matrix or for all.
 inline void check_vector(const char* name, const Tensor& x, int64_t size, const Tensor& gram) {
@@ -54,19 +77,15 @@ void check_problem(const Tensor& gram, const std::optional<Tensor>& vector,
     if (Solver::kTakes == Takes::kVector) refuse("the op takes a vector beside gram, got None");
     return;
   }
-  const int64_t n = gram.size(dims - 1);
-  switch (Solver::kTakes) {
-    case Takes::kNothing:
-      refuse("the op takes no vector beside gram, got a tensor");
-    case Takes::kPreference:  // [n], or one for each matrix
-      if (vector->dim() <= 1) return check_reals("preference", *vector, {n}, gram);
-      check_floating("preference", *vector);
-      return check_vector("preference", *vector, n, gram);
-    case Takes::kVector:
-      if (vector->scalar_type() != ScalarType::Long)
-        check_floating("the vector beside gram", *vector);
-      return check_vector("the vector beside gram", *vector, Solver::vector(n), gram);
+  if (Solver::kTakes == Takes::kNothing) {
+    refuse("the op takes no vector beside gram, got a tensor");
   }
+  const bool preferred = Solver::kTakes == Takes::kPreference;  // [n], or one for each matrix
+  const char* name = preferred ? "preference" : "the vector beside gram";
+  if (preferred || vector->scalar_type() != ScalarType::Long) check_floating(name, *vector);
+  const int64_t size = Solver::vector(gram.size(dims - 1));
+  if (preferred && vector->dim() <= 1) return check_sizes(name, *vector, {size}, gram);
+  check_vector(name, *vector, size, gram);
 }
 
 template <class Solver, void (*Run)(const Tensor& on, const ProblemStack&)>
@@ -81,11 +100,9 @@ Tensor solve(const Tensor& gram, const std::optional<Tensor>& vector,
   ProblemStack problems{.input = stack_of(gram, 2, gram, 2),
                         .vector = stack_of(vector, 1, gram, 2),
                         .out = result_of(out),
-                        .optimum = {},
-                        .count = count_of(gram, 2),
+                        .count = gram.numel() / (n * n),
                         .n = static_cast<int>(n),
-                        .rtol = rtol.value_or(2 * precision_of(dtype_of(gram)).roundoff),
-                        .options = {}};
+                        .rtol = rtol.value_or(2 * precision_of(dtype_of(gram)).roundoff)};
   std::copy(options.begin(), options.end(), problems.options);
   Run(gram, problems);
   return out;
@@ -110,10 +127,8 @@ std::tuple<Tensor, Tensor> pama_weights(const Tensor& values,
                .vector = stack_of(preference, 1, values, 1),
                .out = result_of(weights),
                .optimum = result_of(optimum),
-               .count = count_of(values, 1),
-               .n = static_cast<int>(n),
-               .rtol = 0,
-               .options = {}});
+               .count = values.numel() / n,
+               .n = static_cast<int>(n)});
   return {weights, optimum};
 }
 

@@ -4,6 +4,7 @@
 
 #include <cfloat>
 #include <cmath>
+#include <cstdint>
 
 #include "core/algebra/ldl.h"
 #include "core/algebra/vectors.h"
@@ -12,34 +13,39 @@ namespace pama {
 
 template <class Team>
 class ActiveSet {
+ public:
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
+  // Of rows entering. In min_norm no more than 1.6 n came over the tests' families.
+  PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
+
  protected:
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n + Ldl<Team>::reals(n); }
+
   static constexpr int kNone = -1;  // no row enters
   static constexpr int kRejected = 2;
   static constexpr int kRounds = 4;
   // A multiple of the unit roundoff below which a violation is noise.
   static constexpr double kNoise = 8 * (DBL_EPSILON / 2);
 
-  // `integers`: 2 n; `square`: n² for the factor, and `vectors`: 4 n.
-  PAMA_HD ActiveSet(Team team, int n, const double* gram, const double* norm, double* x,
-                    double* vectors, double* square, int* integers)
+  PAMA_HD ActiveSet(Team team, int n, const double* gram, const double* norm, Workspace workspace)
       : team_(team),
         n_(n),
         gram_(gram),
         norm_(norm),
-        x_(x),
-        direction_(vectors),
-        member_(integers),
-        inside_(integers + n),
-        factor_(team, n, square, vectors + n, vectors + 2 * n, vectors + 3 * n) {}
+        x_(workspace.reals),
+        member_(workspace.integers) {}
 
-  // No row is in the set.
-  PAMA_HD void clear() {
+  // Row `only` has x = 1 and is no row of the factor; with kNone all x are 0.
+  PAMA_HD void start(int only) {
+    each(team_, n_, [&](int i) { x_[i] = inside_[i] = i == only; });
     factor_.clear();
     rejections_ = false;
+    team_.sync();
   }
 
   // `forward`: L⁻¹ of the row's products with the others.
   PAMA_HD void append(int i, const double* forward, double pivot) {
+    team_.sync();
     if (team_.rank() == 0) {
       member_[factor_.size()] = i;
       inside_[i] = 1;
@@ -101,10 +107,10 @@ class ActiveSet {
   const double* gram_;
   const double* norm_;  // ‖g_i‖
   double* x_;
-  double* direction_;  // over the set
-  int* member_;        // the set in the order of the factor
-  int* inside_;        // whether row i is in the set (1), or rejected for now
-  Ldl<Team> factor_;
+  double* direction_ = x_ + n_;  // over the set
+  int* member_;                  // the set in the order of the factor
+  int* inside_ = member_ + n_;   // whether row i is in the set (1), or rejected for now
+  Ldl<Team> factor_{team_, n_, direction_ + n_};
   bool rejections_ = false;
 };
 

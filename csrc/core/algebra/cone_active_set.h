@@ -1,10 +1,10 @@
-// min vᵀGv over v = lower + y, y >= 0, by an active-set method (Lawson & Hanson 1974, ch. 23, on
+// min vᵀGv over v = lower + x, x >= 0, by an active-set method (Lawson & Hanson 1974, ch. 23, on
 // the Gram matrix): the point of lower's gradient plus the cone of all gradients that is nearest to
 // 0, which conflicts with none of them.
 //
-// The support S = {y > 0} is factorised, G_S = L D Lᵀ. Only rows that keep G_S regular enter. One
+// The support S = {x > 0} is factorised, G_S = L D Lᵀ. Only rows that keep G_S regular enter. One
 // that depends on S but for rounding takes the place of a row of S: along the dependence vᵀGv has
-// no curvature, so it falls until a y reaches 0. Where no y falls, rounding hides a nonnegative
+// no curvature, so it falls until an x reaches 0. Where no x falls, rounding hides a nonnegative
 // combination of length 0. Then G is widened and the method starts anew: each gradient gets one
 // more coordinate, of the same small part of its length, which makes vᵀGv > 0 for v >= 0 whatever
 // rounding took from G. So what is solved is a problem of a matrix within rounding of G, which
@@ -16,7 +16,6 @@
 #include <cstdint>
 
 #include "core/algebra/active_set.h"
-#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -25,52 +24,35 @@ class ConeActiveSet : ActiveSet<Team> {
   using Base = ActiveSet<Team>;
 
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 7 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
-  // Of rows entering.
-  PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Base::reals(n) + 2 * n; }
+  using Base::integers;
 
   // `gram`: entries of magnitude up to 4, in error by `rtol` of the norms' products; `norm`: roots
   // of its diagonal; `lower` >= 0; `widens`: false where G must stay as it is.
   PAMA_HD ConeActiveSet(Team team, int n, const double* gram, const double* norm,
                         const double* lower, double rtol, bool widens, Workspace workspace)
-      : Base(team, n, gram, norm, workspace.reals, workspace.reals + 3 * n, workspace.reals + 7 * n,
-             workspace.integers),
+      : Base(team, n, gram, norm, workspace),
         widening_(widens ? kNoise + rtol : 0),
         noise_(fmax(kNoise, rtol)),
         lower_(lower),
-        y_(x_),
-        slope_(y_ + n),
-        cross_(y_ + 2 * n) {}
+        slope_(workspace.reals + Base::reals(n)) {}
 
-  // y = 0, for G as it came.
-  PAMA_HD void start() { start(0); }
-
-  // Goes on from the y that is there. At the limit it is left where it is.
-  PAMA_HD void solve() {
-    while (!descend()) start(widening_);
+  // The minimiser, valid until the workspace is used again; at the limit the point that is there.
+  PAMA_HD const double* solve() {
+    for (widened_ = 0;; widened_ = widening_) {
+      Base::start(kNone);
+      if (descend()) return x_;
+    }
   }
 
-  PAMA_HD const double* y() const { return y_; }
-
  private:
-  using Base::drop, Base::longest_step, Base::move_one, Base::readmit, Base::reject;
-  using Base::kNone, Base::kRounds, Base::kNoise;
+  using Base::append, Base::drop, Base::longest_step, Base::move_one, Base::readmit, Base::reject;
+  using Base::limit, Base::kNone, Base::kRounds, Base::kNoise;
   using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
       Base::inside_, Base::factor_;
 
   // Of the square of a row: a pivot above that part of it is clear of rounding.
   static constexpr double kRegular = 1.0 / 16;
-
-  PAMA_HD void start(double widened) {
-    widened_ = widened;
-    each(team_, n_, [&](int i) {
-      y_[i] = 0;
-      inside_[i] = 0;
-    });
-    Base::clear();
-    team_.sync();
-  }
 
   // Of the matrix that is solved for.
   PAMA_HD double gram(int i, int j) const {
@@ -79,22 +61,20 @@ class ConeActiveSet : ActiveSet<Team> {
 
   // False if G is to be widened first, as it is once at most.
   PAMA_HD bool descend() {
-    readmit();
     differentiate();
-    if (factor_.size() > 0) minimise(kNone);
     for (int step = 0; step < limit(n_); ++step) {
       const Located entering = most_violating();
       if (entering.index < 0) break;
       if (!admit(entering.index)) return false;
       // On the way row j may have left again.
-      const bool fresh = y_[entering.index] == 0 && inside_[entering.index] == 1;
+      const bool fresh = x_[entering.index] == 0 && inside_[entering.index] == 1;
       if (!fresh) differentiate();
       minimise(fresh ? entering.index : kNone);
     }
     return true;
   }
 
-  // Settles, and again while that leaves slopes on the support, as where y was much larger before,
+  // Settles, and again while that leaves slopes on the support, as where x was much larger before,
   // and with it the rounding of its slopes, or where a pivot was raised.
   PAMA_HD void minimise(int entered) {
     for (int round = 0; round < kRounds; ++round) {
@@ -122,7 +102,7 @@ class ConeActiveSet : ActiveSet<Team> {
     double norms = 0;
     each(team_, n_, [&](int r) { slope_[r] = 0; });
     for (int i = 0; i < n_; ++i) {
-      const double vi = lower_[i] + y_[i];
+      const double vi = lower_[i] + x_[i];
       if (vi == 0) continue;
       add_multiple(team_, n_, vi, gram_ + i * n_, slope_);
       norms += norm_[i] * vi;
@@ -148,7 +128,7 @@ class ConeActiveSet : ActiveSet<Team> {
   // its pivot is the dependence's own square, and no small pivot comes before another's.
   PAMA_HD bool admit(int j) {
     int last = j;
-    double way = 1, slope = slope_[j];  // in which y_last moves as y_j rises, and how vᵀGv falls
+    double way = 1, slope = slope_[j];  // in which x_last moves as x_j rises, and how vᵀGv falls
     for (bool chosen = false;;) {
       double pivot = eliminate(last);
       if (pivot < kRegular * gram(last, last)) {
@@ -159,7 +139,7 @@ class ConeActiveSet : ActiveSet<Team> {
           const int other = member_[heavy.index];
           const double share = direction_[heavy.index];
           drop(heavy.index);
-          append(last, fmax(eliminate(last), noise_ * gram(last, last)));
+          append(last, cross_, fmax(eliminate(last), noise_ * gram(last, last)));
           last = other;
           slope /= fabs(share);
           if (share < 0) way = -way;
@@ -168,11 +148,11 @@ class ConeActiveSet : ActiveSet<Team> {
         if (pivot < least) {
           pivot = fmax(-pivot, least);
           Located limit = longest_step(way, -slope / pivot);
-          const bool leaves = way < 0 && y_[last] <= limit.value;
-          if (leaves) limit = {y_[last], -1};
+          const bool leaves = way < 0 && x_[last] <= limit.value;
+          if (leaves) limit = {x_[last], -1};
           if (leaves || limit.index >= 0) {
             move(limit, way);
-            if (team_.rank() == 0) y_[last] = leaves ? 0 : y_[last] + way * limit.value;
+            if (team_.rank() == 0) x_[last] = leaves ? 0 : x_[last] + way * limit.value;
             team_.sync();
             if (leaves) return true;
             drop(limit.index);
@@ -182,14 +162,9 @@ class ConeActiveSet : ActiveSet<Team> {
           if (widened_ < widening_) return false;
         }
       }
-      append(last, pivot);
+      append(last, cross_, pivot);
       return true;
     }
-  }
-
-  PAMA_HD void append(int i, double pivot) {
-    team_.sync();
-    Base::append(i, cross_, pivot);
   }
 
   // The pivot of row j after the support's; leaves L⁻¹ of its products with the support in cross_.
@@ -198,7 +173,7 @@ class ConeActiveSet : ActiveSet<Team> {
     return gram(j, j) - factor_.explain(cross_);
   }
 
-  // Makes `direction` the change of y that goes with y_j and keeps the slopes on the support.
+  // Makes `direction` the change of x that goes with x_j and keeps the slopes on the support.
   // Returns the rounding of the pivot, which is vᵀGv of that change.
   PAMA_HD double depend(int j) {
     each(team_, factor_.size(), [&](int c) { direction_[c] = -cross_[c] * factor_.inverses()[c]; });
@@ -216,7 +191,7 @@ class ConeActiveSet : ActiveSet<Team> {
                        [&](int c) { return -fabs(direction_[c]) * norm_[member_[c]]; }, {0, kNone});
   }
 
-  // To the minimiser over the support, dropping the rows whose y reaches 0 on the way. If the row
+  // To the minimiser over the support, dropping the rows whose x reaches 0 on the way. If the row
   // that has just entered would fall at once, its slope was the others' residual: it is rejected
   // until another row has entered.
   PAMA_HD void settle(int entered) {
@@ -259,9 +234,8 @@ class ConeActiveSet : ActiveSet<Team> {
   double noise_;        // what rounding makes of the square of a unit vector
   double widened_ = 0;  // 0 until it is done
   const double* lower_;
-  double* y_;
   double* slope_;
-  double* cross_;
+  double* cross_ = slope_ + n_;
   double norms_ = 0;  // Σ v_i ‖g_i‖
 };
 

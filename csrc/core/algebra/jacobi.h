@@ -25,18 +25,9 @@ class Jacobi {
   // At the limit the columns are taken as they are.
   static constexpr int kSweeps = 30;
 
-  // `gram`: n x n, entries of magnitude up to 4; it is overwritten.
-  PAMA_HD Jacobi(Team team, int n, double* gram, double* workspace)
-      : team_(team),
-        n_(n),
-        gram_(gram),
-        column_(workspace),
-        square_(workspace + n * n),
-        diagonal_(square_ + n),
-        tangent_(diagonal_ + n),
-        cosine_(tangent_ + n),
-        alpha_(cosine_ + n),
-        beta_(alpha_ + n) {}
+  // `gram`: n x n, entries of magnitude up to 4.
+  PAMA_HD Jacobi(Team team, int n, const double* gram, double* workspace)
+      : team_(team), n_(n), gram_(gram), column_(workspace) {}
 
   // Columns of norm √λ in the direction of the eigenvectors, as many as rank() says. Eigenvalues
   // up to `cut` times the largest are left out.
@@ -70,16 +61,13 @@ class Jacobi {
   // In four chains: with one, aligned_mtl of n = 32 took twice as long on a CPU.
   PAMA_HD double product(const double* __restrict__ a, const double* __restrict__ b) const {
     const int step = team_.size();
-    double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+    double sum[4] = {0, 0, 0, 0};
     int i = team_.rank();
     for (; i + 3 * step < n_; i += 4 * step) {
-      sum0 += a[i] * b[i];
-      sum1 += a[i + step] * b[i + step];
-      sum2 += a[i + 2 * step] * b[i + 2 * step];
-      sum3 += a[i + 3 * step] * b[i + 3 * step];
+      for (int c = 0; c < 4; ++c) sum[c] += a[i + c * step] * b[i + c * step];
     }
-    for (; i < n_; i += step) sum0 += a[i] * b[i];
-    return team_.sum((sum0 + sum1) + (sum2 + sum3));
+    for (; i < n_; i += step) sum[0] += a[i] * b[i];
+    return team_.sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
   }
 
   struct Pair {
@@ -174,15 +162,15 @@ class Jacobi {
   Team team_;
   int n_;
   int rank_ = 0;
-  double* gram_;
-  double* column_;    // column by column
-  double* square_;    // squares of the columns' norms
-  double* diagonal_;  // what is left to factorise
+  const double* gram_;
+  double* column_;                      // column by column
+  double* square_ = column_ + n_ * n_;  // squares of the columns' norms
+  double* diagonal_ = square_ + n_;     // what is left to factorise
   // Of the pairs of a round.
-  double* tangent_;  // before, the product of the columns
-  double* cosine_;
-  double* alpha_;
-  double* beta_;
+  double* tangent_ = diagonal_ + n_;  // before, the product of the columns
+  double* cosine_ = tangent_ + n_;
+  double* alpha_ = cosine_ + n_;
+  double* beta_ = alpha_ + n_;
 };
 
 }  // namespace pama

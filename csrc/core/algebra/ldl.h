@@ -4,6 +4,8 @@
 // mirrored above it, so that both substitutions run along contiguous memory.
 #pragma once
 
+#include <cstdint>
+
 #include "core/algebra/vectors.h"
 
 namespace pama {
@@ -11,86 +13,25 @@ namespace pama {
 template <class Team>
 class Ldl {
  public:
-  // `square` has stride² elements; `pivots`, `inverses` and `scratch` have stride.
-  PAMA_HD Ldl(Team team, int stride, double* square, double* pivots, double* inverses,
-              double* scratch)
-      : team_(team),
-        stride_(stride),
-        square_(square),
-        pivots_(pivots),
-        inverses_(inverses),
-        scratch_(scratch) {}
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 3 * n; }
+
+  // Of up to n rows.
+  PAMA_HD Ldl(Team team, int n, double* workspace) : team_(team), n_(n), square_(workspace) {}
 
   PAMA_HD int size() const { return size_; }
   PAMA_HD void clear() { size_ = 0; }
   // 1 / D.
   PAMA_HD const double* inverses() const { return inverses_; }
 
-  // a <- L⁻¹ a. Reads what other lanes wrote, after a sync; so do all below. The lanes of a team
-  // with one each keep their element, and hand it to each other without memory.
-  PAMA_HD void forward(double* a) const {
-    team_.sync();
-    if constexpr (Team::kOneEach) {
-      double mine = own(a);
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        const double pivot = team_.from(mine, c);
-        if (below(c)) mine -= at(team_.rank(), c) * pivot;
-      }
-      give(a, mine);
-    } else {
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        const double pivot = a[c];
-        add_multiple(team_, c + 1, size_, -pivot, square_ + c * stride_, a);
-        team_.sync();
-      }
-    }
-  }
-
-  // Both a <- L⁻¹ a and b <- L⁻¹ b, at the latency of one.
-  PAMA_HD void forward(double* a, double* b) const {
-    team_.sync();
-    if constexpr (Team::kOneEach) {
-      double mine_a = own(a), mine_b = own(b);
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        const double pivot_a = team_.from(mine_a, c), pivot_b = team_.from(mine_b, c);
-        if (!below(c)) continue;
-        const double factor = at(team_.rank(), c);
-        mine_a -= factor * pivot_a;
-        mine_b -= factor * pivot_b;
-      }
-      if (team_.rank() < size_) a[team_.rank()] = mine_a;
-      give(b, mine_b);
-    } else {
-      PAMA_ROLLED for (int c = 0; c < size_; ++c) {
-        const double* __restrict__ column = square_ + c * stride_;
-        const double pivot_a = a[c], pivot_b = b[c];
-        PAMA_LANES(team_, r, c + 1, size_) {
-          a[r] -= column[r] * pivot_a;
-          b[r] -= column[r] * pivot_b;
-        }
-        team_.sync();
-      }
-    }
+  // a <- L⁻¹ a, of several vectors at the latency of one. Reads what other lanes wrote, after a
+  // sync; so do all below.
+  template <class... Vector>
+  PAMA_HD void forward(Vector*... a) const {
+    substitute<true>(a...);
   }
 
   // a <- L⁻ᵀ a.
-  PAMA_HD void backward(double* a) const {
-    team_.sync();
-    if constexpr (Team::kOneEach) {
-      double mine = own(a);
-      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-        const double pivot = team_.from(mine, c);
-        if (team_.rank() < c) mine -= at(team_.rank(), c) * pivot;
-      }
-      give(a, mine);
-    } else {
-      PAMA_ROLLED for (int c = size_ - 1; c > 0; --c) {
-        const double pivot = a[c];
-        add_multiple(team_, c, -pivot, square_ + c * stride_, a);
-        team_.sync();
-      }
-    }
-  }
+  PAMA_HD void backward(double* a) const { substitute<false>(a); }
 
   // a <- (L D Lᵀ)⁻¹ a.
   PAMA_HD void solve(double* a) const {
@@ -105,18 +46,17 @@ class Ldl {
     return sum_of(team_, size_, [&](int c) { return a[c] * (a[c] * inverses_[c]); });
   }
 
-  // Factorises anew the k x k matrix of elements entry(r, c) with c <= r; `row` is room for k.
-  // `accept`(r, pivot) says what is taken for a pivot; where that is 0 it ends, and false is
-  // returned.
+  // Factorises anew the k x k matrix of elements entry(r, c) with c <= r. `accept`(r, pivot)
+  // says what is taken for a pivot; where that is 0 it ends, and false is returned.
   template <class Entry, class Accept>
-  PAMA_INLINE bool factorise(int k, double* row, const Entry& entry, const Accept& accept) {
+  PAMA_INLINE bool factorise(int k, const Entry& entry, const Accept& accept) {
     clear();
     PAMA_ROLLED for (int r = 0; r < k; ++r) {
-      each(team_, r, [&](int c) { row[c] = entry(r, c); });
-      const double explained = explain(row);
+      each(team_, r, [&](int c) { scratch_[c] = entry(r, c); });
+      const double explained = explain(scratch_);
       const double pivot = accept(r, entry(r, r) - explained);
       if (pivot == 0) return false;
-      append(row, pivot);
+      append(scratch_, pivot);
     }
     return true;
   }
@@ -164,28 +104,56 @@ class Ldl {
   }
 
  private:
-  // What a lane that has one element holds of a vector, and back; whether its row of column c is
-  // below the diagonal.
-  PAMA_HD double own(const double* a) const { return team_.rank() < size_ ? a[team_.rank()] : 0; }
-  PAMA_HD void give(double* a, double mine) const {
-    if (team_.rank() < size_) a[team_.rank()] = mine;
+  // With L from its first column on, or with Lᵀ from its last. Reads what other lanes wrote, after
+  // a sync. The lanes of a team with one each keep their element, and hand it to each other without
+  // memory.
+  template <bool kForward, class... Vector>
+  PAMA_HD void substitute(Vector*... a) const {
+    constexpr int kCount = sizeof...(a);
+    double* const vectors[kCount] = {a...};
+    const auto column = [&](int k) { return kForward ? k : size_ - 1 - k; };
+    const auto first = [&](int c) { return kForward ? c + 1 : 0; };  // of the rows that it changes
+    const auto end = [&](int c) { return kForward ? size_ : c; };
     team_.sync();
+    if constexpr (Team::kOneEach) {
+      const int r = team_.rank();
+      double mine[kCount], pivot[kCount];
+      for (int v = 0; v < kCount; ++v) mine[v] = r < size_ ? vectors[v][r] : 0;
+      PAMA_ROLLED for (int k = 0; k < size_ - 1; ++k) {
+        const int c = column(k);
+        for (int v = 0; v < kCount; ++v) pivot[v] = team_.from(mine[v], c);
+        if (r < first(c) || r >= end(c)) continue;
+        const double factor = at(r, c);
+        for (int v = 0; v < kCount; ++v) mine[v] -= factor * pivot[v];
+      }
+      for (int v = 0; v < kCount; ++v) {
+        if (r < size_) vectors[v][r] = mine[v];
+      }
+      team_.sync();
+    } else {
+      PAMA_ROLLED for (int k = 0; k < size_ - 1; ++k) {
+        const int c = column(k);
+        for (double* x : vectors) {
+          add_multiple(team_, first(c), end(c), -x[c], square_ + c * n_, x);
+        }
+        team_.sync();
+      }
+    }
   }
-  PAMA_HD bool below(int c) const { return c < team_.rank() && team_.rank() < size_; }
 
-  PAMA_HD double at(int r, int c) const { return square_[r + c * stride_]; }
+  PAMA_HD double at(int r, int c) const { return square_[r + c * n_]; }
   PAMA_HD void set(int r, int c, double value) {
-    square_[r + c * stride_] = value;
-    square_[c + r * stride_] = value;
+    square_[r + c * n_] = value;
+    square_[c + r * n_] = value;
   }
 
   Team team_;
-  int stride_;
+  int n_;
   int size_ = 0;
   double* square_;
-  double* pivots_;
-  double* inverses_;
-  double* scratch_;
+  double* pivots_ = square_ + n_ * n_;
+  double* inverses_ = pivots_ + n_;
+  double* scratch_ = inverses_ + n_;
 };
 
 }  // namespace pama

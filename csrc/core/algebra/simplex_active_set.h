@@ -19,7 +19,6 @@
 #include <cstdint>
 
 #include "core/algebra/active_set.h"
-#include "core/algebra/vectors.h"
 
 namespace pama {
 
@@ -28,35 +27,24 @@ class SimplexActiveSet : ActiveSet<Team> {
   using Base = ActiveSet<Team>;
 
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return n * n + 11 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return 2 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Base::reals(n) + 5 * n; }
+  using Base::integers;
 
   // `gram`: n x n, symmetric, entries of magnitude up to 2^900; `norm`: roots of its diagonal.
   // `leader[i]` == i marks a candidate; other rows stay out of the corral.
   PAMA_HD SimplexActiveSet(Team team, int n, const double* gram, const double* norm,
                            const int* leader, Workspace workspace)
-      : Base(team, n, gram, norm, workspace.reals, workspace.reals + 7 * n,
-             workspace.reals + 11 * n, workspace.integers),
+      : Base(team, n, gram, norm, workspace),
         leader_(leader),
-        best_(x_ + n),
-        slope_(x_ + 2 * n),
-        cross_(x_ + 3 * n),
-        residual_(x_ + 4 * n),
-        a_(x_ + 5 * n),
-        b_(x_ + 6 * n) {}
+        best_(workspace.reals + Base::reals(n)) {}
 
   // x = the shortest row.
   PAMA_HD void start() {
     base_ = smallest_of(team_, n_, [&](int i) { return leader_[i] == i ? gram(i, i) : INFINITY; },
                         {INFINITY, n_})
                 .index;
-    each(team_, n_, [&](int i) {
-      x_[i] = i == base_ ? 1 : 0;
-      inside_[i] = i == base_;
-    });
-    Base::clear();
     due_ = false;
-    team_.sync();
+    Base::start(base_);
   }
 
   // The linear part. `shift`: the length that t b_i is rounded to, per length of row i.
@@ -67,23 +55,22 @@ class SimplexActiveSet : ActiveSet<Team> {
   }
 
   // The minimiser, going on from the point that is there; valid until the workspace is used again.
-  // `limit` bounds the number of entering rows. At the limit the point of least duality gap is
-  // returned, of those visited in the second half: runs that end, as all known ones do, need not
-  // pay for the record.
-  PAMA_HD const double* solve(int limit) {
+  // At the limit the point of least duality gap is returned, of those visited in the second half:
+  // runs that end, as all known ones do, need not pay for the record.
+  PAMA_HD const double* solve() {
     readmit();
     double least_gap = INFINITY;
     for (int step = 0;; ++step) {
       settle();
       const Located entering = most_violating();
       if (entering.index < 0) return x_;
-      if (2 * step >= limit) {
+      if (2 * step >= limit(n_)) {
         const double gap = value_ - lowest_slope();
         if (gap < least_gap) {
           least_gap = gap;
           copy(team_, n_, x_, best_);
         }
-        if (step == limit) return best_;
+        if (step == limit(n_)) return best_;
       }
       advance(entering.index);
     }
@@ -98,7 +85,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   }
 
  private:
-  using Base::kNone, Base::kRounds, Base::kNoise;
+  using Base::limit, Base::kNone, Base::kRounds, Base::kNoise;
   using Base::readmit;
   using Base::team_, Base::n_, Base::gram_, Base::norm_, Base::x_, Base::direction_, Base::member_,
       Base::inside_, Base::factor_;
@@ -142,14 +129,13 @@ class SimplexActiveSet : ActiveSet<Team> {
 
   // The candidate outside the corral whose slope is furthest below the value, beyond rounding.
   PAMA_HD Located most_violating() const {
-    Located found{0, kNone};
-    each(team_, n_, [&](int i) {
-      if (leader_[i] != i || inside_[i]) return;
+    const auto violation = [&](int i) {
+      if (leader_[i] != i || inside_[i]) return static_cast<double>(INFINITY);
       // Few rows come this far: a branch, and nothing that others would wait for.
-      const Located here{slope_[i] - value_, i};
-      if (-here.value > noise(i) && before(here, found)) found = here;
-    });
-    return team_.smallest(found);
+      const double below = slope_[i] - value_;
+      return -below > noise(i) ? below : INFINITY;
+    };
+    return smallest_of(team_, n_, violation, {0, kNone});
   }
 
   PAMA_HD double lowest_slope() const {
@@ -182,10 +168,8 @@ class SimplexActiveSet : ActiveSet<Team> {
     const bool enters = j != kNone;
     double residual = enters ? slope_[j] - slope_[base_] : 0;
     each(team_, factor_.size(), [&](int c) { residual_[c] = slope_[member_[c]] - slope_[base_]; });
-    for (bool related = false;;) {
+    for (;;) {
       const int k = factor_.size();
-      if (!related) relate(j);
-      related = true;
       Curvature along = reduce(j, residual);
       if (enters && !(along.descent > 0)) {  // only by rounding; j stays if it has a weight already
         if (x_[j] == 0) {
@@ -231,7 +215,6 @@ class SimplexActiveSet : ActiveSet<Team> {
         } else {
           residual -= change_base();
           rows = k - 1;
-          related = false;
         }
       }
       if (rows >= 0) factorise(rows);
@@ -248,7 +231,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   PAMA_HD Curvature reduce(int j, double residual) {
     const int k = factor_.size();
     each(team_, k, [&](int c) {
-      a_[c] = cross_[c];
+      a_[c] = j == kNone ? 0 : difference(member_[c], j);
       b_[c] = -residual_[c];
     });
     factor_.forward(a_, b_);
@@ -273,12 +256,6 @@ class SimplexActiveSet : ActiveSet<Team> {
     return -(step_j + sum_of(team_, k, [&](int c) { return direction_[c]; }));
   }
 
-  PAMA_HD void relate(int j) {
-    each(team_, factor_.size(),
-         [&](int c) { cross_[c] = j == kNone ? 0 : difference(member_[c], j); });
-    team_.sync();
-  }
-
   // That of the rows of R, unless the base's weight reaches 0 before; index k stands for the base.
   PAMA_HD Located longest_step(double step_base, double full) const {
     const Located limit = Base::longest_step(1, full);
@@ -301,7 +278,6 @@ class SimplexActiveSet : ActiveSet<Team> {
   }
 
   PAMA_HD void drop(int position) {
-    Base::close_gap(cross_, position);
     Base::close_gap(residual_, position);
     Base::drop(position);
   }
@@ -326,16 +302,12 @@ class SimplexActiveSet : ActiveSet<Team> {
     const int base = member_[position];
     const double shift = residual_[position];
     team_.sync();
-    if (team_.rank() == 0) {
-      inside_[base_] = 0;
-      PAMA_ROLLED for (int c = 0; c < k; ++c) {
-        const int from = c < position ? c : c + 1;
-        member_[c] = member_[from];
-        residual_[c] = residual_[from] - shift;
-      }
-    }
+    if (team_.rank() == 0) inside_[base_] = 0;
+    Base::close_gap(member_, position);
+    Base::close_gap(residual_, position);
     base_ = base;
     team_.sync();
+    each(team_, k, [&](int c) { residual_[c] -= shift; });
     return shift;
   }
 
@@ -353,7 +325,7 @@ class SimplexActiveSet : ActiveSet<Team> {
   // The factor of the first k members' differences from the base.
   PAMA_HD void factorise(int k) {
     factor_.factorise(
-        k, a_, [&](int r, int c) { return difference(member_[c], member_[r]); },
+        k, [&](int r, int c) { return difference(member_[c], member_[r]); },
         [&](int r, double pivot) {
           const int i = member_[r];
           return pivot > 0 ? pivot : DBL_EPSILON * (gram(i, i) + gram(base_, base_));
@@ -362,11 +334,10 @@ class SimplexActiveSet : ActiveSet<Team> {
 
   const int* leader_;
   double* best_;
-  double* slope_;
-  double* cross_;     // <g_i − g_b, g_j − g_b> over R, j the entering row
-  double* residual_;  // slope_i − slope_b over R
-  double* a_;
-  double* b_;
+  double* slope_ = best_ + n_;
+  double* residual_ = slope_ + n_;  // slope_i − slope_b over R
+  double* a_ = residual_ + n_;
+  double* b_ = a_ + n_;
   bool due_ = false;  // whether a step within the corral is due, even if it looks settled
   int base_ = 0;
   double value_ = 0;

@@ -8,7 +8,6 @@
 
 #include "core/algebra/jacobi.h"
 #include "core/algebra/ldl.h"
-#include "core/algebra/orthogonalise.h"
 #include "core/algebra/vectors.h"
 
 namespace pama {
@@ -16,18 +15,11 @@ namespace pama {
 template <class Team>
 class UnitPseudoinverse {
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + n; }
 
   // Overwrites `gram` with Ĝ; rows and columns of zero gradients become 0.
   PAMA_HD UnitPseudoinverse(Team team, int n, double* gram, const double* norm, double* workspace)
-      : team_(team),
-        n_(n),
-        gram_(gram),
-        norm_(norm),
-        spare_(workspace),
-        eigen_(team, n, gram, workspace + 2 * n),
-        factor_(team, n, workspace + 2 * n, workspace + 2 * n + n * n, workspace + 3 * n + n * n,
-                workspace) {}
+      : team_(team), n_(n), gram_(gram), norm_(norm), spare_(workspace) {}
 
   // Decides the rank. Ĝ is regular beyond doubt, and factorised, if even the bound
   // λ_min >= 1 / tr Ĝ⁻¹ is above the cut; else its eigenvalues tell.
@@ -97,7 +89,7 @@ class UnitPseudoinverse {
 
   PAMA_HD bool factorise() {
     return factor_.factorise(
-        n_, spare_, [&](int r, int c) { return gram_[r * n_ + c]; },
+        n_, [&](int r, int c) { return gram_[r * n_ + c]; },
         [&](int, double pivot) { return pivot > n_ * DBL_EPSILON ? pivot : 0; });
   }
 
@@ -117,8 +109,8 @@ class UnitPseudoinverse {
   double* gram_;
   const double* norm_;
   double* spare_;
-  Jacobi<Team> eigen_;  // or, where it is regular, the factor in the same memory
-  Ldl<Team> factor_;
+  Jacobi<Team> eigen_{team_, n_, gram_, spare_ + n_};
+  Ldl<Team> factor_{team_, n_, spare_ + n_};  // in the same memory, as only one is wanted
   bool regular_ = false;
 };
 

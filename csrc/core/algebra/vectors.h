@@ -2,7 +2,8 @@
 //
 // `f` is called with each index by the lane that it is dealt to; `Team::kOneEach` holds as in
 // PAMA_LANES. What f writes and another lane reads is separated by a sync of the caller's: none of
-// these has one, but for `fill`. Sums start at 0 and add in rising order on each lane.
+// these has one, but for `fill`, `divide_by_sum` and `orthogonalise`. Sums start at 0 and add in
+// rising order on each lane.
 //
 // Flattened, so that f is inlined wherever they are: a solver spends its time in these loops.
 #pragma once
@@ -74,7 +75,7 @@ PAMA_FLATTENED Located smallest_of(const Team& team, int n, const F& f, Located 
 template <class Team, class F>
 PAMA_FLATTENED bool any_of(const Team& team, int n, const F& f) {
   bool any = false;
-  PAMA_LANES(team, i, 0, n) any = any || f(i);
+  PAMA_LANES(team, i, 0, n) any = f(i) || any;
   return team.any(any);
 }
 
@@ -122,6 +123,20 @@ template <class Team>
 PAMA_HD void divide_by_sum(const Team& team, int n, double* x) {
   const double total = sum_of(team, n, [&](int i) { return x[i]; });
   each(team, n, [&](int i) { x[i] /= total; });
+  team.sync();
+}
+
+// Removes from x its part along the `count` orthonormal vectors that lie one after another in
+// `basis`, by Gram-Schmidt, twice, which is enough (Kahan).
+template <class Team>
+PAMA_HD void orthogonalise(const Team& team, int n, const double* basis, int count, double* x) {
+  for (int round = 0; round < 2; ++round) {
+    for (int k = 0; k < count; ++k) {
+      const double* other = basis + k * n;
+      add_multiple(team, n, -dot(team, n, x, other), other, x);
+    }
+  }
+  team.sync();
 }
 
 }  // namespace pama

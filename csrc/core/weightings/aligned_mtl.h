@@ -12,36 +12,30 @@
 namespace pama {
 
 template <class Team>
-class AlignedMtl : public Weighting {
+class AlignedMtl : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   static constexpr Takes kTakes = Takes::kPreference;
-  static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
+  static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return Jacobi<Team>::reals(n) + 2 * n; }
-
-  PAMA_HD explicit AlignedMtl(const GramProblem<Team>& problem)
-      : problem_(problem),
-        team_(problem.team),
-        n_(problem.n),
-        preference_(problem.workspace.reals),
-        norm_(preference_ + n_),
-        eigen_(team_, n_, problem.gram, norm_ + n_) {}
 
   // Options: which σ.
   PAMA_HD void solve() {
-    double* out = problem_.out;
-    if (!normalize_gram(team_, n_, problem_.gram, norm_)) return fill(team_, n_, NAN, out);
+    if (!normalize_gram(problem_, norm_)) return;
     normalize_preference(team_, n_, problem_.vector, preference_);
     eigen_.solve(n_ * problem_.rtol);
     const int rank = eigen_.rank();
-    if (rank == 0) return copy(team_, n_, preference_, out);
+    if (rank == 0) return copy(team_, n_, preference_, out_);
     const double sigma = scale(problem_.options[0]);
-    fill(team_, n_, 0, out);
+    fill(team_, n_, 0, out_);
     for (int k = 0; k < rank; ++k) {
       const double* column = eigen_.column(k);
       const double eigenvalue = eigen_.eigenvalue(k), along = dot(team_, n_, column, preference_);
       // v vᵀ λ^(−½) with column = √λ v.
-      add_multiple(team_, n_, along * sqrt(sigma / eigenvalue) / eigenvalue, column, out);
+      add_multiple(team_, n_, along * sqrt(sigma / eigenvalue) / eigenvalue, column, out_);
     }
   }
 
@@ -67,12 +61,9 @@ class AlignedMtl : public Weighting {
     return 0;
   }
 
-  GramProblem<Team> problem_;
-  Team team_;
-  int n_;
-  double* preference_;
-  double* norm_;
-  Jacobi<Team> eigen_;
+  double* preference_ = problem_.workspace.reals;
+  double* norm_ = preference_ + n_;
+  Jacobi<Team> eigen_{team_, n_, problem_.gram, norm_ + n_};
 };
 
 }  // namespace pama

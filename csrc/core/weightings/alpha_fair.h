@@ -27,39 +27,27 @@
 namespace pama {
 
 template <class Team>
-class AlphaFair : public Weighting {
+class AlphaFair : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Stationary = AlphaFairStationary<Team>;
+  using Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return AlphaFairStationary<Team>::reals(n) + 5 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return AlphaFairStationary<Team>::integers(n);
-  }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Stationary::reals(n) + n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Stationary::integers(n); }
   // Of Newton steps for each β.
   static constexpr int kLimit = 100;
   // Of a weight in one step.
   static constexpr double kGrowth = 0x1p20;
 
   PAMA_HD AlphaFair(const GramProblem<Team>& problem, double beta)
-      : problem_(problem),
-        team_(problem.team),
-        n_(problem.n),
-        beta_(beta),
-        length_(problem.workspace.reals),
-        v_(length_ + n_),
-        slope_(v_ + n_),
-        share_(slope_ + n_),
-        q_(share_ + n_),
-        rest_{q_ + n_, problem.workspace.integers},
-        row_(rest_.reals + n_ * n_),
-        factor_(team_, n_, rest_.reals, row_ + n_, row_ + 2 * n_, row_ + 3 * n_) {}
+      : Weighting<Team>(problem), beta_(beta) {}
 
   PAMA_HD void solve() {
     int half = 0;
     const bool meant = beta_ > 0 && beta_ <= DBL_MAX;
-    if (!meant || !normalize_gram(team_, n_, problem_.gram, length_, &half)) {
-      return fill(team_, n_, NAN, problem_.out);
-    }
+    if (!normalize_gram(problem_, length_, &half)) return;
+    if (!meant) return fill(team_, n_, NAN, out_);
     make_unit();
     noise_ = 4 * n_ * DBL_EPSILON + problem_.rtol;
     Outcome outcome = descend(1);
@@ -67,16 +55,14 @@ class AlphaFair : public Weighting {
       beta = beta_ > beta ? fmin(2 * beta, beta_) : fmax(beta / 2, beta_);
       outcome = descend(beta);
     }
-    if (outcome == kLost) return fill(team_, n_, NAN, problem_.out);
+    if (outcome == kLost) return fill(team_, n_, NAN, out_);
     if (outcome == kStationary) {
-      AlphaFairStationary<Team> face(team_, n_, problem_.gram, length_, v_, share_, q_, slope_,
-                                     rest_);
-      return face.solve(beta_, noise_, problem_.out);
+      Stationary face(team_, n_, problem_.gram, length_, {v_, problem_.workspace.integers});
+      return face.solve(beta_, noise_, out_);
     }
     // G was divided by 4^half.
     const double scale = exp2(-2 * half / (1 + beta_));
-    each(team_, n_,
-         [&](int i) { problem_.out[i] = length_[i] > 0 ? v_[i] / length_[i] * scale : 0; });
+    each(team_, n_, [&](int i) { out_[i] = length_[i] > 0 ? v_[i] / length_[i] * scale : 0; });
   }
 
  private:
@@ -186,7 +172,7 @@ class AlphaFair : public Weighting {
   // only rounding makes it, is raised to that.
   PAMA_HD void factorise(double beta) {
     factor_.factorise(
-        n_, row_, [&](int r, int c) { return gram(r, c) * v_[r] * v_[c]; },
+        n_, [&](int r, int c) { return gram(r, c) * v_[r] * v_[c]; },
         [&](int r, double pivot) {
           const double least = length_[r] > 0 ? fmax(beta * share_[r], DBL_MIN) : 1;
           return fmax(pivot, 0.0) + least;
@@ -203,21 +189,34 @@ class AlphaFair : public Weighting {
     return descent;
   }
 
-  GramProblem<Team> problem_;
-  Team team_;
-  int n_;
   double beta_;
-  double* length_;  // ‖g_i‖
-  double* v_;
-  double* slope_;
-  double* share_;
-  double* q_;
-  Workspace rest_;
-  double* row_;
-  Ldl<Team> factor_;
+  double* length_ = problem_.workspace.reals;  // ‖g_i‖
+  double* v_ = length_ + n_;
+  double* slope_ = v_ + n_;
+  double* share_ = slope_ + n_;
+  double* q_ = share_ + n_;
+  double* row_ = q_ + n_;
+  Ldl<Team> factor_{team_, n_, row_ + n_};
   bool precise_ = false;
   double unit_ = 1;
   double noise_ = 0;  // the square of a unit gradient's part that may be rounding
+};
+
+// nash_mtl: G α = 1/α.
+template <class Team>
+class NashMtl : public AlphaFair<Team> {
+ public:
+  PAMA_HD explicit NashMtl(const GramProblem<Team>& problem) : AlphaFair<Team>(problem, 1) {}
+};
+
+// fairgrad: G w = w^(−1/α).
+template <class Team>
+class FairGrad : public AlphaFair<Team> {
+ public:
+  static constexpr int kOptions = 1;
+  // Options: α.
+  PAMA_HD explicit FairGrad(const GramProblem<Team>& problem)
+      : AlphaFair<Team>(problem, 1 / problem.options[0]) {}
 };
 
 }  // namespace pama

@@ -13,7 +13,6 @@
 #include <cstdint>
 
 #include "core/algebra/cone_active_set.h"
-#include "core/algebra/orthogonalise.h"
 #include "core/algebra/pivoted_cholesky.h"
 #include "core/algebra/vectors.h"
 #include "core/weightings/alpha_fair_line_search.h"
@@ -23,37 +22,25 @@ namespace pama {
 
 template <class Team>
 class AlphaFairStationary {
+  using Method = ConeActiveSet<Team>;
+
  public:
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return ConeActiveSet<Team>::reals(n) + 3 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return ConeActiveSet<Team>::integers(n); }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 7 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n); }
   static constexpr int kLimit = 100;
 
   // `gram`: of unit gradients, overwritten; `length`: of the gradients as they came, 0 for those
-  // without a part; `v` to `root`: room.
-  PAMA_HD AlphaFairStationary(Team team, int n, double* gram, const double* length, double* v,
-                              double* share, double* q, double* root, Workspace workspace)
-      : team_(team),
-        n_(n),
-        gram_(gram),
-        length_(length),
-        v_(v),
-        share_(share),
-        q_(q),
-        root_(root),
-        total_(workspace.reals),
-        norm_(total_ + n),
-        lower_(norm_ + n),
-        rest_{lower_ + n, workspace.integers},
-        column_(rest_.reals) {}
+  // without a part.
+  PAMA_HD AlphaFairStationary(Team team, int n, double* gram, const double* length,
+                              Workspace workspace)
+      : team_(team), n_(n), gram_(gram), length_(length), workspace_(workspace) {}
 
   // Rank and S are decided at ‖Σ v g‖² <= `noise` (Σ v)² for unit gradients.
   PAMA_HD void solve(double beta, double noise, double* out) {
     w_ = out;
     cover(noise);
     each(team_, n_, [&](int i) { w_[i] = v_[i] > 0 ? v_[i] / length_[i] : 0; });
-    normalize();
+    divide_by_sum(team_, n_, w_);
     factorise(noise);
     if (rank_ >= members_) return;
     const double limit = fmax(noise, 4 * imbalance());
@@ -73,16 +60,14 @@ class AlphaFairStationary {
     each(team_, n_, [&](int i) { norm_[i] = length_[i] > 0 ? 1 : 0; });
     fill(team_, n_, 0, total_);
     fill(team_, n_, 0, lower_);
-    ConeActiveSet<Team> method(team_, n_, gram_, norm_, lower_, noise, false, rest_);
+    Method method(team_, n_, gram_, norm_, lower_, noise, false, {column_, workspace_.integers});
     double nearest = INFINITY;
     for (int i = 0; i < n_; ++i) {
       if (total_[i] > 0 || norm_[i] == 0) continue;
       team_.sync();
       if (team_.rank() == 0) lower_[i] = 1;
-      method.start();
-      method.solve();
-      const double sum =
-          sum_of(team_, n_, [&](int j) { return q_[j] = lower_[j] + method.y()[j]; });
+      const double* y = method.solve();
+      const double sum = sum_of(team_, n_, [&](int j) { return q_[j] = lower_[j] + y[j]; });
       team_.sync();
       const double value = square() / sum / sum;
       if (value < nearest) {
@@ -121,11 +106,6 @@ class AlphaFairStationary {
     rank_ = pivoted_cholesky(team_, n_, gram_, noise, left, column_);
   }
 
-  PAMA_HD void normalize() {
-    divide_by_sum(team_, n_, w_);
-    team_.sync();
-  }
-
   // ‖Σ w g‖² / (Σ w ‖g‖)², by F.
   PAMA_HD double imbalance() {
     const double lengths = dot(team_, n_, w_, length_);
@@ -162,7 +142,7 @@ class AlphaFairStationary {
         before[i] = w_[i];
         w_[i] *= 1 + t * q_[i];
       });
-      normalize();
+      divide_by_sum(team_, n_, w_);
       if (!(imbalance() <= limit)) {
         copy(team_, n_, before, w_);
         return false;
@@ -201,15 +181,15 @@ class AlphaFairStationary {
   int n_;
   double* gram_;
   const double* length_;
-  double* v_;
-  double* share_;
-  double* q_;
-  double* root_;  // of share
-  double* total_;
-  double* norm_;
-  double* lower_;
-  Workspace rest_;
-  double* column_;  // F, column by column
+  Workspace workspace_;
+  double* v_ = workspace_.reals;
+  double* share_ = v_ + n_;
+  double* q_ = share_ + n_;
+  double* root_ = q_ + n_;  // of share
+  double* total_ = root_ + n_;
+  double* norm_ = total_ + n_;
+  double* lower_ = norm_ + n_;
+  double* column_ = lower_ + n_;  // F, column by column
   double* w_ = nullptr;
   int rank_ = 0;
   int members_ = 0;  // of S

@@ -25,39 +25,20 @@
 namespace pama {
 
 template <class Team>
-class CaGrad : public Weighting {
+class CaGrad : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+  using Method = SimplexActiveSet<Team>;  // the other needs no more workspace
+
  public:
   static constexpr int kOptions = 1;
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    const int64_t cone = ConeActiveSet<Team>::reals(n), simplex = SimplexActiveSet<Team>::reals(n);
-    return (cone > simplex ? cone : simplex) + 4 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) {
-    const int64_t cone = ConeActiveSet<Team>::integers(n);
-    const int64_t simplex = SimplexActiveSet<Team>::integers(n);
-    return (cone > simplex ? cone : simplex) + n;
-  }
-  // Of Newton steps, and of rows entering in each.
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 4 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n) + n; }
+  // Of Newton steps.
   PAMA_HD static constexpr int limit(int n) { return n + 64; }
-  PAMA_HD static constexpr int entering(int n) { return 8 * n + 32; }
-
-  PAMA_HD explicit CaGrad(const GramProblem<Team>& problem)
-      : team_(problem.team),
-        n_(problem.n),
-        problem_(problem),
-        noise_(16 * DBL_EPSILON + 2 * problem.rtol),
-        norm_(problem.workspace.reals),
-        mean_(norm_ + n_),
-        inner_(mean_ + n_),
-        slope_(inner_ + n_),
-        leader_(problem.workspace.integers),
-        rest_{slope_ + n_, leader_ + n_},
-        method_(team_, n_, problem.gram, norm_, leader_, rest_) {}
 
   PAMA_HD void solve() {
-    if (!normalize_gram(team_, n_, problem_.gram, norm_)) {
-      return fill(team_, n_, NAN, problem_.out);
-    }
+    if (!normalize_gram(problem_, norm_)) return;
     fill(team_, n_, 1.0 / n_, mean_);
     each(team_, n_, [&](int i) {
       leader_[i] = i;
@@ -65,7 +46,7 @@ class CaGrad : public Weighting {
     });
     team_.sync();
     const double c = problem_.options[0];
-    if (!(c > 0)) return fill(team_, n_, 1.0 / n_, problem_.out);
+    if (!(c > 0)) return fill(team_, n_, 1.0 / n_, out_);
     approach(c * sqrt(fmax(dot(mean_, inner_), 0.0)));
   }
 
@@ -99,7 +80,7 @@ class CaGrad : public Weighting {
     method_.start();
     for (int step = 0;; ++step) {
       method_.tilt(inner_, t, t * shift);
-      const double* x = method_.solve(entering(n_));
+      const double* x = method_.solve();
       multiply(x);
       double found = dot(x, slope_);
       const double norms = dot(x, norm_), rounding = noise_ * norms * norms;
@@ -159,7 +140,7 @@ class CaGrad : public Weighting {
   }
 
   PAMA_HD void take(const double* x, double scale) {
-    each(team_, n_, [&](int i) { problem_.out[i] = 1.0 / n_ + scale * x[i]; });
+    each(team_, n_, [&](int i) { out_[i] = 1.0 / n_ + scale * x[i]; });
   }
 
   // dualproj: the result if it lies within the radius. Else it is offered as far as the
@@ -167,9 +148,7 @@ class CaGrad : public Weighting {
   // one that is looked for.
   PAMA_HD bool project(double radius, double* t) {
     ConeActiveSet<Team> method(team_, n_, problem_.gram, norm_, mean_, problem_.rtol, true, rest_);
-    method.start();
-    method.solve();
-    const double *y = method.y(), norms = dot(y, norm_) + dot(mean_, norm_);
+    const double *y = method.solve(), norms = dot(y, norm_) + dot(mean_, norm_);
     multiply(y);
     // As long as rounding may make it. For c >= 1 the zero gradient is within reach, and with it no
     // conflict, whatever rounding says.
@@ -185,17 +164,15 @@ class CaGrad : public Weighting {
     return inside;
   }
 
-  Team team_;
-  int n_;
-  GramProblem<Team> problem_;
-  double noise_;  // what rounding makes of the square of a unit vector
-  double* norm_;
-  double* mean_;   // 1/n
-  double* inner_;  // <g_i, g_0>
-  double* slope_;  // of what is tried
-  int* leader_;    // every row is a candidate
-  Workspace rest_;
-  SimplexActiveSet<Team> method_;
+  // What rounding makes of the square of a unit vector.
+  double noise_ = 16 * DBL_EPSILON + 2 * problem_.rtol;
+  double* norm_ = problem_.workspace.reals;
+  double* mean_ = norm_ + n_;                  // 1/n
+  double* inner_ = mean_ + n_;                 // <g_i, g_0>
+  double* slope_ = inner_ + n_;                // of what is tried
+  int* leader_ = problem_.workspace.integers;  // every row is a candidate
+  Workspace rest_{slope_ + n_, leader_ + n_};
+  Method method_{team_, n_, problem_.gram, norm_, leader_, rest_};
   double best_ = -INFINITY;  // the least slope of the result
 };
 

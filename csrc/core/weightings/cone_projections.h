@@ -1,7 +1,6 @@
-// What dualproj and upgrad share: sums of argmin vᵀGv over v >= lower, by cone_active_set.h.
+// dualproj and upgrad: sums of argmin vᵀGv over v >= lower, by cone_active_set.h.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "core/algebra/cone_active_set.h"
@@ -12,32 +11,24 @@
 namespace pama {
 
 template <class Team>
-class ConeProjections : public Weighting {
+class ConeProjections : public Weighting<Team> {
+  using Method = ConeActiveSet<Team>;
+
  public:
   static constexpr Takes kTakes = Takes::kPreference;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return ConeActiveSet<Team>::reals(n) + 3 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) { return ConeActiveSet<Team>::integers(n); }
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 3 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n); }
 
  protected:
-  PAMA_HD explicit ConeProjections(const GramProblem<Team>& problem)
-      : team_(problem.team),
-        n_(problem.n),
-        problem_(problem),
-        norm_(problem.workspace.reals),
-        preference_(norm_ + n_),
-        lower_(preference_ + n_),
-        method_(team_, n_, problem.gram, norm_, lower_, problem.rtol, true,
-                {lower_ + n_, problem.workspace.integers}) {}
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
 
   // Sets the norms, the preference with sum 1, and lower and the result to 0. False, and the result
   // NaN, where G is not finite.
   PAMA_HD bool prepare() {
-    const bool finite = normalize_gram(team_, n_, problem_.gram, norm_);
-    fill(team_, n_, finite ? 0 : NAN, problem_.out);
-    if (!finite) return false;
+    if (!normalize_gram(problem_, norm_)) return false;
+    fill(team_, n_, 0, out_);
     normalize_preference(team_, n_, problem_.vector, preference_);
     fill(team_, n_, 0, lower_);
     return true;
@@ -46,25 +37,46 @@ class ConeProjections : public Weighting {
   // Adds the solution for `lower` as it stands to the result.
   PAMA_HD void add_solution() {
     team_.sync();
-    method_.start();
-    method_.solve();
-    each(team_, n_, [&](int i) { problem_.out[i] += lower_[i] + method_.y()[i]; });
+    const double* y = method_.solve();
+    each(team_, n_, [&](int i) { out_[i] += lower_[i] + y[i]; });
     team_.sync();
   }
 
-  Team team_;
-  int n_;
+  double* preference_ = problem_.workspace.reals;
+  double* lower_ = preference_ + n_;
+  double* norm_ = lower_ + n_;
+  Workspace rest_{norm_ + n_, problem_.workspace.integers};
+  Method method_{team_, n_, problem_.gram, norm_, lower_, problem_.rtol, true, rest_};
+};
 
- private:
-  GramProblem<Team> problem_;
-  double* norm_;
+// dualproj: argmin vᵀGv over v >= p.
+template <class Team>
+class DualProj : public ConeProjections<Team> {
+ public:
+  using ConeProjections<Team>::ConeProjections;
 
- protected:
-  double* preference_;
-  double* lower_;
+  PAMA_HD void solve() {
+    if (!this->prepare()) return;
+    copy(this->team_, this->n_, this->preference_, this->lower_);
+    this->add_solution();
+  }
+};
 
- private:
-  ConeActiveSet<Team> method_;
+// upgrad: Σ_i argmin vᵀGv over v >= p_i e_i, one problem for each objective.
+template <class Team>
+class UpGrad : public ConeProjections<Team> {
+ public:
+  using ConeProjections<Team>::ConeProjections;
+
+  PAMA_HD void solve() {
+    if (!this->prepare()) return;
+    for (int i = 0; i < this->n_; ++i) {
+      if (this->preference_[i] == 0) continue;
+      if (this->team_.rank() == 0) this->lower_[i] = this->preference_[i];
+      this->add_solution();
+      if (this->team_.rank() == 0) this->lower_[i] = 0;
+    }
+  }
 };
 
 }  // namespace pama

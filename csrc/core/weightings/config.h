@@ -12,35 +12,32 @@
 namespace pama {
 
 template <class Team>
-class Config : public Weighting {
+class Config : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + 2 * n;
   }
 
-  PAMA_HD explicit Config(const GramProblem<Team>& problem) : problem_(problem) {}
-
   PAMA_HD void solve() {
-    const Team& team = problem_.team;
-    const int n = problem_.n;
-    const double cut = n * problem_.rtol;
-    double *norm = problem_.workspace.reals, *cosine = norm + n, *out = problem_.out;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
-    UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, cosine + n);
+    const double cut = n_ * problem_.rtol;
+    double *norm = problem_.workspace.reals, *cosine = norm + n_;
+    if (!normalize_gram(problem_, norm)) return;
+    UnitPseudoinverse<Team> unit(team_, n_, problem_.gram, norm, cosine + n_);
     unit.solve(cut);
-    each(team, n, [&](int i) { cosine[i] = out[i] = norm[i] > 0 ? 1 : 0; });
-    team.sync();
+    each(team_, n_, [&](int i) { cosine[i] = out_[i] = norm[i] > 0 ? 1 : 0; });
+    team_.sync();
     unit.restrict_to_range(cosine);
-    unit.apply(out);
+    unit.apply(out_);
     const auto [square, length] =
-        sums_of(team, n, [&](int i) { return Two{out[i] * cosine[i], norm[i] * cosine[i]}; });
-    const double largest = largest_of(team, n, [&](int i) { return fabs(cosine[i]); });
-    if (!(largest > cut)) return fill(team, n, 0, out);  // x = 0
-    each(team, n, [&](int i) { out[i] = norm[i] > 0 ? length * out[i] / (norm[i] * square) : 0; });
+        sums_of(team_, n_, [&](int i) { return Two{out_[i] * cosine[i], norm[i] * cosine[i]}; });
+    const double largest = largest_of(team_, n_, [&](int i) { return fabs(cosine[i]); });
+    if (!(largest > cut)) return fill(team_, n_, 0, out_);  // x = 0
+    each(team_, n_,
+         [&](int i) { out_[i] = norm[i] > 0 ? length * out_[i] / (norm[i] * square) : 0; });
   }
-
- private:
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

@@ -11,41 +11,38 @@
 namespace pama {
 
 template <class Team>
-class Gapo : public Weighting {
+class Gapo : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   static constexpr int kOptions = 1;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return MinNorm<Team>::reals(n) + 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return MinNorm<Team>::integers(n); }
 
-  PAMA_HD explicit Gapo(const GramProblem<Team>& problem) : problem_(problem) {}
-
   PAMA_HD void solve() {
-    const Team& team = problem_.team;
-    const int n = problem_.n;
     const double power = problem_.options[0];
-    double *norm = problem_.workspace.reals, *preference = norm + n, *out = problem_.out;
+    double *norm = problem_.workspace.reals, *preference = norm + n_;
     int half = 0;
-    if (!normalize_gram(team, n, problem_.gram, norm, &half)) return fill(team, n, NAN, out);
-    const double longest = largest_of(team, n, [&](int i) { return norm[i]; });
-    if (longest == 0) return fill(team, n, 0, out);
-    each(team, n,
+    if (!normalize_gram(problem_, norm, &half)) return;
+    const double longest = largest_of(team_, n_, [&](int i) { return norm[i]; });
+    if (longest == 0) return fill(team_, n_, 0, out_);
+    each(team_, n_,
          [&](int i) { preference[i] = norm[i] > 0 ? raised(norm[i] / longest, power) : 0; });
-    team.sync();
+    team_.sync();
     GramProblem<Team> inner = problem_;
     inner.vector = preference;
-    inner.workspace = {preference + n, problem_.workspace.integers};
+    inner.workspace = {preference + n_, problem_.workspace.integers};
     MinNorm<Team>(inner).solve();
-    team.sync();
+    team_.sync();
     // Σ c = 1 with c_i = w_i ‖g_i‖^p.
     const double unit = ldexp(longest, half);  // as it was before the matrix was normalised
-    const double scale = 1 / dot(team, n, out, preference) / raised(unit, power);
-    each(team, n, [&](int i) { out[i] *= scale; });
+    const double scale = 1 / dot(team_, n_, out_, preference) / raised(unit, power);
+    each(team_, n_, [&](int i) { out_[i] *= scale; });
   }
 
  private:
   PAMA_HD static double raised(double x, double power) { return power == 1 ? x : pow(x, power); }
-
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

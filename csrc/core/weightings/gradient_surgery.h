@@ -6,8 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "core/dtype.h"
 #include "core/weightings/gram_problem.h"
 #include "core/weightings/normalize_gram.h"
 
@@ -20,13 +20,6 @@ PAMA_HD inline uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
   return x ^ (x >> 31);
-}
-
-// 64-bit seeds travel in the vector of doubles bit by bit.
-PAMA_HD inline uint64_t seed_of(const double* vector) {
-  uint64_t seed;
-  memcpy(&seed, vector, sizeof(seed));
-  return seed;
 }
 
 // order[0 .. n−2] <- a random permutation of all objectives but i (Fisher & Yates). The modulus is
@@ -46,43 +39,87 @@ PAMA_HD inline void random_order(uint64_t seed, int n, int i, int* order) {
 // `Rule` says what an encounter of the current vector with gradient j adds to its coefficient of
 // g_j.
 template <class Team, template <class> class Rule>
-class GradientSurgery : public Weighting {
+class GradientSurgery : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   static constexpr Takes kTakes = Takes::kVector;
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 2 * n; }
   PAMA_HD static constexpr int64_t integers(int64_t n) { return n * n; }
 
-  PAMA_HD explicit GradientSurgery(const GramProblem<Team>& problem) : problem_(problem) {}
-
   PAMA_HD void solve() {
-    const Team& team = problem_.team;
-    const int n = problem_.n;
-    double *norm = problem_.workspace.reals, *slope = norm + n, *out = problem_.out;
+    double *norm = problem_.workspace.reals, *slope = norm + n_;
     int* orders = problem_.workspace.integers;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
-    const uint64_t seed = seed_of(problem_.vector);
-    each(team, n, [&](int i) { random_order(seed, n, i, orders + i * n); });
-    fill(team, n, 1, out);
-    for (int i = 0; i < n; ++i) {
+    if (!normalize_gram(problem_, norm)) return;
+    const auto seed = bit_cast<uint64_t>(problem_.vector[0]);
+    each(team_, n_, [&](int i) { random_order(seed, n_, i, orders + i * n_); });
+    fill(team_, n_, 1, out_);
+    for (int i = 0; i < n_; ++i) {
       Rule<Team> rule(problem_, i);
-      copy(team, n, problem_.gram + i * n, slope);  // <cur, g_r>
-      team.sync();
-      for (int k = 0; k < n - 1; ++k) {
-        const int j = orders[i * n + k];
+      copy(team_, n_, problem_.gram + i * n_, slope);  // <cur, g_r>
+      team_.sync();
+      for (int k = 0; k < n_ - 1; ++k) {
+        const int j = orders[i * n_ + k];
         if (!(norm[j] > 0)) continue;
         const double change = rule.meet(j, slope[j], norm[j]);
         if (change == 0) continue;
-        team.sync();
-        add_multiple(team, n, change, problem_.gram + j * n, slope);
-        if (team.rank() == 0) out[j] += change;
-        team.sync();
+        team_.sync();
+        add_multiple(team_, n_, change, problem_.gram + j * n_, slope);
+        if (team_.rank() == 0) out_[j] += change;
+        team_.sync();
       }
-      team.sync();
+      team_.sync();
     }
+  }
+};
+
+// pcgrad: where the current vector conflicts with g_j, its part along g_j is removed.
+template <class Team>
+struct RemoveConflict {
+  PAMA_HD RemoveConflict(const GramProblem<Team>&, int) {}
+
+  PAMA_HD double meet(int, double slope, double norm) const {
+    return slope < 0 ? -slope / (norm * norm) : 0;
+  }
+};
+
+template <class Team>
+class PcGrad : public GradientSurgery<Team, RemoveConflict> {
+ public:
+  using GradientSurgery<Team, RemoveConflict>::GradientSurgery;
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 1; }  // the seed
+};
+
+// gradvac: where the current vector's cosine with g_j is below the target, it is raised to it.
+template <class Team>
+class RaiseCosine {
+ public:
+  PAMA_HD RaiseCosine(const GramProblem<Team>& problem, int i)
+      : targets_(problem.vector + 1 + i * problem.n), square_(problem.gram[i * problem.n + i]) {}
+
+  PAMA_HD double meet(int j, double slope, double norm) {
+    const double target = targets_[j], length = sqrt(fmax(square_, 0.0));
+    if (!(length > 0)) return 0;
+    const double cosine = fmin(fmax(slope / (length * norm), -1.0), 1.0);
+    if (!(cosine < target)) return 0;
+    const double rest = sqrt((1 - target) * (1 + target));
+    const double sine = sqrt((1 - cosine) * (1 + cosine));
+    const double change = length * (target * sine - cosine * rest) / (norm * rest);
+    square_ += change * (2 * slope + change * norm * norm);
+    return change;
   }
 
  private:
-  GramProblem<Team> problem_;
+  const double* targets_;  // of row i
+  double square_;          // ‖cur‖²
+};
+
+template <class Team>
+class GradVac : public GradientSurgery<Team, RaiseCosine> {
+ public:
+  using GradientSurgery<Team, RaiseCosine>::GradientSurgery;
+  PAMA_HD static constexpr int64_t vector(int64_t n) { return 1 + n * n; }  // seed, target cosines
 };
 
 }  // namespace pama

@@ -7,17 +7,9 @@
 
 namespace pama {
 
-// What an op takes beside the matrix.
+// What an op takes beside the matrix: nothing, a preference or none, or a vector it cannot do
+// without.
 enum class Takes { kNothing, kPreference, kVector };
-
-// What most weightings are; one that differs says so itself (list.h says what these mean).
-struct Weighting {
-  static constexpr bool kScalar = false;
-  static constexpr Takes kTakes = Takes::kNothing;
-  static constexpr int kOptions = 0;
-  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
-};
 
 template <class Team>
 struct GramProblem {
@@ -29,6 +21,27 @@ struct GramProblem {
   const double* options;  // the op's scalar arguments
   double* out;            // n, or 1 if the solver is kScalar
   Workspace workspace;    // as large as its reals(n) and integers(n)
+};
+
+// What most weightings are; one that differs says so itself.
+template <class Team>
+class Weighting {
+ public:
+  static constexpr bool kScalar = false;  // whether one number comes out, not one a row
+  static constexpr Takes kTakes = Takes::kNothing;
+  static constexpr int kOptions = 0;  // how many scalars the op takes
+  // How many numbers the preference or vector has; a 64-bit seed travels as a double.
+  PAMA_HD static constexpr int64_t vector(int64_t) { return 0; }
+  // Of workspace, beside the reals(n) that each says itself.
+  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
+
+  PAMA_HD explicit Weighting(const GramProblem<Team>& problem) : problem_(problem) {}
+
+ protected:
+  GramProblem<Team> problem_;
+  Team team_ = problem_.team;
+  int n_ = problem_.n;
+  double* out_ = problem_.out;
 };
 
 }  // namespace pama

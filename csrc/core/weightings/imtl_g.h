@@ -13,51 +13,48 @@
 namespace pama {
 
 template <class Team>
-class ImtlG : public Weighting {
+class ImtlG : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) {
     return UnitPseudoinverse<Team>::reals(n) + n;
   }
 
-  PAMA_HD explicit ImtlG(const GramProblem<Team>& problem) : problem_(problem) {}
-
   PAMA_HD void solve() {
-    const Team& team = problem_.team;
-    const int n = problem_.n;
-    const double cut = n * problem_.rtol;
-    double *norm = problem_.workspace.reals, *out = problem_.out;
-    if (!normalize_gram(team, n, problem_.gram, norm)) return fill(team, n, NAN, out);
-    UnitPseudoinverse<Team> unit(team, n, problem_.gram, norm, norm + n);
+    const double cut = n_ * problem_.rtol;
+    double* norm = problem_.workspace.reals;
+    if (!normalize_gram(problem_, norm)) return;
+    UnitPseudoinverse<Team> unit(team_, n_, problem_.gram, norm, norm + n_);
     unit.solve(cut);
-    copy(team, n, norm, out);
-    team.sync();
+    copy(team_, n_, norm, out_);
+    team_.sync();
     if (!unit.regular()) {
       unit.span_range();
-      unit.project(out);
+      unit.project(out_);
       // √diag G has no part in the range, where G⁺ would blow up rounding.
-      if (!(largest(out) > cut * largest(norm))) return fill(team, n, 0, out);
+      if (!(largest(out_) > cut * largest(norm))) return fill(team_, n_, 0, out_);
     }
     divide(norm);
-    unit.apply(out);
+    unit.apply(out_);
     divide(norm);
-    if (!unit.regular()) unit.project(out);
-    const auto [total, size] = sums_of(team, n, [&](int i) { return Two{out[i], fabs(out[i])}; });
+    if (!unit.regular()) unit.project(out_);
+    const auto [total, size] =
+        sums_of(team_, n_, [&](int i) { return Two{out_[i], fabs(out_[i])}; });
     const double scale = fabs(total) > cut * size ? 1 / total : 0;
-    each(team, n, [&](int i) { out[i] *= scale; });
+    each(team_, n_, [&](int i) { out_[i] *= scale; });
   }
 
  private:
   PAMA_HD double largest(const double* x) const {
-    return largest_of(problem_.team, problem_.n, [&](int i) { return fabs(x[i]); });
+    return largest_of(team_, n_, [&](int i) { return fabs(x[i]); });
   }
 
   PAMA_HD void divide(const double* norm) {
-    each(problem_.team, problem_.n,
-         [&](int i) { problem_.out[i] = norm[i] > 0 ? problem_.out[i] / norm[i] : 0; });
-    problem_.team.sync();
+    each(team_, n_, [&](int i) { out_[i] = norm[i] > 0 ? out_[i] / norm[i] : 0; });
+    team_.sync();
   }
-
-  GramProblem<Team> problem_;
 };
 
 }  // namespace pama

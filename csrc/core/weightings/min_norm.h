@@ -22,41 +22,27 @@ constexpr double kLeastPreference = 0x1p-400;
 // Solves on the rows divided by the preference; the weights of the rows as they came are then
 // proportional to c_i / p_i.
 template <class Team>
-class MinNorm : public Weighting {
+class MinNorm : public Weighting<Team> {
+  using Base = Weighting<Team>;
+  using Method = SimplexActiveSet<Team>;
+  using Base::Base, Base::problem_, Base::team_, Base::n_, Base::out_;
+
  public:
   static constexpr Takes kTakes = Takes::kPreference;
   PAMA_HD static constexpr int64_t vector(int64_t n) { return n; }
-  PAMA_HD static constexpr int64_t reals(int64_t n) {
-    return SimplexActiveSet<Team>::reals(n) + 2 * n;
-  }
-  PAMA_HD static constexpr int64_t integers(int64_t n) {
-    return SimplexActiveSet<Team>::integers(n) + n;
-  }
-  // Of rows entering the corral. Over the tests' families no more than 1.6 n came.
-  PAMA_HD static constexpr int limit(int n) { return 8 * n + 32; }
-
-  PAMA_HD explicit MinNorm(const GramProblem<Team>& problem)
-      : team_(problem.team),
-        n_(problem.n),
-        gram_(problem.gram),
-        rtol_(problem.rtol),
-        wanted_(problem.vector),
-        weights_(problem.out),
-        preference_(problem.workspace.reals),
-        norm_(preference_ + n_),
-        leader_(problem.workspace.integers),
-        rest_{preference_ + 2 * n_, leader_ + n_} {}
+  PAMA_HD static constexpr int64_t reals(int64_t n) { return Method::reals(n) + 2 * n; }
+  PAMA_HD static constexpr int64_t integers(int64_t n) { return Method::integers(n) + n; }
 
   PAMA_HD void solve() {
-    relative_preference(team_, n_, wanted_, kLeastPreference, preference_);
+    relative_preference(team_, n_, problem_.vector, kLeastPreference, preference_);
     each(team_, n_, [&](int i) { leader_[i] = preference_[i] > 0 ? i : kDropped; });
     team_.sync();
-    if (!rescale()) return fill(team_, n_, NAN, weights_);
+    if (!rescale()) return fill(team_, n_, NAN, out_);
     if (share_among_zeros()) return;
     group_equal_rows();
-    SimplexActiveSet<Team> method(team_, n_, gram_, norm_, leader_, rest_);
+    Method method(team_, n_, gram_, norm_, leader_, rest_);
     method.start();
-    spread(method.solve(limit(n_)));
+    spread(method.solve());
   }
 
  private:
@@ -69,11 +55,11 @@ class MinNorm : public Weighting {
   // 10^90 do not underflow.
   // False if an entry of a used row and column is not finite.
   PAMA_HD bool rescale() {
-    if (wanted_) clear_dropped();
+    if (problem_.vector) clear_dropped();
     double largest = largest_entry(team_, n_, gram_);
     if (!(largest <= DBL_MAX)) return false;
     if (largest == 0) return true;
-    if (wanted_) {
+    if (problem_.vector) {
       scale_by(-ilogb(largest));
       divide_by_preferences();
       largest = largest_entry(team_, n_, gram_);
@@ -113,32 +99,30 @@ class MinNorm : public Weighting {
 
   // Rows of norm 0 attain the optimum 0: they share the weight as the preference says.
   PAMA_HD bool share_among_zeros() {
-    const double total = sum_of(team_, n_, [&](int i) {
+    const bool any = any_of(team_, n_, [&](int i) {
       const bool zero = leader_[i] != kDropped && !(gram(i, i) > 0);
       norm_[i] = sqrt(fmax(gram(i, i), 0.0));
-      return weights_[i] = zero ? preference_[i] : 0;
+      out_[i] = zero ? preference_[i] : 0;
+      return zero;
     });
     team_.sync();
-    if (total == 0) return false;
-    each(team_, n_, [&](int i) { weights_[i] /= total; });
-    return true;
+    if (any) divide_by_sum(team_, n_, out_);
+    return any;
   }
 
   // Points leader_[i] at the first row equal to row i within rounding. Only leaders enter the
   // method: the others would make its differences vanish, and share their leader's weight after it.
   PAMA_HD void group_equal_rows() {
-    bool grouped = false;
-    each(team_, n_, [&](int i) {
-      if (leader_[i] == kDropped) return;
+    grouped_ = any_of(team_, n_, [&](int i) {
+      if (leader_[i] == kDropped) return false;
       PAMA_ROLLED for (int j = 0; j < i; ++j) {
         if (preference_[j] != 0 && equal_rows(i, j)) {
           leader_[i] = j;
-          grouped = true;
-          break;
+          return true;
         }
       }
+      return false;
     });
-    grouped_ = team_.any(grouped);
     team_.sync();
     if (grouped_ && team_.rank() == 0) {
       PAMA_ROLLED for (int i = 0; i < n_; ++i) {
@@ -149,7 +133,7 @@ class MinNorm : public Weighting {
   }
 
   PAMA_HD bool equal_rows(int i, int j) {
-    const double tolerance = 2 * rtol_;
+    const double tolerance = 2 * problem_.rtol;
     // ‖g_i − g_j‖² first: it tells all but a few pairs apart.
     const double apart = (gram(i, i) - gram(i, j)) + (gram(j, j) - gram(i, j));
     if (!(apart <= 4 * tolerance * gram(i, i))) return false;
@@ -163,31 +147,22 @@ class MinNorm : public Weighting {
   // From weights x of the leaders' divided rows to weights of all rows as they came.
   PAMA_HD void spread(const double* x) {
     team_.sync();
-    const double total = sum_of(team_, n_, [&](int i) {
-      double weight = 0;
-      if (leader_[i] != kDropped) {
-        int sharing = 1;
-        if (grouped_) {
-          sharing = 0;
-          PAMA_ROLLED for (int j = 0; j < n_; ++j) sharing += leader_[j] == leader_[i];
-        }
-        weight = x[leader_[i]] / sharing / preference_[i];
+    each(team_, n_, [&](int i) {
+      const int leader = leader_[i];
+      int sharing = grouped_ ? 0 : 1;
+      if (grouped_) {
+        PAMA_ROLLED for (int j = 0; j < n_; ++j) sharing += leader_[j] == leader;
       }
-      return weights_[i] = weight;
+      out_[i] = leader == kDropped ? 0 : x[leader] / sharing / preference_[i];
     });
-    each(team_, n_, [&](int i) { weights_[i] /= total; });
+    divide_by_sum(team_, n_, out_);
   }
 
-  Team team_;
-  int n_;
-  double* gram_;
-  double rtol_;
-  const double* wanted_;  // the preference as it came, or null
-  double* weights_;
-  double* preference_;  // relative to the largest; 0: dropped
-  double* norm_;
-  int* leader_;
-  Workspace rest_;
+  double* gram_ = problem_.gram;
+  double* preference_ = problem_.workspace.reals;  // relative to the largest; 0: dropped
+  double* norm_ = preference_ + n_;
+  int* leader_ = problem_.workspace.integers;
+  Workspace rest_{norm_ + n_, leader_ + n_};
   bool grouped_ = false;
 };
 

@@ -27,21 +27,15 @@ template <class Team>
 class PamaWeights {
  public:
   PAMA_HD static constexpr int64_t reals(int64_t n) { return 3 * n; }
-  PAMA_HD static constexpr int64_t integers(int64_t) { return 0; }
 
   PAMA_HD PamaWeights(Team team, int n, Workspace workspace)
-      : team_(team),
-        n_(n),
-        relative_(workspace.reals),
-        preference_(workspace.reals + n),
-        slope_(workspace.reals + 2 * n) {}
+      : team_(team), n_(n), relative_(workspace.reals) {}
 
   // The preference of the problems that follow; null is uniform.
   PAMA_HD void prefer(const double* preference) {
     relative_preference(team_, n_, preference, DBL_MIN, relative_);
-    const double total = sum_of(team_, n_, [&](int i) { return relative_[i]; });
-    each(team_, n_, [&](int i) { preference_[i] = relative_[i] / total; });
-    team_.sync();
+    copy(team_, n_, relative_, preference_);
+    divide_by_sum(team_, n_, preference_);
   }
 
   // Returns the optimum of Σ c_i a_i. A used value that is not finite gives NaN throughout.
@@ -104,8 +98,7 @@ class PamaWeights {
     });
     sign_ = 1;
     team_.sync();
-    survey(weights);
-    double excess = excess_of(weights);
+    double excess = survey(weights);
     if (excess < 0) {
       sign_ = -1;
       first_ = -first_;
@@ -124,8 +117,7 @@ class PamaWeights {
         weights[i] = i == limit.index ? 0 : fmax(weights[i] - limit.value * fall(i), 0.0);
       });
       team_.sync();
-      survey(weights);
-      excess = excess_of(weights);
+      excess = survey(weights);
       if (limit.value < end * (1 - kTie) || excess >= 0) continue;
       if (limit.index % team_.size() == team_.rank()) weights[limit.index] = 1;  // in the support
       team_.sync();
@@ -136,8 +128,8 @@ class PamaWeights {
   }
 
   // Size, mean value and spread of the support, in units of the power of 2 at or below its largest
-  // value.
-  PAMA_HD void survey(const double* weights) {
+  // value; returns Σ c_i a_i in them.
+  PAMA_HD double survey(const double* weights) {
     const double largest =
         largest_of(team_, n_, [&](int i) { return weights[i] > 0 ? fabs(slope_[i]) : 0; });
     const int exponent = largest > 0 ? -ilogb(largest) : 0;
@@ -148,6 +140,7 @@ class PamaWeights {
     size_ = size;
     mean_ = total / size;
     spread_ = sum_of(team_, n_, [&](int i) { return weights[i] > 0 ? fall(i) * fall(i) : 0; });
+    return excess_of(weights);
   }
 
   // The value of an objective of the support in that unit. In two factors, as the unit's inverse
@@ -191,14 +184,13 @@ class PamaWeights {
       weights[i] = i == least.index ? 1 : least.value / fabs(slope_[i]);  // 1 for 0, too
     });
     divide_by_sum(team_, n_, weights);
-    team_.sync();
   }
 
   Team team_;
   int n_;
-  double* relative_;    // p_i / max p
-  double* preference_;  // p_i / Σ p
-  double* slope_;       // a_i, or their ranks
+  double* relative_;                     // p_i / max p
+  double* preference_ = relative_ + n_;  // p_i / Σ p
+  double* slope_ = preference_ + n_;     // a_i, or their ranks
   double sign_ = 1;
   double first_ = 1, second_ = 1;  // whose product is sign_ / unit
   double size_ = 0, mean_ = 0, spread_ = 1;

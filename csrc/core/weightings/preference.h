@@ -26,7 +26,6 @@ template <class Team>
 PAMA_HD void normalize_preference(Team team, int n, const double* wanted, double* preference) {
   relative_preference(team, n, wanted, DBL_MIN, preference);
   divide_by_sum(team, n, preference);
-  team.sync();
 }
 
 }  // namespace pama
