@@ -5,26 +5,22 @@
 namespace pama {
 namespace {
 
-bool zeros_and_ones(const View& mask, int64_t first, int64_t count) {
-  return with_element(mask.dtype, [&](auto element) {
-    const auto* x = static_cast<const decltype(element)*>(mask.data) + first;
-    bool good = true;
-    for (int64_t j = 0; j < count; ++j) {
-      const auto m = number(x[j * mask.token]);
-      good &= m == 0 || m == 1;
-    }
-    return good;
-  });
-}
-
 void check_mask(const View& mask, int64_t rows, int64_t length) {
   if (!mask.data || mask.dtype == DType::kBool || length == 0) return;
-  for (int64_t b = 0; b < rows; ++b) {
-    if (!zeros_and_ones(mask, b * mask.sequence, length)) {
-      throw std::invalid_argument("mask must hold only 0 and 1, got other values in row " +
-                                  std::to_string(b));
+  with_element(mask.dtype, [&](auto element) {
+    for (int64_t b = 0; b < rows; ++b) {
+      const auto* row = static_cast<const decltype(element)*>(mask.data) + b * mask.sequence;
+      bool good = true;
+      for (int64_t j = 0; j < length; ++j) {
+        const auto m = number(row[j * mask.token]);
+        good &= m == 0 || m == 1;
+      }
+      if (!good) {
+        throw std::invalid_argument("mask must hold only 0 and 1, got other values in row " +
+                                    std::to_string(b));
+      }
     }
-  }
+  });
 }
 
 void check_offsets(const Sequences& s) {

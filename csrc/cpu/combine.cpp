@@ -31,7 +31,7 @@ constexpr int64_t kStreamed = int64_t{4} << 20;
 // Elements in memory, 64 bytes of sums, and the way between the two. The compiler splits vectors
 // on processors with shorter registers.
 template <class ElementType, class RealType>
-struct Lanes {
+struct Vectors {
   using Element = ElementType;
   using Real = RealType;
   static constexpr int64_t kCount = 64 / sizeof(Real);
@@ -41,17 +41,16 @@ struct Lanes {
       __attribute__((vector_size(kCount * sizeof(Element)), aligned(alignof(Element)), may_alias));
 };
 
-struct Floats : Lanes<float, float> {
+template <class Real>
+struct Lanes : Vectors<Real, Real> {
+  using typename Vectors<Real, Real>::Vector;
+  using typename Vectors<Real, Real>::InMemory;
   static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
   static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
 };
 
-struct Doubles : Lanes<double, double> {
-  static PAMA_INLINE void widen(const InMemory& x, Vector& to) { to = x; }
-  static PAMA_INLINE void narrow(const Vector& x, InMemory& to) { to = x; }
-};
-
-struct BFloat16s : Lanes<uint16_t, float> {
+template <>
+struct Lanes<BFloat16> : Vectors<uint16_t, float> {
   static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
     to = reinterpret_cast<Vector>(__builtin_convertvector(x, Bits) << 16);
   }
@@ -64,7 +63,8 @@ struct BFloat16s : Lanes<uint16_t, float> {
 };
 
 // core/dtype.h says why these bits.
-struct Halves : Lanes<uint16_t, float> {
+template <>
+struct Lanes<Half> : Vectors<uint16_t, float> {
   static PAMA_INLINE void widen(const InMemory& x, Vector& to) {
     const Bits bits = __builtin_convertvector(x, Bits);
     const Vector magnitude =
@@ -131,7 +131,7 @@ PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* be
 }
 
 template <class L>
-PAMA_INLINE void combine_columns(const Run& run) {
+PAMA_CLONES void combine_columns(const Run& run) {
   using Element = typename L::Element;
   constexpr int64_t width = kVectors * L::kCount;
   alignas(64) Element result[width];
@@ -183,11 +183,6 @@ PAMA_INLINE void combine_columns(const Run& run) {
   if (at < run.last) rest(run.last - at);
 }
 
-PAMA_CLONES void combine_run(const Run& run, float) { combine_columns<Floats>(run); }
-PAMA_CLONES void combine_run(const Run& run, double) { combine_columns<Doubles>(run); }
-PAMA_CLONES void combine_run(const Run& run, BFloat16) { combine_columns<BFloat16s>(run); }
-PAMA_CLONES void combine_run(const Run& run, Half) { combine_columns<Halves>(run); }
-
 void run(const Tensor&, const GradientList& grads, const View& weights,
          const std::vector<void*>& out, bool accumulate) {
   std::vector<double> w(grads.objectives);
@@ -222,7 +217,8 @@ void run(const Tensor&, const GradientList& grads, const View& weights,
                             accumulate,
                             bytes >= kStreamed,
                             out[p]};
-          with_real(grads.dtype[p], [&](auto element) { combine_run(columns, element); });
+          with_real(grads.dtype[p],
+                    [&](auto element) { combine_columns<Lanes<decltype(element)>>(columns); });
           at = until;
         }
 #if defined(PAMA_STREAM)

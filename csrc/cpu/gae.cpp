@@ -19,24 +19,23 @@ struct Carry {
 PAMA_CLONES void gae_sequence(const Gae& gae, int64_t b, Carry* carry) {
   const Sequences& s = gae.sequences;
   const double decay = gae.gamma * gae.lambda;
-  Selection tile;
+  Tile tile(s, b);
   alignas(64) double value[kChains][kTile + 1], chain[kChains][kTile];
   for (int64_t n = 0; n < s.objectives; ++n) {
     const View& last = gae.last_values;
     carry[n] = {0.0, last.data ? load(last, n * last.objective + b * last.sequence) : 0.0};
   }
-  const int64_t size = s.size(b);
-  for (int64_t end = size; end > 0; end -= kTile) {
+  for (int64_t end = s.size(b); end > 0; end -= kTile) {
     const int64_t t = std::max<int64_t>(end - kTile, 0);
-    select(gae.mask, s.first(gae.mask, 0, b) + t * gae.mask.token, end - t, tile);
+    tile.select(gae.mask, t, end - t);
     const int64_t count = tile.count;
     for (int64_t n = 0; n < s.objectives; n += kChains) {
       const int64_t chains = std::min(kChains, s.objectives - n);
       double advantage[kChains] = {};
       for (int64_t k = 0; k < chains; ++k) {
         double *v = value[k], *delta = chain[k];
-        gather(gae.values, s.first(gae.values, n + k, b) + t * gae.values.token, tile, v);
-        gather(gae.rewards, s.first(gae.rewards, n + k, b) + t * gae.rewards.token, tile, delta);
+        gather(gae.values, n + k, tile, v);
+        gather(gae.rewards, n + k, tile, delta);
         v[count] = carry[n + k].value;
         carry[n + k].value = v[0];
         for (int64_t j = 0; j < count; ++j) delta[j] += gae.gamma * v[j + 1] - v[j];
@@ -50,9 +49,9 @@ PAMA_CLONES void gae_sequence(const Gae& gae, int64_t b, Carry* carry) {
       for (int64_t k = 0; k < chains; ++k) {
         carry[n + k].advantage = advantage[k];
         double *v = value[k], *a = chain[k];
-        scatter(gae.advantages, s.first(gae.advantages, n + k, b) + t, tile, a);
+        scatter(gae.advantages, n + k, tile, a);
         for (int64_t j = 0; j < count; ++j) v[j] += a[j];
-        scatter(gae.returns, s.first(gae.returns, n + k, b) + t, tile, v);
+        scatter(gae.returns, n + k, tile, v);
       }
     }
   }

@@ -62,13 +62,8 @@ const Processor& processor() {
     const int level = cap ? std::atoi(cap) : 4;
 #if defined(PAMA_X86)
     __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    if (v4 && level >= 4) return v4::processor_of<4, 64, 4>();
-    if (v3 && level >= 3) return v3::processor_of<3, 32, 2>();
+    if (level >= 4 && __builtin_cpu_supports("x86-64-v4")) return v4::processor_of<4, 64, 4>();
+    if (level >= 3 && __builtin_cpu_supports("x86-64-v3")) return v3::processor_of<3, 32, 2>();
 #endif
     (void)level;
     return baseline::processor_of<1, 16, 2>();
@@ -78,16 +73,13 @@ const Processor& processor() {
 
 // --- a slot --------------------------------------------------------------------------------------
 
-// `count` elements of a gradient as float32.
-PAMA_CLONES void read(DType dtype, const void* from, int64_t count, float* to) {
+// `count` elements of a gradient as `Real`, of which float64 is never narrowed.
+template <class Real>
+PAMA_CLONES void read(DType dtype, const void* from, int64_t count, Real* to) {
   with_real(dtype, [=](auto element) PAMA_INLINED {
     const auto* x = static_cast<const decltype(element)*>(from);
-    for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(number(x[k]));
+    for (int64_t k = 0; k < count; ++k) to[k] = static_cast<Real>(number(x[k]));
   });
-}
-
-void read(DType, const void* from, int64_t count, double* to) {
-  std::copy_n(static_cast<const double*>(from), count, to);
 }
 
 // What is read after column `column` of parameter p, of which columns up to `last` are read: the
@@ -109,47 +101,48 @@ void find_next(const GradientList& grads, int64_t p, int64_t column, int64_t las
 template <class Real>
 class Stage {
  public:
-  explicit Stage(int64_t n) : n_(n) {}
+  Stage(const GradientList& grads, const Sums& sums)
+      : grads_(grads), sums_(sums), n_(grads.objectives) {}
 
-  // Appends columns [first, last) of parameter p; `use` is called with each block that is full.
-  template <class Use>
-  void append(const GradientList& grads, int64_t p, int64_t first, int64_t last, const Use& use) {
+  // Appends columns [first, last) of parameter p; a block that is full is added to the sums.
+  void append(int64_t p, int64_t first, int64_t last) {
     if (first == last) return;
     if (data_.empty()) {
       data_.resize(n_ * kPitch);
       for (int64_t i = 0; i < n_; ++i) rows_.push_back(data_.data() + i * kPitch);
     }
-    const int64_t size = size_of(grads.dtype[p]);
+    const int64_t size = size_of(grads_.dtype[p]);
     while (first < last) {
       const int64_t count = std::min(last - first, kBlock - columns_);
       for (int64_t i = 0; i < n_; ++i) {
         Real* to = data_.data() + i * kPitch + columns_;
-        const char* from = static_cast<const char*>(grads.at(i, p));
-        read(grads.dtype[p], from + first * size, count, to);
+        const char* from = static_cast<const char*>(grads_.at(i, p));
+        read(grads_.dtype[p], from + first * size, count, to);
       }
       first += count;
       columns_ += count;
       if (columns_ == kBlock) {
-        find_next(grads, p, first, last, next_);
-        flush(use);
+        find_next(grads_, p, first, last, next_);
+        flush();
       }
     }
   }
 
-  // Hands the staged columns on, rounded up to whole registers by columns of zeros.
-  template <class Use>
-  void flush(const Use& use) {
+  // Adds the staged columns, rounded up to whole registers by columns of zeros.
+  void flush() {
     if (columns_ == 0) return;
     const int64_t columns = (columns_ + kRegister<Real> - 1) / kRegister<Real> * kRegister<Real>;
     for (int64_t i = 0; i < n_; ++i) {
       std::fill(data_.data() + i * kPitch + columns_, data_.data() + i * kPitch + columns, Real(0));
     }
     columns_ = 0;
-    use(Block<Real>{rows_.data(), n_, columns, next_});
+    add_block(processor(), Block<Real>{rows_.data(), n_, columns, next_}, sums_);
     next_.rows.clear();
   }
 
  private:
+  const GradientList& grads_;
+  const Sums& sums_;
   int64_t n_, columns_ = 0;
   std::vector<Real> data_;
   std::vector<const Real*> rows_;
@@ -158,24 +151,9 @@ class Stage {
 
 // One thread's work: columns of the list, walked in order.
 class Slot {
- private:
-  static void add_block(const Block<float>& block, const Sums& s) {
-    tiles::add_block(processor().floats, block, s);
-  }
-  static void add_block(const Block<double>& block, const Sums& s) {
-    tiles::add_block(processor().doubles, block, s);
-  }
-  static void add_block(const Block<BFloat16>& block, const Sums& s) {
-    tiles::add_block(processor().bfloats, block, s);
-  }
-
-  auto to_sums() {
-    return [this](const auto& block) { add_block(block, sums_); };
-  }
-
  public:
   Slot(const GradientList& grads, const Sums& sums)
-      : grads_(grads), sums_(sums), floats_(grads.objectives), doubles_(grads.objectives) {}
+      : grads_(grads), sums_(sums), floats_(grads, sums), doubles_(grads, sums) {}
 
   // Columns [first, last) of parameter p.
   void add(int64_t p, int64_t first, int64_t last) {
@@ -183,12 +161,12 @@ class Slot {
     if (dtype == DType::kFloat) return add_in_place<float>(p, first, last, floats_);
     if (dtype == DType::kDouble) return add_in_place<double>(p, first, last, doubles_);
     if (dtype == DType::kBFloat16) return add_in_place<BFloat16>(p, first, last, floats_);
-    floats_.append(grads_, p, first, last, to_sums());
+    floats_.append(p, first, last);
   }
 
   void finish() {
-    floats_.flush(to_sums());
-    doubles_.flush(to_sums());
+    floats_.flush();
+    doubles_.flush();
   }
 
  private:
@@ -197,7 +175,7 @@ class Slot {
   void add_in_place(int64_t p, int64_t first, int64_t last, Stage<Real>& stage) {
     const int64_t whole = first + (last - first) / kRegister<Element> * kRegister<Element>;
     if (first < whole) add_whole<Element>(p, first, whole);
-    stage.append(grads_, p, whole, last, to_sums());
+    stage.append(p, whole, last);
   }
 
   template <class Element>
@@ -211,7 +189,8 @@ class Slot {
       const int64_t columns = std::min(last - first, kBlock);
       first += columns;
       find_next(grads_, p, first, last, next);
-      add_block(Block<Element>{rows.data(), grads_.objectives, columns, next}, sums_);
+      const Block<Element> block{rows.data(), grads_.objectives, columns, next};
+      add_block(processor(), block, sums_);
       for (const Element*& row : rows) row += columns;
     }
   }

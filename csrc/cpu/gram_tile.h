@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -92,16 +93,15 @@ struct Tiles {
 
 struct Processor {
   int level;  // the generation of x86-64
-  Tiles<float> floats;
-  Tiles<double> doubles;
-  Tiles<BFloat16> bfloats;
+  std::tuple<Tiles<float>, Tiles<double>, Tiles<BFloat16>> tiles;
 };
 
 inline constexpr int kShifts[] = {0, 2, -kColumns};  // on the diagonal, half below it, above it
 
 // All pairs of the block's rows, tile by tile. Each tile fetches its share of the next block.
 template <class Element>
-void add_block(const Tiles<Element>& tiles, const Block<Element>& block, const Sums& sums) {
+void add_block(const Processor& processor, const Block<Element>& block, const Sums& sums) {
+  const auto& tiles = std::get<Tiles<Element>>(processor.tiles);
   const int64_t m = block.count, groups = Sums::groups(m);
   int64_t count = 0;
   for (int64_t i = 0; i < m; i += tiles.rows) count += groups - i / kColumns;

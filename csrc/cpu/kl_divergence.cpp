@@ -10,22 +10,21 @@ namespace {
 
 template <Estimator kind>
 PAMA_INLINE void kl_tile(const Kl& kl, int64_t b, int64_t t) {
-  Selection tile;
+  Tile tile(kl.sequences, b, t);
   alignas(64) double x[kTile], y[kTile];
-  const auto first = [&](const View& view) { return b * view.sequence + t * view.token; };
-  select(kl.mask, first(kl.mask), std::min(kTile, kl.sequences.length - t), tile);
-  gather(kl.logp, first(kl.logp), tile, x);
-  gather(kl.ref_logp, first(kl.ref_logp), tile, y);
+  tile.next(kl.mask);
+  gather(kl.logp, 0, tile, x);
+  gather(kl.ref_logp, 0, tile, y);
   for (int64_t j = 0; j < tile.count; ++j) x[j] -= y[j];
   if (kl.grad.data) {
-    gather(kl.grad, first(kl.grad), tile, y);
+    gather(kl.grad, 0, tile, y);
 #pragma omp simd
     for (int64_t j = 0; j < tile.count; ++j) x[j] = y[j] * kl_slope<kind>(x[j]);
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < tile.count; ++j) x[j] = kl_estimate<kind>(x[j]);
   }
-  scatter(kl.out, first(kl.out), tile, x);
+  scatter(kl.out, 0, tile, x);
 }
 
 // Tiles of rows, of which each has `tiles`.

@@ -29,16 +29,12 @@ inline void check_batch(const PamaInputs& batch) {
   }
 }
 
-// Whether float32 holds A and I(A) exactly.
-inline bool float_holds(const PamaInputs& batch) {
-  const auto narrow = [](const View& view) { return !view.data || view.dtype != DType::kDouble; };
-  return narrow(batch.advantages) && narrow(batch.log_ratio) && !batch.rule.ratio_weighted;
-}
-
-// Calls body with a number of the type whose arithmetic holds the batch.
+// Calls body with a number of the type whose arithmetic holds A and I(A) exactly.
 template <class Body>
 void with_reals(const PamaInputs& batch, const Body& body) {
-  float_holds(batch) ? body(0.0f) : body(0.0);
+  const auto narrow = [](const View& view) { return !view.data || view.dtype != DType::kDouble; };
+  const bool floats = narrow(batch.advantages) && narrow(batch.log_ratio);
+  floats && !batch.rule.ratio_weighted ? body(0.0f) : body(0.0);
 }
 
 // Whether parts are weighted by the ratio, which takes float64.
@@ -50,7 +46,7 @@ PAMA_INLINE bool weighted(const PamaInputs& batch) {
 // One tile of one sequence: A and I(A) of some objectives, masked tokens cut out.
 template <class Real>
 struct PamaTile {
-  Selection tokens;
+  Tile tokens;
   std::vector<int64_t> objectives;                 // those that are placed
   std::vector<TileTokens<Real>> advantage, parts;  // scratch
   std::vector<const Real*> advantage_at;           // A before Noon
@@ -60,7 +56,8 @@ struct PamaTile {
   Real floor;                     // the least A that Noon leaves
 
   PamaTile(const PamaInputs& batch, std::vector<int64_t> which)
-      : objectives(std::move(which)),
+      : tokens(batch.sequences, 0),
+        objectives(std::move(which)),
         advantage(objectives.size()),
         parts(objectives.size()),
         advantage_at(objectives.size()),
@@ -111,37 +108,31 @@ PAMA_INLINE Real part_of(const PamaTile<Real>& tile, int64_t j, Real a) {
 
 // --- filling a tile ------------------------------------------------------------------------------
 
-// Finds the tokens from t on that count, and where their A are, before Noon.
+// Finds where A of the tokens that count are, before Noon.
 template <class Real>
-PAMA_INLINE void place_advantages(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
-                                  PamaTile<Real>& tile) {
-  const Sequences& s = batch.sequences;
-  const View &a = batch.advantages, &mask = batch.mask;
-  select(mask, s.first(mask, 0, b) + t * mask.token, length, tile.tokens);
-  const auto first = [&](int64_t k) { return s.first(a, tile.objectives[k], b) + t * a.token; };
+PAMA_INLINE void place_advantages(const PamaInputs& batch, PamaTile<Real>& tile) {
+  const View& a = batch.advantages;
   // Asked once: what the loop of the copies needs is set up in front of it.
-  if (in_place<Real>(a, first(0), tile.tokens)) {
+  if (in_place<Real>(a, 0, tile.tokens)) {
     for (int64_t k = 0; k < tile.size(); ++k) {
-      tile.advantage_at[k] = in_place<Real>(a, first(k), tile.tokens);
+      tile.advantage_at[k] = in_place<Real>(a, tile.objectives[k], tile.tokens);
     }
     return;
   }
   for (int64_t k = 0; k < tile.size(); ++k) {
-    gather(a, first(k), tile.tokens, tile.advantage[k].at);
+    gather(a, tile.objectives[k], tile.tokens, tile.advantage[k].at);
     tile.advantage_at[k] = tile.advantage[k].at;
   }
 }
 
 // Judges by the ratio. Returns log u, null where there is none.
 template <class Real>
-PAMA_INLINE const Real* place_ratio(const PamaInputs& batch, int64_t b, int64_t t,
-                                    PamaTile<Real>& tile) {
+PAMA_INLINE const Real* place_ratio(const PamaInputs& batch, PamaTile<Real>& tile) {
   const View& ratio = batch.log_ratio;
   if (!ratio.data) return nullptr;
-  const int64_t first = batch.sequences.first(ratio, 0, b) + t * ratio.token;
-  const Real* log_ratio = in_place<Real>(ratio, first, tile.tokens);
+  const Real* log_ratio = in_place<Real>(ratio, 0, tile.tokens);
   if (!log_ratio) {
-    gather(ratio, first, tile.tokens, tile.log_ratio.at);
+    gather(ratio, 0, tile.tokens, tile.log_ratio.at);
     log_ratio = tile.log_ratio.at;
   }
   judge(batch.rule, tile, log_ratio);
@@ -156,21 +147,22 @@ PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) 
   }
 }
 
-// How many tokens are placed at a time: all where no scratch is needed.
+// The tokens that are placed at a time: all of a sequence where no scratch is needed.
 template <class Real>
-PAMA_INLINE int64_t tile_length(const PamaInputs& batch, int64_t size) {
+PAMA_INLINE int64_t tile_length(const PamaInputs& batch) {
   const View& a = batch.advantages;
   const bool scratch = batch.by_sequence || batch.mask.data || batch.log_ratio.data ||
                        a.token != 1 || a.dtype != kDTypeOf<Real>;
-  return scratch ? kTile : size;
+  return scratch ? kTile : INT64_MAX;
 }
 
-// As place_advantages, and finds I(A); Noon is left to the reader where there is no ratio.
+// Goes on to the next tile of up to `most` tokens, and finds A and I(A) there; Noon is left to the
+// reader where there is no ratio. False where there is no next one.
 template <class Real>
-PAMA_INLINE void place_parts(const PamaInputs& batch, int64_t b, int64_t t, int64_t length,
-                             PamaTile<Real>& tile) {
-  place_advantages(batch, b, t, length, tile);
-  const Real* log_ratio = place_ratio(batch, b, t, tile);
+PAMA_INLINE bool next_parts(const PamaInputs& batch, int64_t most, PamaTile<Real>& tile) {
+  if (!tile.tokens.next(batch.mask, most)) return false;
+  place_advantages(batch, tile);
+  const Real* log_ratio = place_ratio(batch, tile);
   const int64_t count = tile.tokens.count;
   for (int64_t k = 0; k < tile.size(); ++k) {
     const Real* a = tile.advantage_at[k];
@@ -182,15 +174,16 @@ PAMA_INLINE void place_parts(const PamaInputs& batch, int64_t b, int64_t t, int6
     if (weighted<Real>(batch)) weight_parts(log_ratio, count, part);
     tile.part_at[k] = part;
   }
+  return true;
 }
 
 // Takes the parts of objectives that their preference drops in this sequence for zeros.
 template <class Real>
-PAMA_INLINE void drop_parts(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile) {
-  static const TileTokens<Real> zeros{};
+PAMA_INLINE void drop_parts(const PamaInputs& batch, PamaTile<Real>& tile) {
   if (!batch.by_sequence) return;
   for (int64_t k = 0; k < tile.size(); ++k) {
-    if (!(preferred(batch.preference, tile.objectives[k], b) > 0)) tile.part_at[k] = zeros.at;
+    const double preference = preferred(batch.preference, tile.objectives[k], tile.tokens.sequence);
+    if (!(preference > 0)) tile.part_at[k] = kZeros<Real>.at;
   }
 }
 

@@ -5,30 +5,20 @@
 namespace pama {
 namespace {
 
+// The mean I(A) of each objective in sequence b. Returns the number of tokens.
 template <class Real>
-PAMA_INLINE void find_means(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
-                            double* means) {
-  const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
-  const int64_t step = tile_length<Real>(batch, size);
+PAMA_CLONES int64_t mean_parts(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
+                               double* means) {
+  const int64_t n = tile.size(), most = tile_length<Real>(batch);
   int64_t total = 0;
   std::fill_n(means, n, 0.0);
-  for (int64_t t = 0; t < size; t += step) {
-    place_parts(batch, b, t, std::min(step, size - t), tile);
+  tile.tokens.enter(b);
+  while (next_parts(batch, most, tile)) {
     total += tile.tokens.count;
     for (int64_t i = 0; i < n; ++i) means[i] += sum_of_parts(tile, i);
   }
   for (int64_t i = 0; i < n; ++i) means[i] /= static_cast<double>(std::max<int64_t>(total, 1));
-  means[n] = static_cast<double>(total);
-}
-
-PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, PamaTile<float>& tile,
-                            double* means) {
-  find_means(batch, b, tile, means);
-}
-
-PAMA_CLONES void mean_parts(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
-                            double* means) {
-  find_means(batch, b, tile, means);
+  return total;
 }
 
 // out = before + Σ w a over four rows; `before` may be null.
@@ -49,7 +39,6 @@ PAMA_INLINE void add_four(const Real* const* a, const double* w, Real floor, int
 // Σ w a over the rows of one tile that have a weight, four at a time: sums stay in registers.
 template <class Real>
 PAMA_INLINE void combine_rows(const PamaTile<Real>& tile, const double* weights, Real* combined) {
-  static const TileTokens<Real> zeros{};
   const int64_t count = tile.tokens.count;
   TileTokens<double> sum;
   const double* before = nullptr;
@@ -65,41 +54,21 @@ PAMA_INLINE void combine_rows(const PamaTile<Real>& tile, const double* weights,
     }
     a[rows] = tile.advantage_at[i], w[rows++] = weights[i];
   }
-  for (; rows < 4; ++rows) a[rows] = zeros.at, w[rows] = 0;
-  if (before) {
-    add_four(a, w, tile.floor, count, before, combined);
-  } else {
-    add_four(a, w, tile.floor, count, nullptr, combined);
-  }
+  for (; rows < 4; ++rows) a[rows] = kZeros<Real>.at, w[rows] = 0;
+  add_four(a, w, tile.floor, count, before, combined);
 }
 
 template <class Real>
-PAMA_INLINE void combine_tiles(const Combine& job, int64_t b, const double* weights,
-                               PamaTile<Real>& tile) {
-  const Sequences& s = job.inputs.sequences;
+PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
+                                  PamaTile<Real>& tile) {
   TileTokens<Real> scratch;
-  const int64_t size = s.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    place_advantages(job.inputs, b, t, std::min(kTile, size - t), tile);
-    const int64_t first = s.first(job.advantages, 0, b) + t;
-    Real* there = in_place<Real>(job.advantages, first, tile.tokens);
-    combine_rows(tile, weights, there ? there : scratch.at);
-    if (there) {
-      clear_around(there, tile.tokens);
-    } else {
-      scatter(job.advantages, first, tile.tokens, scratch.at);
-    }
+  tile.tokens.enter(b);
+  while (tile.tokens.next(job.inputs.mask)) {
+    place_advantages(job.inputs, tile);
+    Real* combined = results_at(job.advantages, 0, tile.tokens, scratch.at);
+    combine_rows(tile, weights, combined);
+    scatter(job.advantages, 0, tile.tokens, combined);
   }
-}
-
-PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  PamaTile<float>& tile) {
-  combine_tiles(job, b, weights, tile);
-}
-
-PAMA_CLONES void combine_sequence(const Combine& job, int64_t b, const double* weights,
-                                  PamaTile<double>& tile) {
-  combine_tiles(job, b, weights, tile);
 }
 
 // One problem for the whole batch, of one preference. Returns the optimum.
@@ -140,7 +109,7 @@ void combine_by_sequence(const Combine& job) {
   with_reals(job.inputs, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       PamaTile<decltype(real)> tile(job.inputs);
-      std::vector<double> means(n + 1), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
+      std::vector<double> means(n), weights(n), reals(PamaWeights<SerialTeam>::reals(n));
       PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {reals.data(), nullptr});
       const Preference* preference = nullptr;
       for (int64_t b = first; b < end; ++b) {
@@ -148,10 +117,10 @@ void combine_by_sequence(const Combine& job) {
           preference = &job.preferences.at(b);
           solver.prefer(preference->raw.data());
         }
-        mean_parts(job.inputs, b, tile, means.data());
+        const int64_t tokens = mean_parts(job.inputs, b, tile, means.data());
         double optimum = 0;
         std::fill(weights.begin(), weights.end(), 0.0);
-        if (means[n] > 0 && !preference->used.empty())
+        if (tokens > 0 && !preference->used.empty())
           optimum = solver.solve(means.data(), weights.data());
         for (int64_t i = 0; i < n; ++i) store(job.weights, i * s.count + b, weights[i]);
         store(job.optimum, b, optimum);
@@ -173,16 +142,17 @@ void combine_by_batch(const Combine& job) {
   });
   // Of each sequence if they differ, or of all.
   const int64_t problems = job.inputs.by_sequence ? s.count : 1;
-  const auto kind = [&](int64_t b) { return preferences.of.empty() ? 0 : preferences.of[b]; };
   for (int64_t b = 0; b < problems; ++b) {
-    for (int64_t i = 0; i < n; ++i) store(job.weights, i * problems + b, weights[kind(b) * n + i]);
-    if (job.inputs.reduction == Reduction::kBatch) store(job.optimum, b, optimum[kind(b)]);
+    for (int64_t i = 0; i < n; ++i)
+      store(job.weights, i * problems + b, weights[preferences.which(b) * n + i]);
+    if (job.inputs.reduction == Reduction::kBatch)
+      store(job.optimum, b, optimum[preferences.which(b)]);
   }
   with_reals(job.inputs, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       PamaTile<decltype(real)> tile(job.inputs);
       for (int64_t b = first; b < end; ++b) {
-        combine_sequence(job, b, weights.data() + kind(b) * n, tile);
+        combine_sequence(job, b, weights.data() + preferences.which(b) * n, tile);
       }
     });
   });

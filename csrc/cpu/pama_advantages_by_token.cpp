@@ -128,8 +128,9 @@ PAMA_INLINE void choose_among_few(TokenTile<Real>& tile) {
   Real *w2 = tile.weight_at[row(2)], *w3 = tile.weight_at[row(3)];
   const Real c1 = counts(1), c2 = counts(2), c3 = counts(3);
   // Where they do not count, they add zeros: an advantage that the clip holds flat may be infinite.
-  static const TileTokens<Real> zeros{};
-  const auto summand = [&](int64_t k) { return k <= last ? tile.advantage_at[k] : zeros.at; };
+  const auto summand = [&](int64_t k) {
+    return k <= last ? tile.advantage_at[k] : kZeros<Real>.at;
+  };
   const Real *b1 = summand(1), *b2 = summand(2), *b3 = summand(3);
   const Real* upper = tile.upper.at;
   Real *poison = tile.poison.at, *combined = tile.combined_at, *optimum = tile.optimum_at;
@@ -183,27 +184,22 @@ PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
 }
 
 template <class Real>
-PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& tile) {
+PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<Real>& tile) {
   const PamaInputs& batch = job.inputs;
-  const Sequences& s = batch.sequences;
   const Preference& p = tile.preference;
-  const int64_t size = s.size(b), used = tile.size();
-  for (int64_t t = 0; t < size; t += kTile) {
-    const auto weights = [&](int64_t n) { return s.first(job.weights, n, b) + t; };
-    const int64_t out = s.first(job.advantages, 0, b) + t;
-    const auto at = [&](const View& view, int64_t first) {
-      return in_place<Real>(view, first, tile.tokens);
-    };
-    place_advantages(batch, b, t, std::min(kTile, size - t), tile);
-    const Real* log_ratio = place_ratio(batch, b, t, tile);
-    // Either all results can be written where they belong, or none.
-    const bool placed = in_place<Real>(job.advantages, out, tile.tokens);
+  const Tile& tokens = tile.tokens;
+  const int64_t used = tile.size();
+  tile.tokens.enter(b);
+  while (tile.tokens.next(batch.mask)) {
+    place_advantages(batch, tile);
+    const Real* log_ratio = place_ratio(batch, tile);
     for (int64_t k = 0; k < used; ++k) {
-      tile.weight_at[k] = placed ? at(job.weights, weights(p.used[k])) : tile.weight[k].at;
+      tile.weight_at[k] = results_at(job.weights, p.used[k], tokens, tile.weight[k].at);
     }
-    tile.combined_at = placed ? at(job.advantages, out) : tile.combined.at;
-    tile.optimum_at = placed ? at(job.optimum, out) : tile.optimum.at;
-    if (p.uniform && batch.rule.noon && used <= kFew && !weighted<Real>(batch)) {
+    tile.combined_at = results_at(job.advantages, 0, tokens, tile.combined.at);
+    tile.optimum_at = results_at(job.optimum, 0, tokens, tile.optimum.at);
+    const bool few = used > 0 && used <= kFew;
+    if (p.uniform && batch.rule.noon && few && !weighted<Real>(batch)) {
       log_ratio ? choose_among_few<true>(tile) : choose_among_few<false>(tile);
     } else if (std::is_same_v<Real, float> || p.uniform) {
       log_ratio ? choose_by_token<true, true>(job, log_ratio, tile)
@@ -213,51 +209,13 @@ PAMA_INLINE void combine_tokens(const Combine& job, int64_t b, TokenTile<Real>& 
                 : choose_by_token<false, false>(job, log_ratio, tile);
     }
     if (!batch.rule.noon) choose_straddling(log_ratio != nullptr, tile);
-    if (placed) {
-      for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
-        Real* there = at(job.weights, weights(n));
-        if (k < used && p.used[k] == n) {
-          ++k;
-        } else {
-          std::copy_n(tile.poison.at, tile.tokens.count, there);
-        }
-        clear_around(there, tile.tokens);
-      }
-      clear_around(tile.combined_at, tile.tokens);
-      clear_around(tile.optimum_at, tile.tokens);
-    } else {
-      for (int64_t n = 0, k = 0; n < s.objectives; ++n) {
-        const bool counts = k < used && p.used[k] == n;
-        const Real* w = counts ? tile.weight[k++].at : tile.poison.at;
-        scatter(job.weights, weights(n), tile.tokens, w);
-      }
-      scatter(job.advantages, out, tile.tokens, tile.combined.at);
-      scatter(job.optimum, out, tile.tokens, tile.optimum.at);
+    for (int64_t n = 0, k = 0; n < batch.sequences.objectives; ++n) {
+      const bool counts = k < used && p.used[k] == n;
+      scatter(job.weights, n, tokens, counts ? tile.weight_at[k++] : tile.poison.at);
     }
+    scatter(job.advantages, 0, tokens, tile.combined_at);
+    scatter(job.optimum, 0, tokens, tile.optimum_at);
   }
-}
-
-PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<float>& tile) {
-  combine_tokens(job, b, tile);
-}
-
-PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<double>& tile) {
-  combine_tokens(job, b, tile);
-}
-
-void clear_tokens(const View& view, int64_t first, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) store(view, first + t, 0);
-}
-
-// A sequence in which no objective counts.
-void clear_by_token(const Combine& job, int64_t b) {
-  const Sequences& s = job.inputs.sequences;
-  const int64_t size = s.size(b);
-  for (int64_t n = 0; n < s.objectives; ++n) {
-    clear_tokens(job.weights, s.first(job.weights, n, b), size);
-  }
-  clear_tokens(job.advantages, s.first(job.advantages, 0, b), size);
-  clear_tokens(job.optimum, s.first(job.optimum, 0, b), size);
 }
 
 }  // namespace
@@ -268,10 +226,6 @@ void combine_by_token(const Combine& job) {
       std::optional<TokenTile<decltype(real)>> tile;
       for (int64_t b = first; b < end; ++b) {
         const Preference& preference = job.preferences.at(b);
-        if (preference.used.empty()) {
-          clear_by_token(job, b);
-          continue;
-        }
         if (!tile || &tile->preference != &preference) tile.emplace(job.inputs, preference);
         by_token(job, b, *tile);
       }

@@ -55,10 +55,6 @@ struct Preferences {
     of.reserve(batch.sequences.count);
     for (int64_t b = 0; b < batch.sequences.count; ++b) {
       std::vector<double> raw = column(b);
-      if (b > 0 && raw == distinct[of.back()].raw) {
-        of.push_back(of.back());
-        continue;
-      }
       const auto [at, is_new] = found.try_emplace(raw, distinct.size());
       of.push_back(at->second);
       if (is_new) add(std::move(raw));
@@ -70,7 +66,8 @@ struct Preferences {
     uniform &= distinct.back().uniform;
   }
 
-  const Preference& at(int64_t b) const { return distinct[of.empty() ? 0 : of[b]]; }
+  size_t which(int64_t b) const { return of.empty() ? 0 : of[b]; }
+  const Preference& at(int64_t b) const { return distinct[which(b)]; }
 };
 
 struct Combine : PamaCombination {

@@ -17,14 +17,12 @@ PAMA_INLINE bool any_nonzero(const PamaTile<Real>& tile, int64_t k) {
 
 // Whether each objective has a nonzero part; a sequence is read only until all have.
 template <class Real>
-PAMA_INLINE bool find_active(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
-                             double* active) {
-  const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
-  for (int64_t t = 0; t < size; t += kTile) {
-    place_parts(batch, b, t, std::min(kTile, size - t), tile);
-    drop_parts(batch, b, tile);
+PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile, double* active) {
+  tile.tokens.enter(b);
+  while (next_parts(batch, kTile, tile)) {
+    drop_parts(batch, tile);
     bool all = true;
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < tile.size(); ++i) {
       if (active[i] == 0) active[i] = any_nonzero(tile, i);
       all &= active[i] != 0;
     }
@@ -77,25 +75,25 @@ PAMA_INLINE void add_gram(const PamaTile<Real>& tile, int64_t n, double* gram) {
   }
 }
 
-inline void count_own_tokens(const PamaInputs& batch, int64_t b, int64_t tokens, double* own) {
+inline void count_own_tokens(const PamaInputs& batch, const Tile& tokens, double* own) {
   for (int64_t i = 0; i < batch.sequences.objectives; ++i) {
-    if (preferred(batch.preference, i, b) > 0) own[i] += static_cast<double>(tokens);
+    if (preferred(batch.preference, i, tokens.sequence) > 0) {
+      own[i] += static_cast<double>(tokens.count);
+    }
   }
 }
 
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half;
 // with a preference by sequence also each objective's own tokens.
 template <class Real>
-PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile,
-                              double* statistics) {
-  const int64_t size = batch.sequences.size(b), n = batch.sequences.objectives;
-  const int64_t step = tile_length<Real>(batch, size);
+PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile, double* statistics) {
+  const int64_t n = batch.sequences.objectives, most = tile_length<Real>(batch);
   const bool gram = batch.reduction == Reduction::kGram;
   double *rest = statistics + n, *own = statistics + statistics_size(n, batch.reduction);
-  for (int64_t t = 0; t < size; t += step) {
-    place_parts(batch, b, t, std::min(step, size - t), tile);
-    drop_parts(batch, b, tile);
-    if (batch.by_sequence) count_own_tokens(batch, b, tile.tokens.count, own);
+  tile.tokens.enter(b);
+  while (next_parts(batch, most, tile)) {
+    drop_parts(batch, tile);
+    if (batch.by_sequence) count_own_tokens(batch, tile.tokens, own);
     if (gram) {
       add_gram(tile, n, rest);
     } else {
@@ -108,25 +106,6 @@ PAMA_INLINE void add_sequence(const PamaInputs& batch, int64_t b, PamaTile<Real>
       if (statistics[i] == 0) statistics[i] = sum != 0 || any_nonzero(tile, i);
     }
   }
-}
-
-PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<float>& tile, double* active) {
-  return find_active(batch, b, tile, active);
-}
-
-PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
-                        double* active) {
-  return find_active(batch, b, tile, active);
-}
-
-PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<float>& tile,
-                     double* statistics) {
-  add_sequence(batch, b, tile, statistics);
-}
-
-PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<double>& tile,
-                     double* statistics) {
-  add_sequence(batch, b, tile, statistics);
 }
 
 void run(const Tensor&, const PamaInputs& batch) {

@@ -9,26 +9,25 @@
 namespace pama {
 namespace {
 
-struct PpoTile {
-  Selection selection;
+struct PpoTile : Tile {
+  using Tile::Tile;
+
   alignas(64) double logp[kTile], log_ratio[kTile], advantage[kTile], log_ref_ratio[kTile];
 };
 
-PAMA_INLINE void gather(const PpoInputs& ppo, int64_t b, int64_t t, int64_t size, PpoTile& tile) {
-  const auto first = [&](const View& view) {
-    return ppo.sequences.first(view, 0, b) + t * view.token;
-  };
-  select(ppo.mask, first(ppo.mask), std::min(kTile, size - t), tile.selection);
-  const int64_t count = tile.selection.count;
-  gather(ppo.logp, first(ppo.logp), tile.selection, tile.logp);
-  gather(ppo.old_logp, first(ppo.old_logp), tile.selection, tile.log_ratio);
-  gather(ppo.advantages, first(ppo.advantages), tile.selection, tile.advantage);
-  for (int64_t j = 0; j < count; ++j) tile.log_ratio[j] = tile.logp[j] - tile.log_ratio[j];
+// Goes on to the next tile. False where there is none.
+PAMA_INLINE bool next(const PpoInputs& ppo, PpoTile& tile) {
+  if (!tile.next(ppo.mask)) return false;
+  gather(ppo.logp, 0, tile, tile.logp);
+  gather(ppo.old_logp, 0, tile, tile.log_ratio);
+  gather(ppo.advantages, 0, tile, tile.advantage);
+  for (int64_t j = 0; j < tile.count; ++j) tile.log_ratio[j] = tile.logp[j] - tile.log_ratio[j];
   if (ppo.ref_logp.data) {
     double* k = tile.log_ref_ratio;
-    gather(ppo.ref_logp, first(ppo.ref_logp), tile.selection, k);
-    for (int64_t j = 0; j < count; ++j) k[j] = tile.logp[j] - k[j];
+    gather(ppo.ref_logp, 0, tile, k);
+    for (int64_t j = 0; j < tile.count; ++j) k[j] = tile.logp[j] - k[j];
   }
+  return true;
 }
 
 template <Estimator kind>
@@ -45,14 +44,13 @@ PAMA_INLINE void add_kl_slope(double weight, const double* k, int64_t count, dou
   for (int64_t j = 0; j < count; ++j) slope[j] += weight * kl_slope<kind>(k[j]);
 }
 
-PAMA_CLONES void ppo_sequence(const PpoInputs& ppo, int64_t b, PpoSums& sums) {
+PAMA_CLONES PpoSums ppo_sequence(const PpoInputs& ppo, int64_t b) {
   const Clip clip = ppo.clip;
-  PpoTile tile;
-  const int64_t size = ppo.sequences.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    gather(ppo, b, t, size, tile);
-    const int64_t count = tile.selection.count;
-    double value = 0, flat = 0, approx_kl = 0, ratio = 0;
+  PpoTile tile(ppo.sequences, b);
+  PpoSums sums{};
+  while (next(ppo, tile)) {
+    const int64_t count = tile.count;
+    double value = 0, flat = 0, approx_kl = 0, ratio = 0, kl = 0;
 #pragma omp simd reduction(+ : value, flat, approx_kl, ratio)
     for (int64_t j = 0; j < count; ++j) {
       const Surrogate token = surrogate(clip, tile.log_ratio[j], tile.advantage[j]);
@@ -61,29 +59,25 @@ PAMA_CLONES void ppo_sequence(const PpoInputs& ppo, int64_t b, PpoSums& sums) {
       approx_kl += token.approx_kl;
       ratio += token.ratio;
     }
-    sums.tokens += static_cast<double>(count);
-    sums.surrogate += value;
-    sums.flat += flat;
-    sums.approx_kl += approx_kl;
-    sums.ratio += ratio;
-    if (!ppo.ref_logp.data) continue;
-    sums.kl += with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
-      return kl_sum<kind()>(tile.log_ref_ratio, count);
-    });
+    if (ppo.ref_logp.data) {
+      kl = with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
+        return kl_sum<kind()>(tile.log_ref_ratio, count);
+      });
+    }
+    sums = ppo_join(sums, {static_cast<double>(count), value, flat, approx_kl, ratio, kl});
   }
+  return sums;
 }
 
 // `weight`: what a token of the sequence counts in the loss, times the loss's own gradient.
 PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weight) {
   const PpoInputs& ppo = job.inputs;
   const Clip clip = ppo.clip;
-  PpoTile tile;
+  PpoTile tile(ppo.sequences, b);
   double* slope = tile.advantage;
   const double *k = tile.log_ref_ratio, kl_weight = weight * ppo.kl_coef;
-  const int64_t size = ppo.sequences.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    gather(ppo, b, t, size, tile);
-    const int64_t count = tile.selection.count;
+  while (next(ppo, tile)) {
+    const int64_t count = tile.count;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
       slope[j] = -weight * surrogate(clip, tile.log_ratio[j], slope[j]).slope;
@@ -93,7 +87,7 @@ PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weigh
         add_kl_slope<kind()>(kl_weight, k, count, slope);
       });
     }
-    scatter(job.out, ppo.sequences.first(job.out, 0, b) + t, tile.selection, slope);
+    scatter(job.out, 0, tile, slope);
   }
 }
 
@@ -103,9 +97,7 @@ void forward(const Tensor&, const PpoLoss& job) {
   check_tokens(s, ppo.mask);
   check_normalizer(job.normalizer);
   std::vector<PpoSums> sums(s.count);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) ppo_sequence(ppo, b, sums[b]);
-  });
+  for_each_sequence(s, [&](int64_t b) { sums[b] = ppo_sequence(ppo, b); });
   PpoTotal total{};
   for (const PpoSums& of_sequence : sums) {
     total = ppo_join(total, ppo_total(job.aggregate, ppo.kl_coef, of_sequence));
@@ -121,11 +113,9 @@ void backward(const Tensor&, const PpoSlope& job) {
   const Sequences& s = job.inputs.sequences;
   check_tokens(s, job.inputs.mask);
   const double of_loss = load(job.grad, 0);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) {
-      const double weight = load(job.row_weights, b * job.row_weights.sequence);
-      ppo_sequence_slope(job, b, of_loss * weight);
-    }
+  for_each_sequence(s, [&](int64_t b) {
+    const double weight = load(job.row_weights, b * job.row_weights.sequence);
+    ppo_sequence_slope(job, b, of_loss * weight);
   });
 }
 

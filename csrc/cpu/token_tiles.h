@@ -25,6 +25,9 @@ struct alignas(64) TileTokens {
   Real at[kTile];
 };
 
+template <class Real>
+inline constexpr TileTokens<Real> kZeros{};
+
 // Σ term(j) for 0 <= j < count, the four quarters side by side: a vector addition takes four
 // cycles, for which a single sum would wait.
 template <class Term>
@@ -43,40 +46,90 @@ PAMA_INLINE double sum_of(int64_t count, const Term& term) {
 }
 
 // out[j] = view[first + j] of real numbers; float32 only where that is exact.
-void load(const View& view, int64_t first, int64_t count, double* out);
-void load(const View& view, int64_t first, int64_t count, float* out);
+template <class Real>
+void load(const View& view, int64_t first, int64_t count, Real* out);
 
 // view[first + j] = x[j]: results are contiguous along tokens.
-void store(const View& view, int64_t first, int64_t count, const double* x);
-void store(const View& view, int64_t first, int64_t count, const float* x);
+template <class Real>
+void store(const View& view, int64_t first, int64_t count, const Real* x);
 
-// The unmasked tokens of one tile, in order. What stands at a masked one is dropped unseen.
-struct Selection {
-  int64_t count, length;
+// A tile of a sequence, and its unmasked tokens in order. What stands at a masked one is dropped
+// unseen.
+struct Tile {
+  const Sequences* sequences;
+  int64_t sequence, start = 0, length = 0;
+  int64_t count;  // of the unmasked tokens
   int64_t begin;  // where they start, if they are neighbours, as padding leaves them; else -1
   int32_t index[kTile];  // where each stands, if they are not
 
+  // Of no tokens yet, in front of a sequence or at one of its tokens.
+  Tile(const Sequences& all, int64_t b, int64_t at = 0) : sequences(&all), sequence(b), start(at) {}
+
+  // To the front of another sequence.
+  void enter(int64_t b) {
+    sequence = b;
+    start = length = 0;
+  }
+
+  // Takes `tokens` from `from` on; `mask` may be absent.
+  void select(const View& mask, int64_t from, int64_t tokens);
+
+  // Takes those that follow, up to `most`. False where there are none.
+  bool next(const View& mask, int64_t most = kTile) {
+    const int64_t from = start + length, size = sequences->size(sequence);
+    if (from >= size) return false;
+    select(mask, from, std::min(most, size - from));
+    return true;
+  }
+
+  // Where the tile starts in a view.
+  PAMA_INLINE int64_t first(const View& view, int64_t objective = 0) const {
+    return sequences->first(view, objective, sequence) + start * view.token;
+  }
   bool all() const { return count == length; }
   bool neighbours() const { return begin >= 0; }
 };
 
-// Finds which tokens from `first` on count; `mask` may be absent.
-void select(const View& mask, int64_t first, int64_t length, Selection& tile);
-
 // out[0 .. tile.count): the unmasked tokens of a tile, dense.
 template <class Out>
-PAMA_INLINE void gather(const View& view, int64_t first, const Selection& tile, Out* out) {
+PAMA_INLINE void gather(const View& view, int64_t objective, const Tile& tile, Out* out) {
   const bool dense = tile.neighbours();
   Out whole[kTile];
-  load(view, first + (dense ? tile.begin * view.token : 0), dense ? tile.count : tile.length,
-       dense ? out : whole);
+  load(view, tile.first(view, objective) + (dense ? tile.begin * view.token : 0),
+       dense ? tile.count : tile.length, dense ? out : whole);
   if (dense) return;
   for (int64_t j = 0; j < tile.count; ++j) out[j] = whole[tile.index[j]];
 }
 
-// The inverse of `gather`: masked positions of the result become 0.
+template <class Real>
+inline constexpr DType kDTypeOf = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
+
+// Where the unmasked tokens of a tile lie dense as they are; null if nowhere.
+template <class Real>
+PAMA_INLINE Real* in_place(const View& view, int64_t objective, const Tile& tile) {
+  const bool dense = tile.neighbours() && view.token == 1 && view.dtype == kDTypeOf<Real>;
+  return dense ? static_cast<Real*>(view.data) + tile.first(view, objective) + tile.begin : nullptr;
+}
+
+// Where results of a tile's tokens are to be written: where they belong if they lie dense there, as
+// those of every objective then do, or else in `scratch`.
+template <class Real>
+PAMA_INLINE Real* results_at(const View& view, int64_t objective, const Tile& tile, Real* scratch) {
+  Real* there = in_place<Real>(view, objective, tile);
+  return there ? there : scratch;
+}
+
+// The inverse of `gather`, of results that may already be where `results_at` says: masked positions
+// become 0.
 template <class In>
-PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile, const In* x) {
+PAMA_INLINE void scatter(const View& view, int64_t objective, const Tile& tile, const In* x) {
+  if (In* there = in_place<In>(view, objective, tile)) {
+    if (x != there) std::copy_n(x, tile.count, there);
+    std::fill(there - tile.begin, there, In(0));
+    std::fill(there + tile.count, there - tile.begin + tile.length, In(0));
+    return;
+  }
+  const int64_t first = tile.first(view, objective);
   if (tile.all()) return store(view, first, tile.length, x);
   In whole[kTile];
   std::fill_n(whole, tile.length, In(0));
@@ -88,23 +141,6 @@ PAMA_INLINE void scatter(const View& view, int64_t first, const Selection& tile,
   store(view, first, tile.length, whole);
 }
 
-template <class Real>
-inline constexpr DType kDTypeOf = sizeof(Real) == 4 ? DType::kFloat : DType::kDouble;
-
-// Where the unmasked tokens of a tile lie dense as they are; null if nowhere.
-template <class Real>
-PAMA_INLINE Real* in_place(const View& view, int64_t first, const Selection& tile) {
-  const bool dense = tile.neighbours() && view.token == 1 && view.dtype == kDTypeOf<Real>;
-  return dense ? static_cast<Real*>(view.data) + first + tile.begin : nullptr;
-}
-
-// What `scatter` leaves to do where the tokens were written `in_place`.
-template <class Real>
-PAMA_INLINE void clear_around(Real* there, const Selection& tile) {
-  std::fill(there - tile.begin, there, Real(0));
-  std::fill(there + tile.count, there - tile.begin + tile.length, Real(0));
-}
-
 // Calls body(first, last) on ranges of sequences, each range worth a thread's while.
 template <class Body>
 void for_sequences(const Sequences& sequences, const Body& body) {
@@ -112,6 +148,14 @@ void for_sequences(const Sequences& sequences, const Body& body) {
                                            : sequences.length;
   const int64_t cost = std::max<int64_t>(sequences.objectives * tokens, 1);
   parallel_for(0, sequences.count, std::max<int64_t>(8192 / cost, 1), body);
+}
+
+// Calls body(b) on each sequence.
+template <class Body>
+void for_each_sequence(const Sequences& sequences, const Body& body) {
+  for_sequences(sequences, [&](int64_t first, int64_t end) {
+    for (int64_t b = first; b < end; ++b) body(b);
+  });
 }
 
 }  // namespace pama

@@ -10,86 +10,55 @@
 namespace pama {
 namespace {
 
-struct ValueTile {
-  Selection selection;
-  alignas(64) double value[kTile], target[kTile], old[kTile];
-};
-
-// Finds the unmasked tokens from t on.
-PAMA_INLINE void select(const ValueInputs& loss, int64_t b, int64_t t, int64_t size,
-                        ValueTile& tile) {
-  const View& mask = loss.mask;
-  select(mask, loss.sequences.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t),
-         tile.selection);
-}
-
-PAMA_INLINE void gather(const ValueInputs& loss, int64_t n, int64_t b, int64_t t, ValueTile& tile) {
-  const auto first = [&](const View& view) {
-    return loss.sequences.first(view, n, b) + t * view.token;
-  };
-  gather(loss.values, first(loss.values), tile.selection, tile.value);
-  gather(loss.returns, first(loss.returns), tile.selection, tile.target);
-  if (loss.old_values.data) {
-    gather(loss.old_values, first(loss.old_values), tile.selection, tile.old);
-  }
-}
-
-// squares[n]: the sum of squared errors of sequence b. Returns the number of unmasked tokens.
-PAMA_CLONES double value_sequence(const ValueInputs& loss, int64_t b, double* squares) {
-  const Sequences& s = loss.sequences;
+// Calls body(n, tile, error, out) on the tiles of a sequence, for each objective n: error(j) is
+// that of the tile's token j, and out[j] room for what is made of it. Returns the number of tokens.
+template <class Body>
+PAMA_INLINE double for_errors(const ValueInputs& loss, int64_t b, const Body& body) {
+  Tile tile(loss.sequences, b);
+  alignas(64) double values[kTile], targets[kTile], olds[kTile];
+  double *value = values, *target = targets, *old = olds;
   const double clip = loss.clip;
-  ValueTile tile;
   double tokens = 0;
-  const int64_t size = s.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    select(loss, b, t, size, tile);
-    const int64_t count = tile.selection.count;
-    tokens += static_cast<double>(count);
-    for (int64_t n = 0; n < s.objectives; ++n) {
-      gather(loss, n, b, t, tile);
-      const double *value = tile.value, *target = tile.target, *old = tile.old;
-      const auto square = [](const ValueError& e) { return e.error * e.error; };
+  while (tile.next(loss.mask)) {
+    tokens += static_cast<double>(tile.count);
+    for (int64_t n = 0; n < loss.sequences.objectives; ++n) {
+      gather(loss.values, n, tile, value);
+      gather(loss.returns, n, tile, target);
       if (loss.old_values.data) {
-        squares[n] += sum_of(count, [&](int64_t j) {
-          return square(value_error(value[j], target[j], old[j], clip));
-        });
+        gather(loss.old_values, n, tile, old);
+        const auto error = [=](int64_t j) PAMA_INLINED {
+          return value_error(value[j], target[j], old[j], clip);
+        };
+        body(n, tile, error, value);
       } else {
-        squares[n] +=
-            sum_of(count, [&](int64_t j) { return square(value_error(value[j], target[j])); });
+        const auto error = [=](int64_t j) PAMA_INLINED { return value_error(value[j], target[j]); };
+        body(n, tile, error, value);
       }
     }
   }
   return tokens;
 }
 
+// squares[n]: the sum of squared errors of sequence b. Returns the number of unmasked tokens.
+PAMA_CLONES double value_sequence(const ValueInputs& loss, int64_t b, double* squares) {
+  const auto body = [=](int64_t n, const Tile& tile, const auto& error, double*) PAMA_INLINED {
+    squares[n] += sum_of(tile.count, [=](int64_t j) PAMA_INLINED {
+      const double e = error(j).error;
+      return e * e;
+    });
+  };
+  return for_errors(loss, b, body);
+}
+
 // weight[n]: what a token's slope counts.
 PAMA_CLONES void value_sequence_slope(const ValueSlope& job, int64_t b, const double* weight) {
-  const ValueInputs& loss = job.inputs;
-  const Sequences& s = loss.sequences;
-  const double clip = loss.clip;
-  ValueTile tile;
-  const int64_t size = s.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    select(loss, b, t, size, tile);
-    const int64_t count = tile.selection.count;
-    for (int64_t n = 0; n < s.objectives; ++n) {
-      gather(loss, n, b, t, tile);
-      double *value = tile.value, *target = tile.target, *old = tile.old;
-      const double scale = weight[n];
-      if (loss.old_values.data) {
+  for_errors(job.inputs, b,
+             [=, &job](int64_t n, const Tile& tile, const auto& error, double* slope) PAMA_INLINED {
+               const double scale = weight[n];
 #pragma omp simd
-        for (int64_t j = 0; j < count; ++j) {
-          value[j] = scale * value_error(value[j], target[j], old[j], clip).slope;
-        }
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < count; ++j) {
-          value[j] = scale * value_error(value[j], target[j]).slope;
-        }
-      }
-      scatter(job.out, s.first(job.out, n, b) + t, tile.selection, value);
-    }
-  }
+               for (int64_t j = 0; j < tile.count; ++j) slope[j] = scale * error(j).slope;
+               scatter(job.out, n, tile, slope);
+             });
 }
 
 void forward(const Tensor&, const ValueLoss& job) {
@@ -97,10 +66,8 @@ void forward(const Tensor&, const ValueLoss& job) {
   check_tokens(s, job.inputs.mask);
   check_normalizer(job.normalizer);
   std::vector<double> squares(s.count * s.objectives), tokens(s.count);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) {
-      tokens[b] = value_sequence(job.inputs, b, squares.data() + b * s.objectives);
-    }
+  for_each_sequence(s, [&](int64_t b) {
+    tokens[b] = value_sequence(job.inputs, b, squares.data() + b * s.objectives);
   });
   double count = 0;
   for (const double of_sequence : tokens) count += of_sequence;
@@ -120,9 +87,7 @@ void backward(const Tensor&, const ValueSlope& job) {
   for (int64_t n = 0; n < s.objectives; ++n) {
     weight[n] = load(job.grad, n * job.grad.token) * load(job.scale, 0);
   }
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) value_sequence_slope(job, b, weight.data());
-  });
+  for_each_sequence(s, [&](int64_t b) { value_sequence_slope(job, b, weight.data()); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {

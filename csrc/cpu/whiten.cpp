@@ -22,14 +22,11 @@ PAMA_INLINE Moments tile_moments(const double* x, int64_t count) {
 // moments[n]: those of sequence b for each objective, in units of `unit`.
 PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, double unit, Moments* moments) {
   const Sequences& s = whiten.sequences;
-  const View &x = whiten.x, &mask = whiten.mask;
-  Selection tile;
+  Tile tile(s, b);
   alignas(64) double tokens[kTile];
-  const int64_t size = s.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
+  while (tile.next(whiten.mask)) {
     for (int64_t n = 0; n < s.objectives; ++n) {
-      gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
+      gather(whiten.x, n, tile, tokens);
       if (unit != 1) {
         for (int64_t j = 0; j < tile.count; ++j) tokens[j] *= unit;
       }
@@ -42,11 +39,8 @@ PAMA_CLONES void sequence_moments(const Whiten& whiten, int64_t b, double unit, 
 std::vector<Moments> all_moments(const Whiten& whiten, double unit) {
   const Sequences& s = whiten.sequences;
   std::vector<Moments> partials(s.count * s.objectives), totals(s.objectives);
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) {
-      sequence_moments(whiten, b, unit, partials.data() + b * s.objectives);
-    }
-  });
+  for_each_sequence(
+      s, [&](int64_t b) { sequence_moments(whiten, b, unit, partials.data() + b * s.objectives); });
   for (int64_t n = 0; n < s.objectives; ++n) {
     for (int64_t b = 0; b < s.count; ++b) {
       totals[n] = moments_merge(totals[n], partials[b * s.objectives + n]);
@@ -57,17 +51,14 @@ std::vector<Moments> all_moments(const Whiten& whiten, double unit) {
 
 PAMA_CLONES void whiten_sequence(const Whiten& whiten, int64_t b, const Whitening* whitenings) {
   const Sequences& s = whiten.sequences;
-  const View &x = whiten.x, &mask = whiten.mask, &out = whiten.out;
-  Selection tile;
+  Tile tile(s, b);
   alignas(64) double tokens[kTile];
-  const int64_t size = s.size(b);
-  for (int64_t t = 0; t < size; t += kTile) {
-    select(mask, s.first(mask, 0, b) + t * mask.token, std::min(kTile, size - t), tile);
+  while (tile.next(whiten.mask)) {
     for (int64_t n = 0; n < s.objectives; ++n) {
       const Whitening map = whitenings[n];
-      gather(x, s.first(x, n, b) + t * x.token, tile, tokens);
+      gather(whiten.x, n, tile, tokens);
       for (int64_t j = 0; j < tile.count; ++j) tokens[j] = map(tokens[j]);
-      scatter(out, s.first(out, n, b) + t, tile, tokens);
+      scatter(whiten.out, n, tile, tokens);
     }
   }
 }
@@ -103,9 +94,7 @@ void apply(const Tensor&, const Whiten& whiten) {
     }
     whitenings[n] = whitening(total, unit, whiten.eps);
   }
-  for_sequences(s, [&](int64_t first, int64_t end) {
-    for (int64_t b = first; b < end; ++b) whiten_sequence(whiten, b, whitenings.data());
-  });
+  for_each_sequence(s, [&](int64_t b) { whiten_sequence(whiten, b, whitenings.data()); });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pama_ops, CPU, m) {

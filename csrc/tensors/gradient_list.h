@@ -15,16 +15,10 @@ namespace pama {
 // Whether the elements of x fill a run of memory in some order of its dimensions.
 inline bool is_dense(const Tensor& x) {
   if (x.is_contiguous()) return true;
-  const auto sizes = x.sizes(), strides = x.strides();
-  std::vector<size_t> order(sizes.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return strides[a] < strides[b]; });
   int64_t run = 1;
-  for (const size_t d : order) {
-    if (sizes[d] == 1) continue;
-    if (strides[d] != run) return false;
-    run *= sizes[d];
+  for (const auto [step, most] : steps_of(x, 1)) {
+    if (step != run) return false;
+    run *= most + 1;
   }
   return true;
 }

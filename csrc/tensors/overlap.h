@@ -27,14 +27,15 @@ struct Span {
 // Some multiples of a step: 0 to `most` of them.
 struct Steps {
   int64_t step, most;
+
+  bool operator<(const Steps& other) const { return step < other.step; }
 };
 
 // The sums that some steps, each in any number it allows, can make.
 class Sums {
  public:
   explicit Sums(std::vector<Steps> given) {
-    std::sort(given.begin(), given.end(),
-              [](const Steps& a, const Steps& b) { return a.step < b.step; });
+    std::sort(given.begin(), given.end());
     for (const Steps& x : given) {
       if (x.step == 0 || x.most == 0) continue;
       if (!steps_.empty() && x.step % steps_.back().step == 0 &&
@@ -75,13 +76,14 @@ class Sums {
   std::vector<int64_t> largest_;
 };
 
-// How far a tensor's dimensions step, in bytes of `unit` an element.
+// How far a tensor's dimensions step, in bytes of `unit` an element, the shortest first.
 inline std::vector<Steps> steps_of(const Tensor& x, int64_t unit) {
   const auto sizes = x.sizes(), strides = x.strides();
   std::vector<Steps> steps;
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] > 1) steps.push_back({strides[d] * unit, sizes[d] - 1});
   }
+  std::sort(steps.begin(), steps.end());
   return steps;
 }
 
@@ -97,9 +99,7 @@ inline Span span_of(const Tensor& x, int64_t unit, int64_t which) {
 // any number on or back in the others, and ends where it began.
 inline bool overlaps_itself(const Tensor& x) {
   if (x.numel() == 0 || x.is_contiguous()) return false;
-  std::vector<Steps> steps = steps_of(x, 1);
-  std::sort(steps.begin(), steps.end(),
-            [](const Steps& a, const Steps& b) { return a.step < b.step; });
+  const std::vector<Steps> steps = steps_of(x, 1);
   int64_t reach = 0;
   bool nested = true;  // each step is longer than all shorter ones together
   for (const auto [step, most] : steps) {

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <optional>
@@ -129,11 +130,7 @@ T* data_of(Tensor& x) {
 // --- checks --------------------------------------------------------------------------------------
 
 inline bool same_sizes(Sizes a, Sizes b) {
-  if (a.size() != b.size()) return false;
-  for (size_t d = 0; d < a.size(); ++d) {
-    if (a[d] != b[d]) return false;
-  }
-  return true;
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
 inline bool is_floating(ScalarType dtype) {
