@@ -146,10 +146,7 @@ __global__ void __launch_bounds__(128)
     gram_entry_at(args.layout, args.rows, static_cast<int>(e), i, j);
     const bool wanted = i < args.split ? j >= args.split || args.inside_low : args.inside_high;
     if (i > j || j >= args.rows || !wanted) continue;
-    double sum = lane_sum(args.partial + e, args.blocks, args.entries);
-    for (int distance = 1; distance < kWarp; distance *= 2) {
-      sum += __shfl_down_sync(kFullWarp, sum, distance);
-    }
+    const double sum = warp_sum(args.partial + e, args.blocks, args.entries);
     if (lane() == 0) {
       const int64_t row = args.objective[i], column = args.objective[j];
       args.gram[row * args.n + column] += sum;
