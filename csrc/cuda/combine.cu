@@ -7,7 +7,6 @@
 // 82 %, and 63 % on a list, where a chunk also waits for its pointers: so of those a thread takes
 // two packs at a time, which makes as many loads, and reaches 89 and 86 %.
 #include "cuda/gradient_launch.h"
-#include "cuda/pointer_table.cuh"
 #include "tensors/combine.h"
 
 namespace pama {

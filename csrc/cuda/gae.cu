@@ -6,7 +6,6 @@
 // comes from the right is taken through the maps of the warps there, from shared memory; and each
 // thread goes through its tokens from what this hands it.
 #include "core/tokens/gae.h"
-#include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/token_packs.cuh"

@@ -29,7 +29,6 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoInputs& args, const Part&
   return out;
 }
 
-// `partials`: [sequence][chunk].
 __global__ void __launch_bounds__(kBlock, 2)
     ppo_loss_kernel(const __grid_constant__ PpoInputs args, int64_t chunks, PpoSums* partials) {
   wait_for_inputs();

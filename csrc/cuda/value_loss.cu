@@ -32,7 +32,6 @@ __device__ __forceinline__ void value_errors(const ValueInputs& args, const Part
   }
 }
 
-// `partials`: [objective][sequence][chunk].
 __global__ void __launch_bounds__(kBlock)
     value_loss_kernel(const __grid_constant__ ValueInputs args, int64_t chunks,
                       ValueSums* partials) {

@@ -87,7 +87,6 @@ __device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const P
   return moments_about(shift, count, sum, squares);
 }
 
-// `partials`: [objective][sequence][chunk].
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock)
     whiten_moments_kernel(const __grid_constant__ Whiten args, int64_t chunks, Moments* partials) {
