@@ -13,7 +13,7 @@ struct ValueSums {
   double squares, tokens;
 };
 
-__device__ __forceinline__ ValueSums operator+(const ValueSums& a, const ValueSums& b) {
+PAMA_INLINE ValueSums operator+(const ValueSums& a, const ValueSums& b) {
   return {a.squares + b.squares, a.tokens + b.tokens};
 }
 
