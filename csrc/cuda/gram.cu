@@ -148,12 +148,6 @@ using Kernel = void (*)(GramArgs);
 constexpr int kMaxPairs = 8;  // rows whose pairs fit in registers
 
 template <class Element>
-Kernel pairs_kernel(int rows) {
-  return with_number<kMaxPairs>(rows,
-                                [](auto n) -> Kernel { return gram_pairs_kernel<Element, n()>; });
-}
-
-template <class Element>
 Kernel fragment_kernel(int rows) {
   if (rows == 1) return gram_fragment_kernel<Element, 8>;
   if (rows == 2) return gram_fragment_kernel<Element, 4>;
@@ -184,7 +178,9 @@ Plan plan_of(int rows, bool tensor) {
   const int bands = tile_groups(rows, 16);
   if (rows <= kMaxPairs) {
     if (!tensor) {
-      return {pairs_kernel<Element>(rows), GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
+      const Kernel kernel = with_number<kMaxPairs>(
+          rows, [](auto n) -> Kernel { return gram_pairs_kernel<Element, n()>; });
+      return {kernel, GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
     }
     return {fragment_kernel<Element>(rows), GramLayout::kTiles8,
             fragment_blocks<Element>() * kMultiprocessors, kFragmentBlock, kFragmentShared};

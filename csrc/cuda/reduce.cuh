@@ -9,18 +9,14 @@
 namespace pama {
 
 template <class T>
-__device__ __forceinline__ T shuffle_down(const T& value, int distance) {
-  constexpr int words = sizeof(T) / sizeof(double);
-  static_assert(sizeof(T) == words * sizeof(double));
-  struct Words {
-    double word[words];
-  };
-  Words all = bit_cast<Words>(value);
+__device__ __forceinline__ T shuffle_down(T value, int distance) {
+  static_assert(sizeof(T) % sizeof(double) == 0);
+  double* words = reinterpret_cast<double*>(&value);
 #pragma unroll
-  for (int i = 0; i < words; ++i) {
-    all.word[i] = __shfl_down_sync(kFullWarp, all.word[i], distance);
+  for (size_t i = 0; i < sizeof(T) / sizeof(double); ++i) {
+    words[i] = __shfl_down_sync(kFullWarp, words[i], distance);
   }
-  return bit_cast<T>(all);
+  return value;
 }
 
 // The sum of `count` numbers that lie `stride` apart, in every lane of a warp. Eight loads of each
