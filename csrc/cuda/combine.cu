@@ -2,13 +2,11 @@
 //
 // Four rows' loads are in flight before the first is used: 64 KB on a multiprocessor that holds
 // four blocks, where 4.8 TB/s at 700 ns need 25 KB on each of an H200's. One multiply-add for 2 or
-// 4 bytes read leaves the arithmetic under a tenth of the time. Predicted: at least 85 % of the
-// copy bandwidth. Measured on an H200: 92 to 100 % of it for float32, 93 to 99 % for bfloat16 from
-// n = 4 on. Two rows alone reached 82 % of it, and 63 % on a list, where a chunk also waits for its
-// pointers: so of those a thread takes two packs at a time, which makes as many loads, and reaches
-// 89 and 86 %.
+// 4 bytes read leaves the arithmetic under a tenth of the time. Measured on an H200: 92 to 100 % of
+// the copy bandwidth for float32, 93 to 99 % for bfloat16 from n = 4 on. Two rows alone reached
+// 82 %, and 63 % on a list, where a chunk also waits for its pointers: so of those a thread takes
+// two packs at a time, which makes as many loads, and reaches 89 and 86 %.
 #include "cuda/gradient_launch.h"
-#include "cuda/pointer_table.cuh"
 #include "tensors/combine.h"
 
 namespace pama {
@@ -17,15 +15,13 @@ namespace {
 constexpr int kCombineBlock = 256;
 constexpr int kCombineLoads = 4;  // at once, of each thread
 
-// Packs of a thread in a chunk.
-constexpr int combine_packs(int64_t n) { return n <= 2 ? 2 : 1; }
-
 struct CombineArgs {
   PointerTable table;  // the last row of a piece is its result
   View weights;
   bool accumulate;
 };
 
+// `kPacks` packs of a thread in a chunk.
 template <class Element, int kPacks>
 __global__ void __launch_bounds__(kCombineBlock, 4)
     combine_kernel(const __grid_constant__ CombineArgs args) {
@@ -104,16 +100,8 @@ __global__ void __launch_bounds__(kCombineBlock, 4)
 
 // --- launching ----------------------------------------------------------------------------------
 
-using Kernel = void (*)(CombineArgs);
-
 // Objectives of a launch; more take several, each of which rounds to the result's dtype.
 constexpr int64_t kMaxObjectives = 256;
-
-template <int kPacks>
-Kernel kernel_of(DType dtype) {
-  return with_real(
-      dtype, [](auto element) -> Kernel { return combine_kernel<decltype(element), kPacks>; });
-}
 
 void run(const Tensor& on, const GradientList& grads, const View& weights,
          const std::vector<void*>& out, bool accumulate) {
@@ -125,13 +113,17 @@ void run(const Tensor& on, const GradientList& grads, const View& weights,
     const auto row = [&](int i, int64_t p) {
       return i < n ? grads.at(first + i, p) : static_cast<const void*>(out[p]);
     };
-    const int packs = combine_packs(n);
+    const int packs = n <= 2 ? 2 : 1;
     for (const DType dtype : kGradientDTypes) {
+      const auto kernel = with_real(dtype, [&](auto element) {
+        using Element = decltype(element);
+        return packs == 1 ? combine_kernel<Element, 1> : combine_kernel<Element, 2>;
+      });
       for_tables(grads, dtype, n + 1, row, [&](const PointerTable& table, int64_t columns) {
         // About as many as there are chunks, up to those that run at once.
         const int64_t chunks = columns / (4 * kCombineBlock * packs) + table.pieces;
         const int64_t blocks = std::min(chunks, 4 * kMultiprocessors);
-        launch(packs == 1 ? kernel_of<1>(dtype) : kernel_of<2>(dtype), blocks, kCombineBlock, n * 8,
+        launch(kernel, blocks, kCombineBlock, n * 8,
                CombineArgs{table, those, accumulate || first > 0});
       });
     }

@@ -1,12 +1,11 @@
-// Generalised advantage estimation, a block for each (objective, sequence), right to left in tiles
-// of two packs of four tokens a thread: at T = 1024 one tile of 128 threads. A thread's packs are a
-// half of the tile apart, so that a warp's accesses are whole lines: eight tokens in a row would
+// Generalised advantage estimation, a block for each (objective, sequence), right to left in chunks
+// of two packs of four tokens a thread: at T = 1024 one chunk of 128 threads. A thread's packs are
+// a half of the chunk apart, so that a warp's accesses are whole lines: eight tokens in a row would
 // write every sector of memory in two goes (seen on an H200, where that cost 5 of 12 µs). Each
 // thread joins a pack into one map; the lanes of a warp scan their maps in five shuffle steps; what
 // comes from the right is taken through the maps of the warps there, from shared memory; and each
 // thread goes through its tokens from what this hands it.
 #include "core/tokens/gae.h"
-#include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/token_packs.cuh"
@@ -17,7 +16,7 @@ namespace {
 
 constexpr int kGaeBlock = 128;  // at most
 constexpr int kGaePacks = 2;
-constexpr int kGaeTokens = kGaePacks * kPackTokens;  // of each thread and tile
+constexpr int kGaeTokens = kGaePacks * kPackTokens;  // of each thread and chunk
 
 // At T = 1024 eight blocks a multiprocessor are one wave of 1,024 sequences.
 template <Layout kLayout>
@@ -26,45 +25,34 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
                                                                           : 8)
     gae_kernel(const __grid_constant__ Gae args) {
   wait_for_inputs();
-  const Sequences s = sequences_in<kLayout>(args.sequences);
   // Neighbouring blocks share a sequence: in a [B, T, N] layout they then share cache lines.
-  const unsigned objectives = static_cast<unsigned>(s.objectives);
+  const unsigned objectives = static_cast<unsigned>(args.sequences.objectives);
   const int64_t n = blockIdx.x % objectives, b = blockIdx.x / objectives;
-  const int64_t size = s.size(b);
+  const PackedSequence<kLayout> sequence(args.sequences, b);
   const View& last = args.last_values;
   double carry = last.data ? load(last, n * last.objective + b * last.sequence) : 0;
-  const int64_t masks = s.first(args.mask, 0, b), rewards = s.first(args.rewards, n, b),
-                values = s.first(args.values, n, b), advantages = s.first(args.advantages, n, b),
-                returns = s.first(args.returns, n, b);
-  constexpr int words = sizeof(GaeRun) / sizeof(double);
-  // Of each warp, two sets by turns: so a tile's reads need no barrier before the next one's
+  // Of each warp, two sets by turns: so a chunk's reads need no barrier before the next one's
   // writes.
-  double* shared = dynamic_shared();
+  GaeRun* shared = reinterpret_cast<GaeRun*>(dynamic_shared());
   const int warps = static_cast<int>(blockDim.x) / kWarp,
             mine = static_cast<int>(threadIdx.x) / kWarp;
 
-  const int64_t tile = static_cast<int64_t>(blockDim.x) * kGaeTokens;
+  const int64_t size = sequence.size, chunk = static_cast<int64_t>(blockDim.x) * kGaeTokens;
   int set = 0;
-  // Tiles begin at multiples of their size, so that packs of tokens are aligned where rows are.
+  // Chunks begin at multiples of their size, so that packs of tokens are aligned where rows are.
 #pragma unroll 1
-  for (int64_t start = size > 0 ? (size - 1) / tile * tile : -1; start >= 0;
-       start -= tile, set ^= 1) {
+  for (int64_t start = size > 0 ? (size - 1) / chunk * chunk : -1; start >= 0;
+       start -= chunk, set ^= 1) {
     const auto first_of = [&](int p) {
       return start + (static_cast<int64_t>(p) * blockDim.x + threadIdx.x) * kPackTokens;
     };
     MaskPack<kLayout> mask[kGaePacks];
     TokenPack<kLayout> reward[kGaePacks], value[kGaePacks];
-    int inside[kGaePacks];
 #pragma unroll
     for (int p = 0; p < kGaePacks; ++p) {
-      const int64_t t = first_of(p);
-      inside[p] = inside_pack(size - t);
-      mask[p] = load_mask_pack<kLayout>(args.mask, masks + t * token_stride<kLayout>(args.mask),
-                                        inside[p]);
-      reward[p] = load_pack_of<kLayout>(
-          args.rewards, rewards + t * token_stride<kLayout>(args.rewards), inside[p]);
-      value[p] = load_pack_of<kLayout>(args.values, values + t * token_stride<kLayout>(args.values),
-                                       inside[p]);
+      mask[p] = sequence.load_mask(args.mask, first_of(p));
+      reward[p] = sequence.load(args.rewards, n, first_of(p));
+      value[p] = sequence.load(args.values, n, first_of(p));
     }
     GaeRun run[kGaePacks];
 #pragma unroll
@@ -72,8 +60,8 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
 #pragma unroll
       for (int k = kPackTokens - 1; k >= 0; --k) {
         if (!unmasked_at(args.mask, mask[p], k)) continue;
-        run[p] = gae_join(gae_token(real_at(args.rewards, reward[p], k),
-                                    real_at(args.values, value[p], k), args.gamma, args.lambda),
+        run[p] = gae_join(gae_token(real_of(args.rewards, reward[p].at[k]),
+                                    real_of(args.values, value[p].at[k]), args.gamma, args.lambda),
                           run[p]);
       }
     }
@@ -87,11 +75,11 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
     }
     // A run now spans from this lane to the end of the warp; what lies right of the lane:
     GaeRun after[kGaePacks];
-    double* runs = shared + set * kGaePacks * warps * words;
+    GaeRun* runs = shared + set * kGaePacks * warps;
 #pragma unroll
     for (int p = 0; p < kGaePacks; ++p) {
       after[p] = shuffle_down(run[p], 1);
-      if (lane() == 0) memcpy(runs + (p * warps + mine) * words, &run[p], sizeof(GaeRun));
+      if (lane() == 0) runs[p * warps + mine] = run[p];
     }
     __syncthreads();
 #pragma unroll
@@ -100,22 +88,20 @@ __global__ void __launch_bounds__(kGaeBlock, kLayout == Layout::kAny      ? 4
 #pragma unroll 1
       for (int w = warps - 1; w >= 0; --w) {
         if (w == mine) x = carry;
-        GaeRun whole;
-        memcpy(static_cast<void*>(&whole), runs + (p * warps + w) * words, sizeof(whole));
-        carry = whole(carry);
+        carry = runs[p * warps + w](carry);
       }
       if (lane() < kWarp - 1) x = after[p](x);
       double advantage[kPackTokens] = {}, sum[kPackTokens] = {};
 #pragma unroll
       for (int k = kPackTokens - 1; k >= 0; --k) {
         if (!unmasked_at(args.mask, mask[p], k)) continue;
-        const double v = real_at(args.values, value[p], k);
-        advantage[k] = real_at(args.rewards, reward[p], k) - v + args.gamma * x;
+        const double v = real_of(args.values, value[p].at[k]);
+        advantage[k] = real_of(args.rewards, reward[p].at[k]) - v + args.gamma * x;
         sum[k] = advantage[k] + v;
         x = v + args.lambda * advantage[k];
       }
-      store_pack_of<kLayout>(args.advantages, advantages + first_of(p), inside[p], advantage);
-      store_pack_of<kLayout>(args.returns, returns + first_of(p), inside[p], sum);
+      sequence.store(args.advantages, n, first_of(p), advantage);
+      sequence.store(args.returns, n, first_of(p), sum);
     }
   }
 }
@@ -126,7 +112,7 @@ void run(const Tensor& on, const Gae& gae) {
   const Sequences& s = gae.sequences;
   if (s.total == 0) return;  // of any number of objectives
   const Launcher launch(on);
-  // As many threads as a sequence needs for one tile, of which there are more where it is longer.
+  // As many threads as a sequence needs for one chunk, of which there are more where it is longer.
   const int64_t mean = s.offsets ? ceil_div(s.total, std::max<int64_t>(s.count, 1)) : s.length;
   const int64_t warps =
       std::clamp<int64_t>(ceil_div(mean, kWarp * kGaeTokens), 1, kGaeBlock / kWarp);

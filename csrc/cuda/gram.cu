@@ -61,36 +61,33 @@ __global__ void __launch_bounds__(kGramBlock, 1)
        walk.chunk += gridDim.x) {
     const int columns = walk.columns(), packs = table.aligned(walk.piece) ? columns / width : 0;
     const auto row = [&](int i) { return table.row<Element>(walk.piece, i) + walk.first(); };
-    const auto add = [&](const Pack<Element>(&pack)[N]) {
+    const auto add_packs = [&](auto count, int first) {
+      Pack<Element> pack[count()][N];
 #pragma unroll
-      for (int k = 0; k < width; ++k) {
-        Real x[N];
-#pragma unroll
-        for (int i = 0; i < N; ++i) x[i] = real(pack[i].at[k]);
-        sums.add(x);
-      }
-      if ((sums.chained += width) > kGramColumns - width) sums.promote();
-    };
-    if (packs == at_once * kGramBlock) {
-      Pack<Element> pack[at_once][N];
-#pragma unroll
-      for (int u = 0; u < at_once; ++u) {
+      for (int u = 0; u < count(); ++u) {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          pack[u][i] = reinterpret_cast<const Pack<Element>*>(row(i))[u * kGramBlock + thread];
+          pack[u][i] = reinterpret_cast<const Pack<Element>*>(row(i))[u * kGramBlock + first];
         }
       }
 #pragma unroll
-      for (int u = 0; u < at_once; ++u) add(pack[u]);
+      for (int u = 0; u < count(); ++u) {
+#pragma unroll
+        for (int k = 0; k < width; ++k) {
+          Real x[N];
+#pragma unroll
+          for (int i = 0; i < N; ++i) x[i] = real(pack[u][i].at[k]);
+          sums.add(x);
+        }
+        if ((sums.chained += width) > kGramColumns - width) sums.promote();
+      }
+    };
+    if (packs == at_once * kGramBlock) {
+      add_packs(std::integral_constant<int, at_once>{}, thread);
       continue;
     }
 #pragma unroll 1
-    for (int u = thread; u < packs; u += kGramBlock) {
-      Pack<Element> pack[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) pack[i] = reinterpret_cast<const Pack<Element>*>(row(i))[u];
-      add(pack);
-    }
+    for (int u = thread; u < packs; u += kGramBlock) add_packs(std::integral_constant<int, 1>{}, u);
 #pragma unroll 1
     for (int k = packs * width + thread; k < columns; k += kGramBlock) {
       Real x[N];
@@ -102,25 +99,14 @@ __global__ void __launch_bounds__(kGramBlock, 1)
   }
   sums.promote();
   constexpr int pairs = PairSums<Real, N>::kPairs;
-  double* to = args.partial + static_cast<int64_t>(blockIdx.x) * pairs;
-  __shared__ SharedArray<double, kGramBlock / kWarp> shared;
-  // One entry at a time: a struct of them would double the registers.
+  __shared__ SharedArray<double, pairs * kGramBlock / kWarp> shared;
+  const BlockSums<kGramBlock> block{shared, pairs};
 #pragma unroll
-  for (int e = 0; e < pairs; ++e) {
-    double x = sums.sum[e];
-#pragma unroll
-    for (int distance = 1; distance < kWarp; distance *= 2) {
-      x += __shfl_down_sync(kFullWarp, x, distance);
-    }
-    __syncthreads();  // the last entry has been read
-    if (lane() == 0) shared[threadIdx.x / kWarp] = x;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      double total = args.add ? to[e] : 0;
-      for (int w = 0; w < kGramBlock / kWarp; ++w) total += shared[w];
-      to[e] = total;
-    }
-  }
+  for (int e = 0; e < pairs; ++e) block.add(e, sums.sum[e]);
+  __syncthreads();
+  if (thread >= pairs) return;
+  double& to = args.partial[static_cast<int64_t>(blockIdx.x) * pairs + thread];
+  to = block.total(thread, args.add ? to : 0);
 }
 
 // --- the sum of the partial sums -----------------------------------------------------------------
@@ -146,10 +132,7 @@ __global__ void __launch_bounds__(128)
     gram_entry_at(args.layout, args.rows, static_cast<int>(e), i, j);
     const bool wanted = i < args.split ? j >= args.split || args.inside_low : args.inside_high;
     if (i > j || j >= args.rows || !wanted) continue;
-    double sum = lane_sum(args.partial + e, args.blocks, args.entries);
-    for (int distance = 1; distance < kWarp; distance *= 2) {
-      sum += __shfl_down_sync(kFullWarp, sum, distance);
-    }
+    const double sum = warp_sum(args.partial + e, args.blocks, args.entries);
     if (lane() == 0) {
       const int64_t row = args.objective[i], column = args.objective[j];
       args.gram[row * args.n + column] += sum;
@@ -162,43 +145,7 @@ __global__ void __launch_bounds__(128)
 
 using Kernel = void (*)(GramArgs);
 
-template <class Element>
-Kernel pairs_kernel(int n) {
-  switch (n) {
-    case 1:
-      return gram_pairs_kernel<Element, 1>;
-    case 2:
-      return gram_pairs_kernel<Element, 2>;
-    case 3:
-      return gram_pairs_kernel<Element, 3>;
-    case 4:
-      return gram_pairs_kernel<Element, 4>;
-    case 5:
-      return gram_pairs_kernel<Element, 5>;
-    case 6:
-      return gram_pairs_kernel<Element, 6>;
-    case 7:
-      return gram_pairs_kernel<Element, 7>;
-    default:
-      return gram_pairs_kernel<Element, 8>;
-  }
-}
-
 constexpr int kMaxPairs = 8;  // rows whose pairs fit in registers
-
-template <class Element>
-Kernel mma_kernel(int rows) {
-  switch (tile_groups(rows, 16)) {
-    case 1:
-      return gram_mma_kernel<Element, 1>;
-    case 2:
-      return gram_mma_kernel<Element, 2>;
-    case 3:
-      return gram_mma_kernel<Element, 3>;
-    default:
-      return gram_mma_kernel<Element, 4>;
-  }
-}
 
 template <class Element>
 Kernel fragment_kernel(int rows) {
@@ -228,61 +175,61 @@ bool on_tensor_cores(const Launcher& launch) {
 
 template <class Element>
 Plan plan_of(int rows, bool tensor) {
-  constexpr bool half = sizeof(Element) == 2;
+  const int bands = tile_groups(rows, 16);
   if (rows <= kMaxPairs) {
     if (!tensor) {
-      return {pairs_kernel<Element>(rows), GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
+      const Kernel kernel = with_number<kMaxPairs>(
+          rows, [](auto n) -> Kernel { return gram_pairs_kernel<Element, n()>; });
+      return {kernel, GramLayout::kPairs, 2 * kMultiprocessors, kGramBlock, 0};
     }
     return {fragment_kernel<Element>(rows), GramLayout::kTiles8,
             fragment_blocks<Element>() * kMultiprocessors, kFragmentBlock, kFragmentShared};
   }
-  if constexpr (half) {
-    return {mma_kernel<Element>(rows), GramLayout::kMma,
-            mma_blocks(tile_groups(rows, 16)) * kMultiprocessors, kMmaBlock,
-            mma_shared_bytes(rows)};
+  if constexpr (sizeof(Element) == 2) {
+    const Kernel kernel =
+        with_number<4>(bands, [](auto n) -> Kernel { return gram_mma_kernel<Element, n()>; });
+    return {kernel, GramLayout::kMma, mma_blocks(bands) * kMultiprocessors, kMmaBlock,
+            mma_shared_bytes(bands)};
   } else {
-    if (tensor && rows <= 32) {
-      const int bands = tile_groups(rows, 16);
+    if (tensor && bands <= 2) {
       return {bands == 1 ? gram_float64_kernel<Element, 1> : gram_float64_kernel<Element, 2>,
-              GramLayout::kMma, (bands == 1 ? 4 : 3) * kMultiprocessors, kMmaBlock,
-              mma_shared_bytes(rows)};
+              GramLayout::kMma, float64_blocks(bands) * kMultiprocessors, kMmaBlock,
+              mma_shared_bytes(bands)};
     }
-    constexpr int height = kTileHeight<Element>;
-    const TilePlan plan(rows, height);
-    return {gram_tiles_kernel<Element>, GramLayout{height}, 2 * kMultiprocessors, plan.threads(),
-            plan.shared_bytes(height),  plan.sets};
+    const TilePlan<Element> plan(rows);
+    return {gram_tiles_kernel<Element>, GramLayout{plan.kHeight},
+            2 * kMultiprocessors,       plan.threads(),
+            plan.shared_bytes(),        plan.sets};
   }
 }
 
-Plan plan_of(DType dtype, int rows, bool tensor) {
-  return with_real(dtype, [&](auto element) { return plan_of<decltype(element)>(rows, tensor); });
-}
-
-// Adds the Gram matrix of some rows of the list to args.gram.
-void add_rows(const Tensor& on, const GradientList& grads, const std::vector<int64_t>& rows,
+// Adds to finish.gram the products of `rows` rows of the list: finish.split from `low` on, then
+// those from `high` on.
+void add_rows(const Tensor& on, const GradientList& grads, int64_t low, int64_t high,
               const std::vector<int64_t>& objectives, GramFinishArgs finish) {
   const Launcher launch(on);
-  finish.rows = static_cast<int>(rows.size());
-  for (int i = 0; i < finish.rows; ++i) {
-    finish.objective[i] = static_cast<int>(objectives[rows[i]]);
-  }
-  const auto row = [&](int i, int64_t p) { return grads.at(rows[i], p); };
+  const auto at = [&](int i) { return i < finish.split ? low + i : high + i - finish.split; };
+  for (int i = 0; i < finish.rows; ++i) finish.objective[i] = static_cast<int>(objectives[at(i)]);
+  const auto row = [&](int i, int64_t p) { return grads.at(at(i), p); };
+  const bool tensor = on_tensor_cores(launch);
   for (const DType dtype : kGradientDTypes) {
     int64_t total = 0;
     for (int64_t p = 0; p < grads.parameters; ++p) {
       if (grads.dtype[p] == dtype) total += grads.size[p];
     }
     if (total == 0) continue;
-    const Plan plan = plan_of(dtype, finish.rows, on_tensor_cores(launch));
+    const Plan plan = with_real(
+        dtype, [&](auto element) { return plan_of<decltype(element)>(finish.rows, tensor); });
     finish.layout = plan.layout;
     finish.entries = gram_entries(plan.layout, finish.rows);
     // A block's worth of work is a few thousand columns; fewer blocks would only be slower.
     finish.blocks = std::clamp<int64_t>(ceil_div(total, 2048), 1, plan.blocks / plan.sets);
     Tensor partial = allocate(on, {finish.blocks * finish.entries}, ScalarType::Double);
-    finish.partial = static_cast<const double*>(partial.mutable_data_ptr());
+    double* sums = data_of<double>(partial);
+    finish.partial = sums;
     bool add = false;
     for_tables(grads, dtype, finish.rows, row, [&](const PointerTable& table, int64_t) {
-      const GramArgs args{table, const_cast<double*>(finish.partial), add};
+      const GramArgs args{table, sums, add};
       launch(plan.kernel, finish.blocks * plan.sets, plan.threads, plan.shared, args);
       add = true;
     });
@@ -290,32 +237,23 @@ void add_rows(const Tensor& on, const GradientList& grads, const std::vector<int
   }
 }
 
+// Pairs of groups of rows, at least one pair; pairs within a group belong to one launch that holds
+// it.
 void run(const Tensor& on, const GradientList& grads, const std::vector<int64_t>& objectives,
          double* gram, int64_t size_of_gram) {
-  GramFinishArgs finish{};
-  finish.gram = gram;
-  finish.n = size_of_gram;
-  const int64_t n = grads.objectives;
-  std::vector<int64_t> rows(n);
-  std::iota(rows.begin(), rows.end(), 0);
-  if (n <= kGramRows) {
-    finish.split = static_cast<int>(n);
-    finish.inside_low = true;
-    add_rows(on, grads, rows, objectives, finish);
-    return;
-  }
-  // Pairs of groups of rows; pairs within a group belong to one launch that holds it.
   constexpr int64_t group = kGramRows / 2;
-  const int64_t groups = ceil_div(n, group);
+  const int64_t n = grads.objectives, groups = std::max<int64_t>(ceil_div(n, group), 2);
+  const auto size = [&](int64_t g) { return std::clamp<int64_t>(n - g * group, 0, group); };
   for (int64_t a = 0; a < groups; ++a) {
     for (int64_t b = a + 1; b < groups; ++b) {
-      const auto low = rows.begin() + a * group, high = rows.begin() + b * group;
-      std::vector<int64_t> both(low, low + group);
-      both.insert(both.end(), high, high + std::min(group, n - b * group));
-      finish.split = static_cast<int>(group);
+      GramFinishArgs finish{};
+      finish.gram = gram;
+      finish.n = size_of_gram;
+      finish.rows = static_cast<int>(size(a) + size(b));
+      finish.split = static_cast<int>(size(a));
       finish.inside_low = b == a + 1;
       finish.inside_high = a == groups - 2;
-      add_rows(on, grads, both, objectives, finish);
+      add_rows(on, grads, a * group, b * group, objectives, finish);
     }
   }
 }

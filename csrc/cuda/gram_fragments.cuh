@@ -7,8 +7,8 @@
 // float32) and nothing to promote; halves (up to 8 rows here, more in gram_mma.cuh) in float32,
 // for 128 columns, after which the sums are added to float64 ones.
 //
-// Of at most 8 rows a fragment holds all, and of 4, 2 or 1 rows 2, 4 or 8 chunks of columns: the
-// products of rows of different chunks are left aside.
+// Of at most 8 rows a fragment holds all, and of 4, 2 or 1 rows 2, 4 or 8 runs of columns: the
+// products of rows of different runs are left aside.
 //
 // Counts for an H200: 18.2 bytes of the copy bandwidth (4.2 TB/s measured) come in each cycle of a
 // multiprocessor. 512 bytes, 16 columns of 8 rows of float32, take 28 cycles, in which 4 m8n8k4
@@ -46,7 +46,8 @@ struct Fragment {
 };
 
 template <class Element>
-struct HalvesFragment {
+  requires(sizeof(Element) == 2)
+struct Fragment<Element> {
   float part[4] = {};  // of rows past the eighth, which are zeros, the last two
   double sum[2] = {};
 
@@ -67,10 +68,6 @@ struct HalvesFragment {
   }
   __device__ __forceinline__ double total(int r) const { return sum[r]; }
 };
-template <>
-struct Fragment<Half> : HalvesFragment<Half> {};
-template <>
-struct Fragment<BFloat16> : HalvesFragment<BFloat16> {};
 
 // Blocks that share a multiprocessor, at least: four leave a thread 64 registers, of which doubles
 // need more, and halves on sm_80.
@@ -82,26 +79,24 @@ PAMA_INLINE constexpr int fragment_blocks() {
   return sizeof(Element) == 8 ? 2 : 4;
 }
 
-// Up to 8 / Chunks rows.
-template <class Element, int Chunks>
+// Up to 8 / Runs rows.
+template <class Element, int Runs>
 __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
     gram_fragment_kernel(const __grid_constant__ GramArgs args) {
   wait_for_inputs();
-  constexpr int width = Pack<Element>::kSize, rows = 8 / Chunks;
-  constexpr int step = Chunks * 4 * width;
-  constexpr int64_t stretch = kFragmentSteps * step;
+  constexpr int width = Pack<Element>::kSize, rows = 8 / Runs;
+  constexpr int step = Runs * 4 * width, chunk = kFragmentSteps * step;
   const PointerTable& table = args.table;
   const int i = lane() / 4 % rows, column = (lane() / 4 / rows * 4 + lane() % 4) * width;
   Fragment<Element> fragment;
 #pragma unroll 1
-  for (ChunkWalk<stretch> walk(table, warp()); walk.found();
+  for (ChunkWalk<chunk> walk(table, warp()); walk.found();
        walk.chunk += gridDim.x * warps_per_block()) {
     const Element* row =
         i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
     const int columns = walk.columns();
-    const bool whole = columns == stretch && table.aligned(walk.piece);
-    Pack<Element> pack[kFragmentSteps];
-    if (whole) {
+    if (columns == chunk && table.aligned(walk.piece)) {
+      Pack<Element> pack[kFragmentSteps];
 #pragma unroll
       for (int s = 0; s < kFragmentSteps; ++s) {
         pack[s] = load_pack(row, s * step + column, columns, true);
@@ -130,8 +125,8 @@ __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
   double total = args.add ? *to : 0;
   for (int w = 0; w < kFragmentBlock / kWarp; ++w) {
 #pragma unroll
-    for (int c = 0; c < Chunks; ++c) {
-      const int g = c * rows + first, h = c * rows + second;
+    for (int run = 0; run < Runs; ++run) {
+      const int g = run * rows + first, h = run * rows + second;
       total += shared[w * 64 + h % 2 * 32 + g * 4 + h / 2];
     }
   }
@@ -140,64 +135,60 @@ __global__ void __launch_bounds__(kFragmentBlock, fragment_blocks<Element>())
 
 // --- 9 to 32 rows of float32 and float64 ---------------------------------------------------------
 
+// Blocks that share a multiprocessor.
+PAMA_INLINE constexpr int float64_blocks(int bands) { return bands == 1 ? 4 : 3; }
+
 // `Bands` bands of 16 rows.
 template <class Element, int Bands>
-__global__ void __launch_bounds__(kMmaBlock, Bands == 1 ? 4 : 3)
+__global__ void __launch_bounds__(kMmaBlock, float64_blocks(Bands))
     gram_float64_kernel(const __grid_constant__ GramArgs args) {
   wait_for_inputs();
   constexpr int width = Pack<Element>::kSize, steps = kFragmentSteps / Bands;
-  constexpr int step = 4 * width;
-  constexpr int64_t stretch = steps * step;
-  constexpr int entries = mma_count(Bands) * 4 * kWarp;
+  constexpr int step = 4 * width, chunk = steps * step;
   const PointerTable& table = args.table;
-  const int column = lane() % 4 * width;
   double sum[mma_count(Bands)][4] = {};
-  using Packs = Pack<Element>[2 * Bands];
-
-  const auto multiply = [&](const Packs& pack) {
-    double x[2 * Bands][width];
-#pragma unroll
-    for (int band = 0; band < 2 * Bands; ++band) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) x[band][k] = real(pack[band].at[k]);
-    }
-    int tile = 0;
-#pragma unroll
-    for (int i = 0; i < Bands; ++i) {
-      double a[2 * width];
-#pragma unroll
-      for (int k = 0; k < 2 * width; ++k) a[k] = x[2 * i + k % 2][k / 2];
-#pragma unroll
-      for (int j = 2 * i; j < 2 * Bands; ++j) mma_f64<width>(sum[tile++], a, x[j]);
-    }
-  };
 #pragma unroll 1
-  for (ChunkWalk<stretch> walk(table, warp()); walk.found();
+  for (ChunkWalk<chunk> walk(table, warp()); walk.found();
        walk.chunk += gridDim.x * warps_per_block()) {
     const Element* row[2 * Bands];
     mma_rows(table, walk, row);
     const int columns = walk.columns();
-    if (columns == stretch && table.aligned(walk.piece)) {
-      Packs pack[steps];
+    const auto add = [&](auto count, int first, bool whole) {
+      Pack<Element> pack[count()][2 * Bands];
 #pragma unroll
-      for (int s = 0; s < steps; ++s) {
+      for (int s = 0; s < count(); ++s) {
 #pragma unroll
         for (int band = 0; band < 2 * Bands; ++band) {
-          pack[s][band] = load_pack(row[band], s * step + column, columns, true);
+          const int at = first + s * step + lane() % 4 * width;
+          pack[s][band] = load_pack(row[band], at, columns, whole);
         }
       }
 #pragma unroll
-      for (int s = 0; s < steps; ++s) multiply(pack[s]);
+      for (int s = 0; s < count(); ++s) {
+        double x[2 * Bands][width];
+#pragma unroll
+        for (int band = 0; band < 2 * Bands; ++band) {
+#pragma unroll
+          for (int k = 0; k < width; ++k) x[band][k] = real(pack[s][band].at[k]);
+        }
+        int tile = 0;
+#pragma unroll
+        for (int i = 0; i < Bands; ++i) {
+          double a[2 * width];
+#pragma unroll
+          for (int k = 0; k < 2 * width; ++k) a[k] = x[2 * i + k % 2][k / 2];
+#pragma unroll
+          for (int j = 2 * i; j < 2 * Bands; ++j) mma_f64<width>(sum[tile++], a, x[j]);
+        }
+      }
+    };
+    if (columns == chunk && table.aligned(walk.piece)) {
+      add(std::integral_constant<int, steps>{}, 0, true);
       continue;
     }
 #pragma unroll 1
-    for (int s = 0; s < columns; s += step) {
-      Packs pack;
-#pragma unroll
-      for (int band = 0; band < 2 * Bands; ++band) {
-        pack[band] = load_pack(row[band], s + column, columns, false);
-      }
-      multiply(pack);
+    for (int first = 0; first < columns; first += step) {
+      add(std::integral_constant<int, 1>{}, first, false);
     }
   }
   double* shared = dynamic_shared();
@@ -205,7 +196,7 @@ __global__ void __launch_bounds__(kMmaBlock, Bands == 1 ? 4 : 3)
   for (int e = 0; e < 4 * mma_count(Bands); ++e) {
     shared[e * kMmaBlock + threadIdx.x] = sum[e / 4][e % 4];
   }
-  mma_store_partial(args, entries);
+  mma_store_partial(args, Bands);
 }
 
 }  // namespace pama

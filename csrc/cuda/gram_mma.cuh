@@ -8,9 +8,9 @@
 // make 16, 24, 32, 40 FLOP a byte: at 4.8 TB/s 77, 115, 154, 192 TFLOP/s, a fifth of an H200's
 // 990 at most, so memory bounds all four. (On plain multiply-adds 16 rows would ask for 86 % of
 // its float32 rate, which is why halves leave the tiles at n = 9 already.) Each lane has 8
-// (6 for 48 rows) 16-byte loads in flight beside those being multiplied: 4 KB a warp. 8 warps of a
-// multiprocessor, 32 KB, were predicted to be enough for 75 % of the copy bandwidth, as 4.8 TB/s at
-// 700 ns need 25 KB; on an H200 they gave 75 % at n = 16, and 16 warps 92 %; at n = 32 70 and 76 %.
+// (6 for 48 rows) 16-byte loads in flight beside those being multiplied: 4 KB a warp. On an H200 8
+// warps of a multiprocessor gave 75 % of the copy bandwidth at n = 16, and 16 warps 92 %; at n = 32
+// 70 and 76 %.
 //
 // float32 accumulators hold 256 columns, then go to float64 sums in shared memory, as [entry]
 // [thread]: in registers those of 64 rows would spill.
@@ -50,66 +50,18 @@ __device__ __forceinline__ MmaWords mma_load(const Element* row, int64_t at, int
   return words;
 }
 
-template <class Element, int Bands>
-struct MmaSums {
-  static constexpr int kSteps = Bands < 3 ? 4 / Bands : 1;  // of 32 columns, loaded at once
-  static constexpr int kColumns = kSteps * 32;
-
-  MmaWords words[kSteps][2 * Bands];
-  float sum[mma_count(Bands)][4] = {};
-
-  __device__ __forceinline__ void load(const Element* const (&row)[2 * Bands], int64_t at,
-                                       int64_t columns, bool whole) {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int band = 0; band < 2 * Bands; ++band) {
-        words[s][band] = mma_load(row[band], at + s * 32 + lane() % 4 * 8, columns, whole);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void multiply(const MmaWords (&rows)[kSteps][2 * Bands]) {
-#pragma unroll
-    for (int s = 0; s < 2 * kSteps; ++s) {
-      const auto word = [&](int band, int k) { return rows[s / 2][band].at[s % 2 * 2 + k]; };
-      int tile = 0;
-#pragma unroll
-      for (int i = 0; i < Bands; ++i) {
-        const uint32_t a[4] = {word(2 * i, 0), word(2 * i + 1, 0), word(2 * i, 1),
-                               word(2 * i + 1, 1)};
-#pragma unroll
-        for (int j = 2 * i; j < 2 * Bands; ++j) {
-          const uint32_t b[2] = {word(j, 0), word(j, 1)};
-          mma<Element>(sum[tile++], a, b);
-        }
-      }
-    }
-  }
-
-  // `to` is the thread's first entry.
-  __device__ __forceinline__ void promote(double* to) {
-#pragma unroll
-    for (int e = 0; e < 4 * mma_count(Bands); ++e) {
-      // Else the compiler loads all of them at once, and spills.
-      if (e % 8 == 0) __syncwarp();  // not shown on the host
-      to[e * kMmaBlock] += static_cast<double>(sum[e / 4][e % 4]);
-      sum[e / 4][e % 4] = 0;
-    }
-  }
-};
-
+// `Bands` bands of 16 rows.
 template <class Element, int Bands>
 __global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
     gram_mma_kernel(const __grid_constant__ GramArgs args) {
   wait_for_inputs();
-  using Sums = MmaSums<Element, Bands>;
-  constexpr int entries = mma_count(Bands) * 4 * kWarp;
+  constexpr int step = 32, steps = Bands < 3 ? 4 / Bands : 1;  // steps of columns, loaded at once
+  constexpr int tiles = mma_count(Bands);
+  using Words = MmaWords[steps][2 * Bands];
   const PointerTable& table = args.table;
-  const int thread = static_cast<int>(threadIdx.x);
-  double* mine = dynamic_shared() + thread;
-  for (int e = 0; e < entries / kWarp; ++e) mine[e * kMmaBlock] = 0;
-  Sums sums;
+  double* mine = dynamic_shared() + threadIdx.x;
+  for (int e = 0; e < 4 * tiles; ++e) mine[e * kMmaBlock] = 0;
+  float sum[tiles][4] = {};
 #pragma unroll 1
   for (ChunkWalk<kMmaColumns> walk(table, warp()); walk.found();
        walk.chunk += gridDim.x * warps_per_block()) {
@@ -117,17 +69,46 @@ __global__ void __launch_bounds__(kMmaBlock, mma_blocks(Bands))
     mma_rows(table, walk, row);
     const int columns = walk.columns();
     const bool whole = columns == kMmaColumns && table.aligned(walk.piece);
-    sums.load(row, 0, columns, whole);
+    Words next;
+    const auto load = [&](int at) {
+#pragma unroll
+      for (int s = 0; s < steps; ++s) {
+#pragma unroll
+        for (int band = 0; band < 2 * Bands; ++band) {
+          next[s][band] = mma_load(row[band], at + s * step + lane() % 4 * 8, columns, whole);
+        }
+      }
+    };
+    load(0);
 #pragma unroll 1
-    for (int at = 0; at < columns; at += Sums::kColumns) {
-      MmaWords now[Sums::kSteps][2 * Bands];
-      memcpy(now, sums.words, sizeof(now));
-      if (at + Sums::kColumns < columns) sums.load(row, at + Sums::kColumns, columns, whole);
-      sums.multiply(now);
+    for (int at = 0; at < columns; at += steps * step) {
+      Words now;
+      memcpy(now, next, sizeof(now));
+      if (at + steps * step < columns) load(at + steps * step);
+#pragma unroll
+      for (int s = 0; s < 2 * steps; ++s) {
+        const auto word = [&](int band, int k) { return now[s / 2][band].at[s % 2 * 2 + k]; };
+        int tile = 0;
+#pragma unroll
+        for (int i = 0; i < Bands; ++i) {
+          const uint32_t a[4] = {word(2 * i, 0), word(2 * i + 1, 0), word(2 * i, 1),
+                                 word(2 * i + 1, 1)};
+#pragma unroll
+          for (int j = 2 * i; j < 2 * Bands; ++j) {
+            mma<Element>(sum[tile++], a, {word(j, 0), word(j, 1)});
+          }
+        }
+      }
     }
-    sums.promote(mine);
+#pragma unroll
+    for (int e = 0; e < 4 * tiles; ++e) {
+      // Else the compiler loads all of them at once, and spills.
+      if (e % 8 == 0) __syncwarp();  // not shown on the host
+      mine[e * kMmaBlock] += static_cast<double>(sum[e / 4][e % 4]);
+      sum[e / 4][e % 4] = 0;
+    }
   }
-  mma_store_partial(args, entries);
+  mma_store_partial(args, Bands);
 }
 
 }  // namespace pama

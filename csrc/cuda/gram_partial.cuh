@@ -1,4 +1,4 @@
-// The partial sums of a Gram matrix: who computes them writes one of three layouts, [block][entry].
+// The partial sums of a Gram matrix: who computes them writes one of two layouts, [block][entry].
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -6,7 +6,8 @@
 
 namespace pama {
 
-enum class GramLayout : int { kPairs = 0, kTiles4 = 4, kTiles8 = 8, kMma = 16 };
+// The rows of a tile, which is square; those of kMma are of two mma tiles (16 x 8) side by side.
+enum class GramLayout : int { kPairs = 1, kTiles4 = 4, kTiles8 = 8, kMma = 16 };
 
 struct GramArgs {
   PointerTable table;
@@ -26,33 +27,26 @@ PAMA_INLINE void tile_at(int t, int groups, int& first, int& second) {
   second = first + t;
 }
 
-// mma tiles (16 x 8) on and above the diagonal of `bands` bands of 16 rows, band by band.
+// mma tiles on and above the diagonal of `bands` bands of 16 rows, band by band.
 PAMA_INLINE constexpr int mma_count(int bands) { return bands * (bands + 1); }
 
 PAMA_HD inline int gram_entries(GramLayout layout, int rows) {
   const int height = static_cast<int>(layout);
-  if (layout == GramLayout::kPairs) return rows * (rows + 1) / 2;
-  if (layout == GramLayout::kMma) return mma_count(tile_groups(rows, 16)) * 16 * 8;
   return tile_count(rows, height) * height * height;
 }
 
 // The pair (i, j) of rows that entry e holds; i > j and rows past the last are not wanted.
 PAMA_INLINE void gram_entry_at(GramLayout layout, int rows, int e, int& i, int& j) {
-  const int height = static_cast<int>(layout);
-  if (layout == GramLayout::kPairs) {
-    tile_at(e, rows, i, j);
-  } else if (layout == GramLayout::kMma) {
-    const int lane = e % kWarp, c = e / kWarp % 4;
-    int tile = e / (4 * kWarp), band = 0, bands = tile_groups(rows, 16);
-    while (tile >= 2 * (bands - band)) tile -= 2 * (bands - band++);
-    i = band * 16 + mma_c_row(lane, c);
-    j = (2 * band + tile) * 8 + mma_c_column(lane, c);
-  } else {
-    const int within = e % (height * height);
-    tile_at(e / (height * height), tile_groups(rows, height), i, j);
-    i = i * height + within / height;
-    j = j * height + within % height;
+  const int height = static_cast<int>(layout), within = e % (height * height);
+  int row = within / height, column = within % height;
+  if (layout == GramLayout::kMma) {
+    const int lane = within % kWarp, c = within / kWarp % 4;
+    row = mma_c_row(lane, c);
+    column = within / (4 * kWarp) * 8 + mma_c_column(lane, c);
   }
+  tile_at(e / (height * height), tile_groups(rows, height), i, j);
+  i = i * height + row;
+  j = j * height + column;
 }
 
 // --- what kernels of bands of 16 rows share ------------------------------------------------------
@@ -60,8 +54,8 @@ PAMA_INLINE void gram_entry_at(GramLayout layout, int rows, int e, int& i, int& 
 inline constexpr int kMmaBlock = 128;
 
 // Of the sums, as [entry][thread].
-PAMA_HD inline int64_t mma_shared_bytes(int rows) {
-  return int64_t{mma_count(tile_groups(rows, 16))} * 4 * kMmaBlock * 8;
+constexpr int64_t mma_shared_bytes(int bands) {
+  return int64_t{mma_count(bands)} * 4 * kMmaBlock * 8;
 }
 
 // The lane's row of each band of 8, from where the chunk begins; null past the last one.
@@ -70,14 +64,15 @@ __device__ __forceinline__ void mma_rows(const PointerTable& table, const ChunkW
                                          const Element* (&row)[Bands]) {
 #pragma unroll
   for (int band = 0; band < Bands; ++band) {
-    const int i = band * 8 + mma_a_row(lane(), 0);
+    const int i = band * 8 + lane() / 4;
     row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
   }
 }
 
-// Adds up the warps' sums in shared memory.
-__device__ __forceinline__ void mma_store_partial(const GramArgs& args, int entries) {
+// Adds up the warps' sums in shared memory, of so many bands of 16 rows.
+__device__ __forceinline__ void mma_store_partial(const GramArgs& args, int bands) {
   __syncthreads();
+  const int entries = mma_count(bands) * 4 * kWarp;
   double* to = args.partial + static_cast<int64_t>(blockIdx.x) * entries;
   for (int e = static_cast<int>(threadIdx.x); e < entries; e += kMmaBlock) {
     const double* from = dynamic_shared() + e / kWarp * kMmaBlock + e % kWarp;

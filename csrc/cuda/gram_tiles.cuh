@@ -1,8 +1,8 @@
 // Gram matrices of 9 to 64 rows of float32 (and float64): tiles of pairs over staged columns.
 //
 // A stage holds, for each of a block's `chunks` chunks, 16 packs of 16 bytes of every row (64
-// float32 columns), rows 17 packs apart: the 16 lanes of a team read one pack each of the same
-// row, in no two the same bank. A team sums one tile, 8 x 8 for float32: 16 shared loads for
+// float32 columns), rows 17 packs apart: the 16 lanes of a half of a warp read one pack each of the
+// same row, in no two the same bank. A half sums one tile, 8 x 8 for float32: 16 shared loads for
 // 256 multiply-adds, 1 to 16 (4 x 4 tiles: 1 to 8). cp.async fills two stages while a third is
 // used. float32 chains end after 60 columns: the 16 lanes' sums are then added pairwise in four
 // float32 steps, half of the entries going to either half of the lanes and so on, until a lane
@@ -15,9 +15,8 @@
 // 64 cycles of a multiprocessor for a warp's 16 loads of 512 bytes, as for its 256 multiply-adds,
 // and the copies' writes besides, 53 and 86 % of its time at n = 16 and 32. Two blocks of 6
 // (n = 16) or 5 (n = 32) warps share a multiprocessor, with 64 or 32 KB in flight; 25 KB are
-// needed at 700 ns. Predicted from that: n = 16 at 80 % of the copy bandwidth or
-// more; n = 32 at 60 to 75 %, bound by shared memory. Measured on an H200, which has
-// gram_fragments.cuh for them since: 69 and 42 %.
+// needed at 700 ns. Measured on an H200, which has gram_fragments.cuh for them since: 69 and 42 %
+// of the copy bandwidth, bound by shared memory.
 #pragma once
 
 #include "cuda/async_copy.cuh"
@@ -27,85 +26,38 @@ namespace pama {
 
 inline constexpr int kTileBlock = 192;  // at most: two such blocks leave 168 registers a thread
 inline constexpr int kTileStages = 3;
-inline constexpr int kTeam = 16;              // lanes that share a tile
-inline constexpr int kTilePitch = kTeam + 1;  // packs from a staged row to the next
-inline constexpr int kTileChain = 15;         // packs of a lane between promotions
+inline constexpr int kTileLanes = 16;              // half of a warp, which sums a tile
+inline constexpr int kTilePitch = kTileLanes + 1;  // packs from a staged row to the next
+inline constexpr int kTileChain = 15;              // packs of a lane between promotions
 
+// How the halves of a block's warps share the tiles: all tiles at once for as many chunks as fit,
+// or, if they do not fit, a set of the tiles.
 template <class Element>
-inline constexpr int kTileHeight = sizeof(Element) == 8 ? 4 : 8;
-
-// How a block's teams share the tiles: all tiles at once for as many chunks as fit, or, if they do
-// not fit, a set of the tiles.
 struct TilePlan {
+  static constexpr int kHeight = sizeof(Element) == 8 ? 4 : 8;
+
   int groups, tiles, sets, tiles_of_set, chunks;
 
-  PAMA_HD TilePlan(int rows, int height)
-      : groups(tile_groups(rows, height)), tiles(tile_count(rows, height)) {
-    constexpr int teams = kTileBlock / kTeam;
-    sets = (tiles + teams - 1) / teams;
+  PAMA_HD explicit TilePlan(int rows)
+      : groups(tile_groups(rows, kHeight)), tiles(tile_count(rows, kHeight)) {
+    constexpr int halves = kTileBlock / kTileLanes;
+    sets = (tiles + halves - 1) / halves;
     tiles_of_set = (tiles + sets - 1) / sets;
-    chunks = teams / tiles_of_set;
+    chunks = halves / tiles_of_set;
   }
   PAMA_HD int threads() const {
-    return (chunks * tiles_of_set * kTeam + kWarp - 1) / kWarp * kWarp;
+    return (chunks * tiles_of_set * kTileLanes + kWarp - 1) / kWarp * kWarp;
   }
   // Packs of one chunk, and of one stage.
-  PAMA_HD int chunk_packs(int height) const { return groups * height * kTilePitch; }
-  PAMA_HD int stage_packs(int height) const { return chunks * chunk_packs(height); }
-  PAMA_HD int64_t shared_bytes(int height) const {
-    return int64_t{kTileStages} * stage_packs(height) * 16;
-  }
-};
-
-// Walks the chunks that are dealt to one group of teams, over the pieces of a table.
-template <class Element>
-struct ChunkCursor {
-  static constexpr int64_t kColumns = kTeam * Pack<Element>::kSize;
-
-  const PointerTable& table;
-  int64_t chunk;  // of this piece
-  int piece = 0;
-  bool aligned;
-
-  __device__ __forceinline__ ChunkCursor(const PointerTable& table, int64_t first)
-      : table(table), chunk(first), aligned(table.aligned(0)) {}
-
-  __device__ __forceinline__ static int64_t chunks(const PointerTable& table, int piece) {
-    return (table.columns(piece) + kColumns - 1) / kColumns;
-  }
-
-  // Starts to copy pack `pack` of the rows first, first + step, ... of the chunk; zeros past the
-  // last one.
-  __device__ __forceinline__ void fetch(Pack<Element>* to, int pack, int first, int step,
-                                        int rows) {
-    while (piece < table.pieces && chunk >= chunks(table, piece)) {
-      chunk -= chunks(table, piece);
-      if (++piece < table.pieces) aligned = table.aligned(piece);
-    }
-    constexpr int width = Pack<Element>::kSize;
-    const bool inside = piece < table.pieces;
-    const int64_t columns = inside ? table.columns(piece) : 0;
-    const int64_t at = chunk * kColumns + pack * width;
-#pragma unroll 1
-    for (int i = first; i < rows; i += step) {
-      const Element* row = inside && i < table.rows ? table.row<Element>(piece, i) : nullptr;
-      Pack<Element>& pad = to[i * kTilePitch + pack];
-      if (row && aligned && at + width <= columns) {
-        copy_async(&pad, row + at);
-      } else {
-#pragma unroll
-        for (int k = 0; k < width; ++k) {
-          pad.at[k] = row && at + k < columns ? row[at + k] : Element(0);
-        }
-      }
-    }
-  }
+  PAMA_HD int chunk_packs() const { return groups * kHeight * kTilePitch; }
+  PAMA_HD int stage_packs() const { return chunks * chunk_packs(); }
+  PAMA_HD int64_t shared_bytes() const { return int64_t{kTileStages} * stage_packs() * 16; }
 };
 
 template <class Element, int Height>
 struct TileSums {
   static constexpr int kEntries = Height * Height;
-  static constexpr int kKept = kEntries / kTeam;  // of a lane, from its kKept-th on
+  static constexpr int kKept = kEntries / kTileLanes;  // of a lane, from its kKept-th on
 
   Element part[kEntries] = {};
   double sum[kKept] = {};
@@ -139,7 +91,7 @@ struct TileSums {
   }
 
   __device__ __forceinline__ void promote() {
-    halve<kEntries / 2, kTeam / 2>();
+    halve<kEntries / 2, kTileLanes / 2>();
 #pragma unroll
     for (int e = 0; e < kKept; ++e) sum[e] += static_cast<double>(part[e]);
 #pragma unroll
@@ -151,34 +103,46 @@ template <class Element>
 __global__ void __launch_bounds__(kTileBlock, 2)
     gram_tiles_kernel(const __grid_constant__ GramArgs args) {
   wait_for_inputs();
-  constexpr int height = kTileHeight<Element>;
+  using Plan = TilePlan<Element>;
+  constexpr int width = Pack<Element>::kSize, height = Plan::kHeight;
   using Sums = TileSums<Element, height>;
   const PointerTable& table = args.table;
-  const TilePlan plan(table.rows, height);
+  const Plan plan(table.rows);
   const int block = static_cast<int>(blockIdx.x) / plan.sets;
   const int blocks = static_cast<int>(gridDim.x) / plan.sets;
   const int first_tile = static_cast<int>(blockIdx.x) % plan.sets * plan.tiles_of_set;
-  const int team = static_cast<int>(threadIdx.x) / kTeam, pack = lane() % kTeam;
-  const int local = team % plan.tiles_of_set, group = team / plan.tiles_of_set;
-  // A spare half of the last warp, and teams past the last tile, sum tile 0 for nobody.
-  const bool spare = group >= plan.chunks, idle = spare || first_tile + local >= plan.tiles;
+  const int half = static_cast<int>(threadIdx.x) / kTileLanes, pack = lane() % kTileLanes;
+  const int local = half % plan.tiles_of_set, own = half / plan.tiles_of_set;  // tile and chunk
+  // A spare half of the last warp, and halves past the last tile, sum tile 0 for nobody.
+  const bool spare = own >= plan.chunks, idle = spare || first_tile + local >= plan.tiles;
   int first = 0, second = 0;
   tile_at(idle ? 0 : first_tile + local, plan.groups, first, second);
 
+  ChunkWalk<kTileLanes * width> walk(table, static_cast<int64_t>(block) * plan.chunks + own);
   int64_t chunks = 0;
-  for (int piece = 0; piece < table.pieces; ++piece) {
-    chunks += ChunkCursor<Element>::chunks(table, piece);
-  }
+  for (int piece = 0; piece < table.pieces; ++piece) chunks += walk.chunks(piece);
   const int64_t stride = static_cast<int64_t>(blocks) * plan.chunks;
   const int64_t steps = (chunks - block * plan.chunks + stride - 1) / stride;
-  ChunkCursor<Element> cursor(table, static_cast<int64_t>(block) * plan.chunks + group);
-  Pack<Element>* const stages = reinterpret_cast<Pack<Element>*>(dynamic_shared()) +
-                                (spare ? 0 : group) * plan.chunk_packs(height);
+  Pack<Element>* const stages =
+      reinterpret_cast<Pack<Element>*>(dynamic_shared()) + (spare ? 0 : own) * plan.chunk_packs();
+  // Starts to copy this lane's pack of the rows that its half takes; zeros past the last one.
   const auto fetch = [&](int64_t step) {
     if (step < steps && !spare) {
-      cursor.fetch(stages + step % kTileStages * plan.stage_packs(height), pack, local,
-                   plan.tiles_of_set, plan.groups * height);
-      cursor.chunk += stride;
+      Pack<Element>* to = stages + step % kTileStages * plan.stage_packs() + pack;
+      const bool inside = walk.found();
+      const int columns = inside ? walk.columns() : 0, at = pack * width;
+      const bool whole = at + width <= columns && table.aligned(walk.piece);
+#pragma unroll 1
+      for (int i = local; i < plan.groups * height; i += plan.tiles_of_set) {
+        const bool given = inside && i < table.rows;
+        const Element* row = given ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
+        if (given && whole) {
+          copy_async(&to[i * kTilePitch], row + at);
+        } else {
+          to[i * kTilePitch] = load_pack(row, at, columns, false);
+        }
+      }
+      walk.chunk += stride;
     }
     commit_copies();
   };
@@ -191,7 +155,7 @@ __global__ void __launch_bounds__(kTileBlock, 2)
     await_copies<kTileStages - 2>();
     __syncthreads();  // this step's stage is full, and the last one's has been used
     fetch(step + kTileStages - 1);
-    const Pack<Element>* stage = stages + step % kTileStages * plan.stage_packs(height) + pack;
+    const Pack<Element>* stage = stages + step % kTileStages * plan.stage_packs() + pack;
     sums.add(stage + first * height * kTilePitch, stage + second * height * kTilePitch);
     if (++chained == kTileChain) {
       sums.promote();
@@ -199,10 +163,10 @@ __global__ void __launch_bounds__(kTileBlock, 2)
     }
   }
   sums.promote();
-  double* total = dynamic_shared() + (local * kTeam + pack) * Sums::kKept;
+  double* total = dynamic_shared() + (local * kTileLanes + pack) * Sums::kKept;
   for (int g = 0; g < plan.chunks; ++g) {
     __syncthreads();
-    if (group != g || idle) continue;
+    if (own != g || idle) continue;
 #pragma unroll
     for (int e = 0; e < Sums::kKept; ++e) total[e] = (g == 0 ? 0 : total[e]) + sums.sum[e];
   }

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <limits>
+#include <type_traits>
 
 #include "cuda/device.cuh"
 #include "tensors/tensor.h"
@@ -22,6 +23,15 @@
 namespace pama {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// choose(constant) with a number from 1 to `Most` as a constant.
+template <int Most, class Choose>
+auto with_number(int n, const Choose& choose) {
+  if constexpr (Most > 1) {
+    if (n < Most) return with_number<Most - 1>(n, choose);
+  }
+  return choose(std::integral_constant<int, Most>{});
+}
 
 // Bytes of static shared memory that no kernel exceeds: tests/test_kernel_resources.py.
 inline constexpr int64_t kStaticShared = 4096;

@@ -9,15 +9,14 @@
 
 namespace pama {
 
-// Word r of A holds elements (row, column) and (row, column + 1), the lower half first. Words 0
-// and 1 of B, at (k, k + 1; column), are words 0 and 2 of an A whose rows are B's columns: in
-// J Jᵀ both are rows of J, so that one load serves both.
-PAMA_INLINE int mma_a_row(int lane, int r) { return lane / 4 + 8 * (r % 2); }
-PAMA_INLINE int mma_a_column(int lane, int r) { return 2 * (lane % 4) + 8 * (r / 2); }
+// Word r of A, in lane (g, t) = (lane / 4, lane % 4), holds elements (g + 8 (r % 2), 2 t + 8 (r /
+// 2)) and the one right of it, the lower half first. Words 0 and 1 of B, at (k, k + 1; column), are
+// words 0 and 2 of an A whose rows are B's columns: in J Jᵀ both are rows of J, so that one load
+// serves both. C:
 PAMA_INLINE int mma_c_row(int lane, int r) { return lane / 4 + 8 * (r / 2); }
 PAMA_INLINE int mma_c_column(int lane, int r) { return 2 * (lane % 4) + r % 2; }
 
-// In float64, lane (g, t) = (lane / 4, lane % 4) holds A (g, t), B (t, g) and C (g, 2 t + r) of
+// In float64, lane (g, t) holds A (g, t), B (t, g) and C (g, 2 t + r) of
 // m8n8k4: in J Jᵀ one register is A and B. Of m16n8k(4 K) it holds A (g + 8 (i % 2), t + 4 (i /
 // 2)), B (t + 4 k, g) and C (g + 8 (r / 2), 2 t + r % 2), which are those of m8n8k4 side by side.
 

@@ -91,84 +91,42 @@ __global__ void __launch_bounds__(32, 1)
   }
 }
 
-constexpr int kSequenceBlock = 256;
-
 // One weight vector a sequence, a block each: its own (`kOwn`: for `sequence`) from its means, by
 // the first warp, or those that the solving kernel left.
 template <bool kOwn, Layout kLayout>
 __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
     pama_sequence_kernel(const __grid_constant__ CombineArgs args) {
   wait_for_inputs();
-  const Sequences s = sequences_in<kLayout>(args.inputs.sequences);
-  const int64_t n = s.objectives, b = blockIdx.x;
+  const PamaInputs& inputs = args.inputs;
+  const int64_t n = inputs.sequences.objectives, count = inputs.sequences.count, b = blockIdx.x;
   pama_report_active(args);
-  if (b >= s.count) return;
-  const int64_t size = s.size(b), tile = static_cast<int64_t>(blockDim.x) * kPackTokens;
-  const int64_t first = static_cast<int64_t>(threadIdx.x) * kPackTokens;
-  const auto inside_at = [&](int64_t t) { return inside_pack(size - t); };
-  const auto raw = [&](const View& view, int64_t i, int64_t t) {
-    return load_pack_of<kLayout>(view, s.first(view, i, b) + t * token_stride<kLayout>(view),
-                                 inside_at(t));
-  };
-  const auto raw_mask = [&](int64_t t) {
-    const View& mask = args.inputs.mask;
-    return load_mask_pack<kLayout>(mask, s.first(mask, 0, b) + t * token_stride<kLayout>(mask),
-                                   inside_at(t));
-  };
+  if (b >= count) return;
+  const PackedSequence<kLayout> sequence(inputs.sequences, b);
   double *weights = dynamic_shared(), *means = weights + n, *preference = means + n;
   if constexpr (kOwn) {
-    const View& ratios = args.inputs.log_ratio;
-    const int64_t ratio_first = s.first(ratios, 0, b);
-    const auto add = [](double x, double y) { return x + y; };
-    // A few objectives at a time: their sums, and the tokens, by warp.
+    // A few objectives at a time: their sums, and the tokens.
     constexpr int few = 7;
     __shared__ SharedArray<double, (few + 1) * kSequenceBlock / kWarp> parts;
-    const int warps = kSequenceBlock / kWarp, mine = static_cast<int>(threadIdx.x) / kWarp;
+    const BlockSums<kSequenceBlock> block{parts, few + 1};
     double tokens = 0;
 #pragma unroll 1
     for (int64_t i = 0; i < n; i += few) {
-      double sum[few] = {}, count = 0;
-#pragma unroll 1
-      for (int64_t t = first; t < size; t += tile) {
-        const auto mask = raw_mask(t);
-        const auto ratio = load_if_given<kLayout>(
-            ratios, ratio_first + t * token_stride<kLayout>(ratios), inside_at(t));
-        TokenPack<kLayout> advantage[few];
+      double sum[few + 1] = {};
+      const unsigned taken = n - i < few ? (1u << (n - i)) - 1 : (1u << few) - 1;
+      for_parts<few>(inputs, sequence, i, taken, [&](const double (&part)[few]) {
+        sum[few] += 1;
 #pragma unroll
         for (int h = 0; h < few; ++h) {
-          if (i + h < n) advantage[h] = raw(args.inputs.advantages, i + h, t);
+          if (i + h < n) sum[h] += part[h];
         }
-#pragma unroll
-        for (int k = 0; k < kPackTokens; ++k) {
-          if (!unmasked_at(args.inputs.mask, mask, k)) continue;
-          count += 1;
-          const double log_ratio = ratios.data ? real_at(ratios, ratio, k) : 0;
-#pragma unroll
-          for (int h = 0; h < few; ++h) {
-            if (i + h >= n) continue;
-            const double a =
-                noon(args.inputs.rule, real_at(args.inputs.advantages, advantage[h], k));
-            sum[h] += active_part(args.inputs.rule, a, log_ratio);
-          }
-        }
-      }
+      });
       __syncthreads();  // the last ones have been read
 #pragma unroll
-      for (int h = 0; h < few; ++h) {
-        const double total = warp_reduce(sum[h], add);
-        if (lane() == 0) parts[h * warps + mine] = total;
-      }
-      count = warp_reduce(count, add);
-      if (lane() == 0) parts[few * warps + mine] = count;
+      for (int h = 0; h <= few; ++h) block.add(h, sum[h]);
       __syncthreads();
-      const auto total = [&](int h) {
-        double all = 0;
-        for (int w = 0; w < warps; ++w) all += parts[h * warps + w];
-        return all;
-      };
-      tokens = total(few);
+      tokens = block.total(few);
       const int h = static_cast<int>(threadIdx.x);
-      if (h < few && i + h < n) means[i + h] = tokens > 0 ? total(h) / tokens : 0;
+      if (h < few && i + h < n) means[i + h] = tokens > 0 ? block.total(h) / tokens : 0;
     }
     if (threadIdx.x < kWarp) {  // thread 0's own warp, which pama_preference synchronises
       const WarpTeam team;
@@ -181,34 +139,34 @@ __global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
         for (int64_t i = lane(); i < n; i += kWarp) weights[i] = 0;
       }
       team.sync();
-      for (int64_t i = lane(); i < n; i += kWarp) store(args.weights, i * s.count + b, weights[i]);
+      for (int64_t i = lane(); i < n; i += kWarp) store(args.weights, i * count + b, weights[i]);
       if (lane() == 0) store(args.optimum, b, optimum);
     }
   } else {
-    const double* solution = args.solution + (args.inputs.by_sequence ? b * n : 0);
+    const double* solution = args.solution + (inputs.by_sequence ? b * n : 0);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) weights[i] = solution[i];
   }
   __syncthreads();
-  const int64_t out = s.first(args.advantages, 0, b);
 #pragma unroll 1
-  for (int64_t t = first; t < size; t += tile) {
-    const auto mask = raw_mask(t);
+  for (int64_t t = threadIdx.x * kPackTokens; t < sequence.size;
+       t += kSequenceBlock * kPackTokens) {
+    const auto mask = sequence.load_mask(inputs.mask, t);
     double sum[kPackTokens] = {};
 #pragma unroll 4
     for (int64_t i = 0; i < n; ++i) {
-      const auto advantage = raw(args.inputs.advantages, i, t);
+      const auto advantage = sequence.load(inputs.advantages, i, t);
       const double weight = weights[i];
 #pragma unroll
       for (int k = 0; k < kPackTokens; ++k) {
-        const double a = noon(args.inputs.rule, real_at(args.inputs.advantages, advantage, k));
+        const double a = noon(inputs.rule, real_of(inputs.advantages, advantage.at[k]));
         if (weight != 0) sum[k] += weight * a;  // else dropped, whatever its advantage
       }
     }
 #pragma unroll
     for (int k = 0; k < kPackTokens; ++k) {
-      if (!unmasked_at(args.inputs.mask, mask, k)) sum[k] = 0;
+      if (!unmasked_at(inputs.mask, mask, k)) sum[k] = 0;
     }
-    store_pack_of<kLayout>(args.advantages, out + t, inside_at(t), sum);
+    sequence.store(args.advantages, 0, t, sum);
   }
 }
 
@@ -236,7 +194,8 @@ __global__ void __launch_bounds__(128, kLayout == Layout::kFloats ? 5 : 1)
     pama_token_kernel(const __grid_constant__ CombineArgs args) {
   wait_for_inputs();
   const Sequences& s = args.inputs.sequences;
-  const int64_t n = s.objectives, tokens = s.offsets ? s.total : s.count * s.length;
+  const int64_t n = s.objectives, length = s.offsets ? s.total : s.length;
+  const int64_t tokens = s.offsets ? length : s.count * length;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   double* part = dynamic_shared() + threadIdx.x * pama_token_workspace(n);
   if constexpr (!kShared) part = args.scratch + thread * pama_token_workspace(n);
@@ -246,7 +205,7 @@ __global__ void __launch_bounds__(128, kLayout == Layout::kFloats ? 5 : 1)
   PamaWeights<SerialTeam> solver({}, static_cast<int>(n), {preference + n, nullptr});
   int64_t prepared = -1;  // the sequence whose preference the solver has
   for (int64_t k = thread; k < tokens; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t row = s.offsets ? 0 : k / s.length, t = s.offsets ? k : k % s.length;
+    const int64_t row = k / length, t = k % length;
     const int64_t owner = !args.inputs.by_sequence ? 0 : s.offsets ? sequence_of(s, k) : row;
     if (owner != prepared) {
       live = pama_preference(args, owner, SerialTeam{}, preference);
@@ -257,30 +216,28 @@ __global__ void __launch_bounds__(128, kLayout == Layout::kFloats ? 5 : 1)
     // Those of the first objectives are loaded together, with the mask and the ratio.
     const View &advantages = args.inputs.advantages, &ratios = args.inputs.log_ratio,
                &mask = args.inputs.mask;
-    const auto at = [&](const View& view, int64_t i) {
-      return i * view.objective + row * view.sequence + t * view.token;
+    const PackedSequence<kLayout, 1> tokens_of(row, length);
+    const auto noon_of = [&](const TokenPack<kLayout, 1>& token) {
+      return noon(args.inputs.rule, real_of(advantages, token.at[0]));
     };
-    const auto noon_of = [&](int64_t i) {
-      return noon(args.inputs.rule, load(advantages, at(advantages, i)));
-    };
-    decltype(load_one<kLayout>(advantages, 0)) loaded[kFewObjectives];
+    TokenPack<kLayout, 1> loaded[kFewObjectives];
 #pragma unroll
     for (int i = 0; i < kFewObjectives; ++i) {
-      if (i < n) loaded[i] = load_one<kLayout>(advantages, at(advantages, i));
+      if (i < n) loaded[i] = tokens_of.load(advantages, i, t);
     }
-    const double ratio =
-        ratios.data ? real_of(ratios, load_one<kLayout>(ratios, at(ratios, 0))) : 0;
-    const bool here = live && unmasked_one<kLayout>(mask, at(mask, 0));
+    const double ratio = ratios.data ? real_of(ratios, tokens_of.load(ratios, 0, t).at[0]) : 0;
+    const bool here = live && unmasked_at(mask, tokens_of.load_mask(mask, t), 0);
     if (here) {
 #pragma unroll
       for (int i = 0; i < kFewObjectives; ++i) {
         if (i >= n) continue;
-        few[i] = noon(args.inputs.rule, real_of(advantages, loaded[i]));
+        few[i] = noon_of(loaded[i]);
         part[i] = active_part(args.inputs.rule, few[i], ratio);
       }
 #pragma unroll 1
       for (int64_t i = kFewObjectives; i < n; ++i) {
-        part[i] = active_part(args.inputs.rule, noon_of(i), ratio);
+        const double a = noon_of(tokens_of.load(advantages, i, t));
+        part[i] = active_part(args.inputs.rule, a, ratio);
       }
       optimum = solver.solve(part, weights);
       // A weight of 0 drops the objective, whatever its advantage.
@@ -290,7 +247,7 @@ __global__ void __launch_bounds__(128, kLayout == Layout::kFloats ? 5 : 1)
       }
 #pragma unroll 1
       for (int64_t i = kFewObjectives; i < n; ++i) {
-        if (weights[i] != 0) combined += weights[i] * noon_of(i);
+        if (weights[i] != 0) combined += weights[i] * noon_of(tokens_of.load(advantages, i, t));
       }
     }
     for (int64_t i = 0; i < n; ++i) store(args.weights, i * tokens + k, here ? weights[i] : 0);
@@ -303,15 +260,13 @@ __global__ void __launch_bounds__(128, kLayout == Layout::kFloats ? 5 : 1)
 
 constexpr int64_t kWord = sizeof(double);
 
-void combine_by_token(const Tensor& on, const Launcher& launch, CombineArgs args) {
+void combine_by_token(const Tensor& on, const Launcher& launch, Layout layout, CombineArgs args) {
   const Sequences& s = args.inputs.sequences;
   const int64_t words = pama_token_workspace(s.objectives), bytes = words * kWord;
   const int64_t count = s.offsets ? s.total : s.count * s.length;
   const int block = bytes * kTokenBlock <= kSharedBytes ? kTokenBlock : kWarp;
   const int64_t blocks = std::max<int64_t>(ceil_div(count, block), 1);
   if (bytes * block <= kSharedBytes) {
-    const Layout layout = layout_of(
-        s, {args.inputs.advantages, args.inputs.log_ratio, args.advantages}, args.inputs.mask);
     const auto kernel = layout == Layout::kAny ? pama_token_kernel<true, Layout::kAny>
                                                : pama_token_kernel<true, Layout::kFloats>;
     return launch(kernel, blocks, block, bytes * block, args);
@@ -333,7 +288,8 @@ auto solve_kernel(bool gram, int64_t n, bool shared) {
   });
 }
 
-void combine_by_sequence(const Tensor& on, const Launcher& launch, CombineArgs args) {
+void combine_by_sequence(const Tensor& on, const Launcher& launch, Layout layout,
+                         CombineArgs args) {
   const PamaInputs& inputs = args.inputs;
   const Sequences& s = inputs.sequences;
   const int64_t n = s.objectives, problems = inputs.by_sequence ? s.count : 1;
@@ -349,11 +305,9 @@ void combine_by_sequence(const Tensor& on, const Launcher& launch, CombineArgs a
     launch(solve_kernel(gram, n, shared), blocks, kWarp, shared ? bytes : 0, args);
   }
   const int64_t doubles = own ? 3 * n + PamaWeights<WarpTeam>::reals(n) : n;
-  const Layout layout =
-      layout_of(s, {inputs.advantages, inputs.log_ratio, args.advantages}, inputs.mask);
-  with_layout(layout, [&](auto constant) {
+  with_layout(layout, [&](auto known) {
     const auto kernel =
-        own ? pama_sequence_kernel<true, constant()> : pama_sequence_kernel<false, constant()>;
+        own ? pama_sequence_kernel<true, known()> : pama_sequence_kernel<false, known()>;
     launch(kernel, std::max<int64_t>(s.count, 1), kSequenceBlock, doubles * kWord, args);
   });
 }
@@ -361,10 +315,13 @@ void combine_by_sequence(const Tensor& on, const Launcher& launch, CombineArgs a
 void run(const Tensor& on, const PamaCombination& combination) {
   const Launcher launch(on);
   const CombineArgs args{combination, nullptr, nullptr};
-  if (combination.inputs.reduction == Reduction::kToken) {
-    combine_by_token(on, launch, args);
+  const PamaInputs& inputs = args.inputs;
+  const Layout layout = layout_of(
+      inputs.sequences, {inputs.advantages, inputs.log_ratio, args.advantages}, inputs.mask);
+  if (inputs.reduction == Reduction::kToken) {
+    combine_by_token(on, launch, layout, args);
   } else {
-    combine_by_sequence(on, launch, args);
+    combine_by_sequence(on, launch, layout, args);
   }
 }
 

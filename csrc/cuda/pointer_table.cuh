@@ -52,12 +52,13 @@ struct ChunkWalk {
   __device__ __forceinline__ ChunkWalk(const PointerTable& table, int64_t first)
       : table(table), chunk(first) {}
 
+  __device__ __forceinline__ int64_t chunks(int piece) const {
+    return (table.columns(piece) + Columns - 1) / Columns;
+  }
   // Whether there is such a chunk; finds its piece.
   __device__ __forceinline__ bool found() {
-    for (; piece < table.pieces; ++piece) {
-      const int64_t chunks = (table.columns(piece) + Columns - 1) / Columns;
-      if (chunk < chunks) return true;
-      chunk -= chunks;
+    for (; piece < table.pieces; chunk -= chunks(piece++)) {
+      if (chunk < chunks(piece)) return true;
     }
     return false;
   }

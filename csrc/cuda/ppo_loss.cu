@@ -2,7 +2,6 @@
 // a fixed order and writes the loss, its statistics and what a token of each sequence counts. The
 // derivative is element by element.
 #include "core/tokens/normalizer.h"
-#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/token_chunks.cuh"
 #include "tensors/ppo_loss.h"
@@ -18,14 +17,10 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoInputs& args, const Part&
                                               const Tokens& tokens) {
   double logp[kTokens];
   PpoTokens out;
-  const auto take = [&](const View& view, double* to) {
-    const int64_t first = args.sequences.first(view, 0, part.sequence);
-    load_tokens(view, first + tokens.first * view.token, tokens.unmasked, to);
-  };
-  take(args.logp, logp);
-  take(args.old_logp, out.log_ratio);
-  take(args.advantages, out.advantage);
-  if (args.ref_logp.data) take(args.ref_logp, out.log_ref_ratio);
+  load_tokens(args.logp, part, tokens, logp);
+  load_tokens(args.old_logp, part, tokens, out.log_ratio);
+  load_tokens(args.advantages, part, tokens, out.advantage);
+  if (args.ref_logp.data) load_tokens(args.ref_logp, part, tokens, out.log_ref_ratio);
 #pragma unroll
   for (int k = 0; k < kTokens; ++k) {
     out.log_ratio[k] = logp[k] - out.log_ratio[k];
@@ -34,14 +29,12 @@ __device__ __forceinline__ PpoTokens ppo_load(const PpoInputs& args, const Part&
   return out;
 }
 
-// `partials`: [sequence][chunk].
 __global__ void __launch_bounds__(kBlock, 2)
     ppo_loss_kernel(const __grid_constant__ PpoInputs args, int64_t chunks, PpoSums* partials) {
   wait_for_inputs();
-  const Sequences& s = args.sequences;
-  const Part part = block_part(s, chunks);
+  const Part part = block_part(args.sequences, chunks);
   PpoSums sums{};
-  for_tokens(s, args.mask, part, chunks, [&](const Tokens& tokens) {
+  for_tokens(args.mask, part, [&](const Tokens& tokens) {
     const PpoTokens x = ppo_load(args, part, tokens);
 #pragma unroll
     for (int k = 0; k < kTokens; ++k) {
@@ -52,7 +45,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
   });
   sums = block_reduce(sums, [](const PpoSums& a, const PpoSums& b) { return ppo_join(a, b); });
-  if (threadIdx.x == 0) partials[part.sequence * chunks + part.chunk] = sums;
+  if (threadIdx.x == 0) partials[part.index()] = sums;
 }
 
 __device__ __forceinline__ PpoSums ppo_sequence(const PpoSums* partials, int64_t chunks,
@@ -64,7 +57,7 @@ __device__ __forceinline__ PpoSums ppo_sequence(const PpoSums* partials, int64_t
   return sums;
 }
 
-// One block.
+// One block, as there is one objective.
 __global__ void __launch_bounds__(kBlock)
     ppo_finish_kernel(const __grid_constant__ PpoLoss args, int64_t chunks,
                       const PpoSums* partials) {
@@ -89,12 +82,11 @@ __global__ void __launch_bounds__(kBlock, 4)
     ppo_backward_kernel(const __grid_constant__ PpoSlope args, int64_t chunks) {
   wait_for_inputs();
   const PpoInputs& inputs = args.inputs;
-  const Sequences& s = inputs.sequences;
-  const Part part = block_part(s, chunks);
+  const Part part = block_part(inputs.sequences, chunks);
   const double weight =
       load(args.grad, 0) * load(args.row_weights, part.sequence * args.row_weights.sequence);
   const double kl_weight = weight * inputs.kl_coef;
-  for_tokens(s, inputs.mask, part, chunks, [&](const Tokens& tokens) {
+  for_tokens(inputs.mask, part, [&](const Tokens& tokens) {
     const PpoTokens x = ppo_load(inputs, part, tokens);
     double slope[kTokens];
 #pragma unroll
@@ -104,28 +96,19 @@ __global__ void __launch_bounds__(kBlock, 4)
         slope[k] += kl_weight * kl_slope(inputs.estimator, x.log_ref_ratio[k]);
       }
     }
-    store_tokens(args.out, s.first(args.out, 0, part.sequence) + tokens.first, tokens, slope);
+    store_tokens(args.out, part, tokens, slope);
   });
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
 void forward(const Tensor& on, const PpoLoss& loss) {
-  const Launcher launch(on);
-  const Sequences& s = loss.inputs.sequences;
-  const int64_t chunks = chunks_of(s);
-  static_assert(sizeof(PpoSums) == 6 * sizeof(double));
-  Tensor partials = allocate(on, {s.count, chunks, 6}, ScalarType::Double);
-  PpoSums* sums = data_of<PpoSums>(partials);
-  launch(ppo_loss_kernel, s.count * chunks, kBlock, 0, loss.inputs, chunks, sums);
-  launch(ppo_finish_kernel, 1, kBlock, 0, loss, chunks, sums);
+  launch_sums(on, kBlock, loss.inputs.sequences, ppo_loss_kernel, loss.inputs, ppo_finish_kernel,
+              loss);
 }
 
 void backward(const Tensor& on, const PpoSlope& slope) {
-  const Sequences& s = slope.inputs.sequences;
-  const int64_t chunks = chunks_of(s);
-  const Launcher launch(on);
-  launch(ppo_backward_kernel, s.count * chunks, kBlock, 0, slope, chunks);
+  launch_parts(on, kBlock, slope.inputs.sequences, ppo_backward_kernel, slope);
 }
 
 PAMA_CUDA_LIBRARY(m) {

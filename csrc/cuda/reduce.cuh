@@ -1,29 +1,27 @@
 // Reductions over the threads of a block, in a fixed order, of any struct of doubles.
 #pragma once
 
+#include <functional>
+
 #include "core/view.h"
-#include "cuda/device.cuh"
+#include "cuda/warp_team.cuh"
 
 namespace pama {
 
 template <class T>
-__device__ __forceinline__ T shuffle_down(const T& value, int distance) {
-  constexpr int words = sizeof(T) / sizeof(double);
-  static_assert(sizeof(T) == words * sizeof(double));
-  struct Words {
-    double word[words];
-  };
-  Words all = bit_cast<Words>(value);
+__device__ __forceinline__ T shuffle_down(T value, int distance) {
+  static_assert(sizeof(T) % sizeof(double) == 0);
+  double* words = reinterpret_cast<double*>(&value);
 #pragma unroll
-  for (int i = 0; i < words; ++i) {
-    all.word[i] = __shfl_down_sync(kFullWarp, all.word[i], distance);
+  for (size_t i = 0; i < sizeof(T) / sizeof(double); ++i) {
+    words[i] = __shfl_down_sync(kFullWarp, words[i], distance);
   }
-  return bit_cast<T>(all);
+  return value;
 }
 
-// Of `count` numbers that lie `stride` apart, the sum of those that are this lane's. Eight loads
+// The sum of `count` numbers that lie `stride` apart, in every lane of a warp. Eight loads of each
 // are in flight at once.
-__device__ __forceinline__ double lane_sum(const double* from, int64_t count, int64_t stride) {
+__device__ __forceinline__ double warp_sum(const double* from, int64_t count, int64_t stride) {
   constexpr int ahead = 8;
   double sum = 0;
 #pragma unroll 1
@@ -37,7 +35,7 @@ __device__ __forceinline__ double lane_sum(const double* from, int64_t count, in
 #pragma unroll
     for (int k = 0; k < ahead; ++k) sum += x[k];
   }
-  return sum;
+  return WarpTeam{}.sum(sum);
 }
 
 // `join` need not commute: it is applied to neighbours, left to right. Lane 0 has the result.
@@ -56,22 +54,38 @@ __device__ __forceinline__ T warp_reduce(T value, const Join& join) {
 // as each has one between its last reads of either and the next call's writes.
 template <class T, class Join>
 __device__ __forceinline__ T block_reduce(T value, const Join& join) {
-  constexpr int words = sizeof(T) / sizeof(double);
-  __shared__ SharedArray<double, (1 + kWarp) * words> result;
-  double* parts = result + words;
+  __shared__ SharedArray<T, 1 + kWarp> result;
+  T* parts = result + 1;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   value = warp_reduce(value, join);
-  if (lane() == 0) memcpy(parts + warp * words, &value, sizeof(T));
+  if (lane() == 0) parts[warp] = value;
   __syncthreads();
   if (warp == 0) {
-    T part{};
-    if (lane() < warps_per_block()) memcpy(&part, parts + lane() * words, sizeof(T));
-    part = warp_reduce(part, join);
-    if (lane() == 0) memcpy(result, &part, sizeof(T));
+    const T part = warp_reduce(lane() < warps_per_block() ? parts[lane()] : T{}, join);
+    if (lane() == 0) result[0] = part;
   }
   __syncthreads();
-  memcpy(&value, result, sizeof(T));
-  return value;
+  return result[0];
 }
+
+// The sums of several numbers over a block, in a fixed order, by way of [warp][entry].
+template <int Threads>
+struct BlockSums {
+  double* of_warps;
+  int entries;
+
+  __device__ __forceinline__ double& of_warp(int warp, int e) const {
+    return of_warps[warp * entries + e];
+  }
+  __device__ __forceinline__ void add(int e, double x) const {
+    x = WarpTeam{}.sum(x);
+    if (lane() == 0) of_warp(threadIdx.x / kWarp, e) = x;
+  }
+  // After a barrier; on top of `sum`.
+  __device__ __forceinline__ double total(int e, double sum = 0) const {
+    for (int w = 0; w < Threads / kWarp; ++w) sum += of_warp(w, e);
+    return sum;
+  }
+};
 
 }  // namespace pama

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "core/view.h"
-#include "cuda/device.cuh"
+#include "cuda/launch.h"
 
 namespace pama {
 
@@ -18,17 +18,52 @@ inline int64_t chunks_of(const Sequences& s) {
   return tokens > kChunk ? (tokens + kChunk - 1) / kChunk : 1;
 }
 
-// The part of a batch that this block takes. Objectives are innermost: in a [B, T, N] layout
-// neighbouring blocks then share cache lines.
+// The part of a batch that a block takes: of a sequence that `chunks` blocks share.
 struct Part {
-  int64_t objective, chunk, sequence;
+  const Sequences& sequences;
+  int64_t chunks, objective, chunk, sequence;
+
+  // Index of its sequence's first token in a view.
+  __device__ __forceinline__ int64_t first(const View& view) const {
+    return sequences.first(view, objective, sequence);
+  }
+  // Where its sums stand among those of all, [objective][sequence][chunk].
+  __device__ __forceinline__ int64_t index() const {
+    return (objective * sequences.count + sequence) * chunks + chunk;
+  }
 };
 
+// That of this block. Objectives are innermost: in a [B, T, N] layout neighbouring blocks then
+// share cache lines.
 __device__ __forceinline__ Part block_part(const Sequences& s, int64_t chunks) {
   // A grid has fewer blocks than 2^32, and so fewer of either.
   const unsigned objectives = static_cast<unsigned>(s.objectives), rest = blockIdx.x / objectives,
                  of = static_cast<unsigned>(chunks);
-  return {blockIdx.x % objectives, rest % of, rest / of};
+  return {s, chunks, blockIdx.x % objectives, rest % of, rest / of};
+}
+
+// Launches a kernel of (args, chunks) with a block for each part of the batch.
+template <class Args>
+void launch_parts(const Tensor& on, int block, const Sequences& s, void (*kernel)(Args, int64_t),
+                  const Args& args) {
+  const Launcher launch(on);
+  const int64_t chunks = chunks_of(s);
+  launch(kernel, s.objectives * s.count * chunks, block, 0, args, chunks);
+}
+
+// The same of a kernel that leaves the sums of each part, and a second one with a block for each
+// objective, which adds them up.
+template <class Sums, class Inputs, class Args>
+void launch_sums(const Tensor& on, int block, const Sequences& s,
+                 void (*sum)(Inputs, int64_t, Sums*), const Inputs& inputs,
+                 void (*finish)(Args, int64_t, const Sums*), const Args& args) {
+  const Launcher launch(on);
+  const int64_t chunks = chunks_of(s), parts = s.objectives * s.count * chunks;
+  constexpr int64_t words = sizeof(Sums) / sizeof(double);
+  Tensor memory = allocate(on, {parts, words}, ScalarType::Double);
+  Sums* sums = data_of<Sums>(memory);
+  launch(sum, parts, block, 0, inputs, chunks, sums);
+  launch(finish, s.objectives, block, 0, args, chunks, sums);
 }
 
 // The tokens of one thread in one chunk: `first`, `first` + kBlock, ...
@@ -50,41 +85,18 @@ __device__ __forceinline__ void load_each(const View& view, int64_t first, const
   for (int k = 0; k < kTokens; ++k) out[k] = static_cast<double>(number(element[k]));
 }
 
-// The same of real numbers.
-__device__ __forceinline__ void load_tokens(const View& view, int64_t first, const bool* take,
-                                            double* out) {
+// The same of real numbers, of the unmasked tokens.
+__device__ __forceinline__ void load_tokens(const View& view, const Part& part,
+                                            const Tokens& tokens, double* out) {
+  const int64_t first = part.first(view) + tokens.first * view.token;
   with_real(view.dtype,
-            [&](auto element) { load_each<decltype(element)>(view, first, take, out); });
-}
-
-// `t` is this thread's first token, of a sequence of `size`.
-__device__ __forceinline__ Tokens find_tokens(const Sequences& s, const View& mask,
-                                              int64_t sequence, int64_t t, int64_t size) {
-  Tokens tokens;
-  tokens.first = t;
-#pragma unroll
-  for (int k = 0; k < kTokens; ++k) {
-    tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
-  }
-  if (!mask.data) return tokens;
-  const int64_t first = s.first(mask, 0, sequence) + t * mask.token;
-  if (mask.dtype <= DType::kUInt8) {
-    double value[kTokens];
-    load_each<uint8_t>(mask, first, tokens.inside, value);
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
-  } else {
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      tokens.unmasked[k] = tokens.inside[k] && load(mask, first + k * kBlock * mask.token) != 0;
-    }
-  }
-  return tokens;
+            [&](auto element) { load_each<decltype(element)>(view, first, tokens.unmasked, out); });
 }
 
 // Results are contiguous along tokens; masked ones become 0.
-__device__ __forceinline__ void store_tokens(const View& view, int64_t first, const Tokens& tokens,
-                                             const double* value) {
+__device__ __forceinline__ void store_tokens(const View& view, const Part& part,
+                                             const Tokens& tokens, const double* value) {
+  const int64_t first = part.first(view) + tokens.first;
 #pragma unroll
   for (int k = 0; k < kTokens; ++k) {
     if (tokens.inside[k]) store(view, first + k * kBlock, tokens.unmasked[k] ? value[k] : 0);
@@ -93,11 +105,25 @@ __device__ __forceinline__ void store_tokens(const View& view, int64_t first, co
 
 // Calls body(tokens) on each chunk of the part.
 template <class Body>
-__device__ __forceinline__ void for_tokens(const Sequences& s, const View& mask, const Part& part,
-                                           int64_t chunks, const Body& body) {
-  const int64_t size = s.size(part.sequence), thread = threadIdx.x;
-  for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
-    body(find_tokens(s, mask, part.sequence, start + thread, size));
+__device__ __forceinline__ void for_tokens(const View& mask, const Part& part, const Body& body) {
+  const int64_t size = part.sequences.size(part.sequence);
+  for (int64_t start = part.chunk * kChunk; start < size; start += part.chunks * kChunk) {
+    const int64_t t = start + threadIdx.x;
+    Tokens tokens;
+    tokens.first = t;
+#pragma unroll
+    for (int k = 0; k < kTokens; ++k) {
+      tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
+    }
+    if (mask.data) {
+      double value[kTokens];
+      with_element(mask.dtype, [&](auto element) {
+        load_each<decltype(element)>(mask, part.first(mask) + t * mask.token, tokens.inside, value);
+      });
+#pragma unroll
+      for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
+    }
+    body(tokens);
   }
 }
 

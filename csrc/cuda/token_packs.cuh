@@ -39,228 +39,182 @@ inline Layout layout_of(const Sequences& s, std::initializer_list<View> numbers,
   return packs ? Layout::kPacks : Layout::kFloats;
 }
 
-// What a kernel of one layout knows of its arrays: their stride along tokens, and where packs are,
-// that no sequences are ragged.
-template <Layout kLayout>
-__device__ __forceinline__ int64_t token_stride(const View& view) {
-  return kLayout == Layout::kAny ? view.token : 1;
-}
-
-template <Layout kLayout>
-__device__ __forceinline__ Sequences sequences_in(const Sequences& s) {
-  Sequences known = s;
-  if constexpr (kLayout == Layout::kPacks) known.offsets = nullptr;
-  return known;
-}
-
 // Calls launch(layout) with the layout as a constant.
 template <class Launch>
 void with_layout(Layout layout, const Launch& launch) {
-  switch (layout) {
-    case Layout::kPacks:
-      return launch(std::integral_constant<Layout, Layout::kPacks>{});
-    case Layout::kFloats:
-      return launch(std::integral_constant<Layout, Layout::kFloats>{});
-    default:
-      return launch(std::integral_constant<Layout, Layout::kAny>{});
-  }
+  if (layout == Layout::kPacks) return launch(std::integral_constant<Layout, Layout::kPacks>{});
+  if (layout == Layout::kFloats) return launch(std::integral_constant<Layout, Layout::kFloats>{});
+  return launch(std::integral_constant<Layout, Layout::kAny>{});
 }
 
-template <Layout kLayout>
-struct alignas(16) TokenPack {
-  float at[kPackTokens];
+// Neighbouring tokens, four or, in kernels that solve a problem for each, one.
+template <Layout kLayout, int kTokens = kPackTokens>
+struct alignas(kTokens * sizeof(float)) TokenPack {
+  float at[kTokens];
 };
 
-template <>
-struct TokenPack<Layout::kAny> {
-  uint64_t at[kPackTokens];
+template <int kTokens>
+struct TokenPack<Layout::kAny, kTokens> {
+  uint64_t at[kTokens];
 };
 
 // A byte each; 0 of tokens that are not there.
-template <Layout kLayout>
+template <Layout kLayout, int kTokens = kPackTokens>
 struct MaskPack {
   uint32_t bytes;
 };
 
-template <>
-struct MaskPack<Layout::kAny> {
-  TokenPack<Layout::kAny> tokens;
+template <int kTokens>
+struct MaskPack<Layout::kAny, kTokens> {
+  TokenPack<Layout::kAny, kTokens> tokens;
   int inside;
 };
 
-// How many of a thread's tokens there are where so many are left.
-__device__ __forceinline__ int inside_pack(int64_t left) {
-  return static_cast<int>(left < 0 ? 0 : left < kPackTokens ? left : kPackTokens);
+// body(T{}) with the unsigned integer that holds the bits of one element.
+template <class Body>
+__device__ __forceinline__ auto with_bits(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kBool:
+    case DType::kUInt8:
+    case DType::kInt8:
+      return body(uint8_t{});
+    case DType::kInt16:
+    case DType::kHalf:
+    case DType::kBFloat16:
+      return body(uint16_t{});
+    case DType::kInt64:
+    case DType::kDouble:
+      return body(uint64_t{});
+    default:
+      return body(uint32_t{});
+  }
 }
 
-namespace detail {
+// A sequence as a kernel of one layout sees it, whose threads take packs from token `t` on. Where
+// arrays lie in whole packs, no sequences are ragged.
+template <Layout kLayout, int kTokens = kPackTokens>
+class PackedSequence {
+ public:
+  using Pack = TokenPack<kLayout, kTokens>;
+  using Mask = MaskPack<kLayout, kTokens>;
 
-template <class T>
-__device__ __forceinline__ TokenPack<Layout::kAny> load_each(const View& view, int64_t first,
-                                                             int inside) {
-  const T* from = static_cast<const T*>(view.data) + first;
-  TokenPack<Layout::kAny> raw;
-#pragma unroll
-  for (int k = 0; k < kPackTokens; ++k) raw.at[k] = k < inside ? from[k * view.token] : T{};
-  return raw;
-}
+  int64_t size;
 
-}  // namespace detail
-
-// Of the first `inside` tokens from index `first` on, zeros for the others.
-template <Layout kLayout>
-__device__ __forceinline__ TokenPack<kLayout> load_pack_of(const View& view, int64_t first,
-                                                           int inside) {
-  if constexpr (kLayout == Layout::kAny) {
-    switch (view.dtype) {
-      case DType::kBool:
-      case DType::kUInt8:
-      case DType::kInt8:
-        return detail::load_each<uint8_t>(view, first, inside);
-      case DType::kInt16:
-      case DType::kHalf:
-      case DType::kBFloat16:
-        return detail::load_each<uint16_t>(view, first, inside);
-      case DType::kInt64:
-      case DType::kDouble:
-        return detail::load_each<uint64_t>(view, first, inside);
-      default:
-        return detail::load_each<uint32_t>(view, first, inside);
+  __device__ __forceinline__ PackedSequence(const Sequences& s, int64_t b)
+      : size(s.length), b_(b), begin_(0) {
+    if constexpr (kLayout != Layout::kPacks) {
+      size = s.size(b);
+      begin_ = s.begin(b);
     }
-  } else {
-    const float* from = static_cast<const float*>(view.data) + first;
-    TokenPack<kLayout> raw{};
+  }
+
+  // A row of an array, whatever sequences it holds.
+  __device__ __forceinline__ PackedSequence(int64_t row, int64_t size)
+      : size(size), b_(row), begin_(0) {}
+
+  // Zeros for the tokens that are not there.
+  __device__ __forceinline__ Pack load(const View& view, int64_t objective, int64_t t) const {
+    const int64_t first = index(view, objective, t);
+    Pack pack{};
     if constexpr (kLayout == Layout::kPacks) {
-      if (inside > 0) raw = *reinterpret_cast<const TokenPack<kLayout>*>(from);
+      const float* from = static_cast<const float*>(view.data) + first;
+      if (inside(t) > 0) pack = *reinterpret_cast<const Pack*>(from);
     } else {
+      const auto load_each = [&](auto element) {
+        const auto* from = static_cast<const decltype(element)*>(view.data) + first;
 #pragma unroll
-      for (int k = 0; k < kPackTokens; ++k) {
-        if (k < inside) raw.at[k] = from[k];
+        for (int k = 0; k < kTokens; ++k) {
+          if (k < inside(t)) pack.at[k] = from[k * stride(view)];
+        }
+      };
+      if constexpr (kLayout == Layout::kAny) {
+        with_bits(view.dtype, load_each);
+      } else {
+        load_each(float{});
       }
     }
-    return raw;
+    return pack;
   }
-}
 
-// The same, and zeros for an array that was not given.
-template <Layout kLayout>
-__device__ __forceinline__ TokenPack<kLayout> load_if_given(const View& view, int64_t first,
-                                                            int inside) {
-  return view.data ? load_pack_of<kLayout>(view, first, inside) : TokenPack<kLayout>{};
-}
+  // Tokens that are not there are masked.
+  __device__ __forceinline__ Mask load_mask(const View& mask, int64_t t) const {
+    if constexpr (kLayout == Layout::kAny) {
+      if (!mask.data) return {{}, inside(t)};
+      return {load(mask, 0, t), inside(t)};
+    } else {
+      const uint8_t* from =
+          mask.data ? static_cast<const uint8_t*>(mask.data) + index(mask, 0, t) : nullptr;
+      Mask pack{0};
+      if constexpr (kLayout == Layout::kPacks) {
+        if (inside(t) > 0) {
+          pack.bytes = from ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < kTokens; ++k) {
+          if (k < inside(t)) pack.bytes |= (from ? uint32_t{from[k]} : 1u) << 8 * k;
+        }
+      }
+      return pack;
+    }
+  }
 
-// The mask of the same tokens, of which those not there are masked.
-template <Layout kLayout>
-__device__ __forceinline__ MaskPack<kLayout> load_mask_pack(const View& mask, int64_t first,
-                                                            int inside) {
-  if constexpr (kLayout == Layout::kAny) {
-    return {load_if_given<kLayout>(mask, first, inside), inside};
-  } else {
-    const uint8_t* from = mask.data ? static_cast<const uint8_t*>(mask.data) + first : nullptr;
-    MaskPack<kLayout> raw{0};
+  // Results are contiguous along tokens.
+  __device__ __forceinline__ void store(const View& view, int64_t objective, int64_t t,
+                                        const double* value) const {
+    const int64_t first = index(view, objective, t);
     if constexpr (kLayout == Layout::kPacks) {
-      if (inside > 0) {
-        raw.bytes = from ? *reinterpret_cast<const uint32_t*>(from) : 0x01010101u;
-      }
-    } else {
+      Pack pack;
 #pragma unroll
-      for (int k = 0; k < kPackTokens; ++k) {
-        if (k < inside) raw.bytes |= (from ? uint32_t{from[k]} : 1u) << 8 * k;
+      for (int k = 0; k < kTokens; ++k) pack.at[k] = static_cast<float>(value[k]);
+      float* to = static_cast<float*>(view.data) + first;
+      if (inside(t) > 0) *reinterpret_cast<Pack*>(to) = pack;
+    } else {
+      View known = view;
+      if constexpr (kLayout == Layout::kFloats) known.dtype = DType::kFloat;
+#pragma unroll
+      for (int k = 0; k < kTokens; ++k) {
+        if (k < inside(t)) pama::store(known, first + k, value[k]);
       }
     }
-    return raw;
   }
-}
 
-// One token of an array of real numbers, in place of four.
-template <Layout kLayout>
-__device__ __forceinline__ auto load_one(const View& view, int64_t i) {
-  if constexpr (kLayout != Layout::kAny) {
-    return static_cast<const float*>(view.data)[i];
-  } else {
-    switch (view.dtype) {
-      case DType::kDouble:
-        return static_cast<const uint64_t*>(view.data)[i];
-      case DType::kHalf:
-      case DType::kBFloat16:
-        return uint64_t{static_cast<const uint16_t*>(view.data)[i]};
-      default:
-        return uint64_t{static_cast<const uint32_t*>(view.data)[i]};
-    }
+ private:
+  int64_t b_, begin_;
+
+  __device__ __forceinline__ static int64_t stride(const View& view) {
+    return kLayout == Layout::kAny ? view.token : 1;
   }
-}
+  __device__ __forceinline__ int64_t index(const View& view, int64_t objective, int64_t t) const {
+    return objective * view.objective + b_ * view.sequence + (begin_ + t) * stride(view);
+  }
+  // How many of a pack's tokens there are.
+  __device__ __forceinline__ int inside(int64_t t) const {
+    const int64_t left = size - t;
+    return static_cast<int>(left < 0 ? 0 : left < kTokens ? left : kTokens);
+  }
+};
 
 // The number that was loaded.
 __device__ __forceinline__ double real_of(const View&, float number) { return number; }
 __device__ __forceinline__ double real_of(const View& view, uint64_t bits) {
-  switch (view.dtype) {
-    case DType::kDouble:
-      return bit_cast<double>(bits);
-    case DType::kHalf:
-      return half_to_float(static_cast<uint16_t>(bits));
-    case DType::kBFloat16:
-      return bfloat16_to_float(static_cast<uint16_t>(bits));
-    default:
-      return bit_cast<float>(static_cast<uint32_t>(bits));
-  }
-}
-
-// Token k of an array of real numbers.
-template <Layout kLayout>
-__device__ __forceinline__ double real_at(const View& view, const TokenPack<kLayout>& raw, int k) {
-  return real_of(view, raw.at[k]);
+  return with_real(view.dtype, [&](auto element) -> double {
+    memcpy(&element, &bits, sizeof(element));  // the lower bytes
+    return number(element);
+  });
 }
 
 // Whether token k is there and not masked. Of a float's zeros one has a sign.
-template <Layout kLayout>
-__device__ __forceinline__ bool unmasked_at(const View& mask, const MaskPack<kLayout>& raw, int k) {
+template <Layout kLayout, int kTokens>
+__device__ __forceinline__ bool unmasked_at(const View& mask, const MaskPack<kLayout, kTokens>& raw,
+                                            int k) {
   if constexpr (kLayout != Layout::kAny) {
     return (raw.bytes >> 8 * k & 0xff) != 0;
   } else {
     if (k >= raw.inside) return false;
     if (!mask.data) return true;
-    const uint64_t bits = raw.tokens.at[k];
-    switch (mask.dtype) {
-      case DType::kHalf:
-      case DType::kBFloat16:
-        return (bits & 0x7fff) != 0;
-      case DType::kFloat:
-        return (bits & 0x7fffffff) != 0;
-      case DType::kDouble:
-        return bits << 1 != 0;
-      default:
-        return bits != 0;
-    }
-  }
-}
-
-// Of one token, in place of four.
-template <Layout kLayout>
-__device__ __forceinline__ bool unmasked_one(const View& mask, int64_t i) {
-  if constexpr (kLayout == Layout::kAny) return unmasked(mask, i);
-  return !mask.data || static_cast<const uint8_t*>(mask.data)[i] != 0;
-}
-
-// Results are contiguous along tokens.
-template <Layout kLayout>
-__device__ __forceinline__ void store_pack_of(const View& view, int64_t first, int inside,
-                                              const double* value) {
-  if constexpr (kLayout == Layout::kPacks) {
-    TokenPack<kLayout> four;
-#pragma unroll
-    for (int k = 0; k < kPackTokens; ++k) four.at[k] = static_cast<float>(value[k]);
-    float* to = static_cast<float*>(view.data) + first;
-    if (inside > 0) *reinterpret_cast<TokenPack<kLayout>*>(to) = four;
-  } else {
-#pragma unroll
-    for (int k = 0; k < kPackTokens; ++k) {
-      if (k >= inside) continue;
-      if constexpr (kLayout == Layout::kFloats) {
-        static_cast<float*>(view.data)[first + k] = static_cast<float>(value[k]);
-      } else {
-        store(view, first + k, value[k]);
-      }
-    }
+    const bool has_sign = mask.dtype >= DType::kHalf;
+    return raw.tokens.at[k] << (has_sign ? 65 - 8 * size_of(mask.dtype) : 0) != 0;
   }
 }
 

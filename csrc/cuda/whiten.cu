@@ -3,11 +3,9 @@
 // objective's moments again, alone, where squares left the range of numbers: a launch that as a
 // rule finds nothing to do would cost every call. Then the affine map, one more pass.
 #include "core/tokens/moments.h"
-#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/token_chunks.cuh"
 #include "cuda/token_packs.cuh"
-#include "cuda/warp_team.cuh"
 #include "tensors/whiten.h"
 
 namespace pama {
@@ -34,60 +32,52 @@ static_assert(kWhitenBlock * kWhitenPacks * kPackTokens == kChunk);
 // The same of all threads of a block, for its first warp alone if that is enough. Between two calls
 // there must be a barrier.
 __device__ __forceinline__ Moments block_moments(Moments moments, bool for_all) {
-  constexpr int words = sizeof(Moments) / sizeof(double), warps = kWhitenBlock / kWarp;
-  __shared__ SharedArray<double, warps * words> parts;
+  constexpr int warps = kWhitenBlock / kWarp;
+  __shared__ SharedArray<Moments, warps> parts;
   moments = warp_moments(moments);
-  if (lane() == 0) memcpy(parts + threadIdx.x / kWarp * words, &moments, sizeof(Moments));
+  if (lane() == 0) parts[threadIdx.x / kWarp] = moments;
   __syncthreads();
   if (!for_all && threadIdx.x >= kWarp) return {};
-  moments = {};
-  if (lane() < warps) memcpy(&moments, parts + lane() * words, sizeof(Moments));
-  return warp_moments(moments);
+  return warp_moments(lane() < warps ? parts[lane()] : Moments{});
 }
 
-// What a thread holds of x and the mask in one chunk.
+// What a thread holds of x and the mask in the chunk that begins with token `start`.
 template <Layout kLayout>
 struct WhitenTokens {
-  int64_t first[kWhitenPacks];
-  int inside[kWhitenPacks];
+  int64_t start;
   MaskPack<kLayout> mask[kWhitenPacks];
   TokenPack<kLayout> x[kWhitenPacks];
-};
 
-template <Layout kLayout>
-__device__ __forceinline__ WhitenTokens<kLayout> whiten_tokens(const Whiten& args, const Part& part,
-                                                               int64_t start, int64_t size) {
-  const Sequences s = sequences_in<kLayout>(args.sequences);
-  const int64_t mask = s.first(args.mask, 0, part.sequence),
-                x = s.first(args.x, part.objective, part.sequence);
-  WhitenTokens<kLayout> tokens;
+  __device__ __forceinline__ WhitenTokens(const Whiten& args,
+                                          const PackedSequence<kLayout>& sequence,
+                                          int64_t objective, int64_t start)
+      : start(start) {
 #pragma unroll
-  for (int p = 0; p < kWhitenPacks; ++p) {
-    const int64_t first = start + (p * kWhitenBlock + threadIdx.x) * kPackTokens;
-    const int inside = inside_pack(size - first);
-    tokens.first[p] = first;
-    tokens.inside[p] = inside;
-    tokens.mask[p] =
-        load_mask_pack<kLayout>(args.mask, mask + first * token_stride<kLayout>(args.mask), inside);
-    tokens.x[p] = load_pack_of<kLayout>(args.x, x + first * token_stride<kLayout>(args.x), inside);
+    for (int p = 0; p < kWhitenPacks; ++p) {
+      mask[p] = sequence.load_mask(args.mask, first(p));
+      x[p] = sequence.load(args.x, objective, first(p));
+    }
   }
-  return tokens;
-}
+
+  __device__ __forceinline__ int64_t first(int p) const {
+    return start + (p * kWhitenBlock + threadIdx.x) * kPackTokens;
+  }
+};
 
 // Those of this thread's tokens of a part, in units of `unit`.
 template <Layout kLayout>
 __device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const Part& part,
-                                                     int64_t chunks, double unit) {
-  const int64_t size = sequences_in<kLayout>(args.sequences).size(part.sequence);
+                                                     double unit) {
+  const PackedSequence<kLayout> sequence(part.sequences, part.sequence);
   double shift = 0, count = 0, sum = 0, squares = 0;
 #pragma unroll 1
-  for (int64_t start = part.chunk * kChunk; start < size; start += chunks * kChunk) {
-    const auto tokens = whiten_tokens<kLayout>(args, part, start, size);
+  for (int64_t start = part.chunk * kChunk; start < sequence.size; start += part.chunks * kChunk) {
+    const WhitenTokens<kLayout> tokens(args, sequence, part.objective, start);
 #pragma unroll
     for (int j = 0; j < kWhitenPacks * kPackTokens; ++j) {
       const int p = j / kPackTokens, k = j % kPackTokens;
       if (!unmasked_at(args.mask, tokens.mask[p], k)) continue;
-      const double x = real_at(args.x, tokens.x[p], k) * unit;
+      const double x = real_of(args.x, tokens.x[p].at[k]) * unit;
       if (count == 0) shift = x;
       count += 1;
       sum += x - shift;
@@ -97,26 +87,22 @@ __device__ __forceinline__ Moments whiten_moments_of(const Whiten& args, const P
   return moments_about(shift, count, sum, squares);
 }
 
-// `partials`: [objective][sequence][chunk].
 template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock)
     whiten_moments_kernel(const __grid_constant__ Whiten args, int64_t chunks, Moments* partials) {
   wait_for_inputs();
-  const Sequences& s = args.sequences;
-  const Part part = block_part(s, chunks);
-  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, chunks, 1), false);
-  if (threadIdx.x == 0) {
-    partials[(part.objective * s.count + part.sequence) * chunks + part.chunk] = all;
-  }
+  const Part part = block_part(args.sequences, chunks);
+  const Moments all = block_moments(whiten_moments_of<kLayout>(args, part, 1), false);
+  if (threadIdx.x == 0) partials[part.index()] = all;
 }
 
-// A block for each objective, of which each has `count` partial moments.
+// A block for each objective.
 __global__ void __launch_bounds__(kWhitenBlock)
-    whiten_merge_kernel(const __grid_constant__ Whiten args, int64_t count,
+    whiten_merge_kernel(const __grid_constant__ Whiten args, int64_t chunks,
                         const Moments* partials) {
   wait_for_inputs();
   const Sequences& s = args.sequences;
-  const int64_t n = blockIdx.x;
+  const int64_t n = blockIdx.x, count = s.count * chunks;
   const Moments* mine = partials + n * count;
   Moments moments = threadIdx.x < count ? mine[threadIdx.x] : Moments{};
   double unit = 1;
@@ -130,7 +116,8 @@ __global__ void __launch_bounds__(kWhitenBlock)
     moments = {};
 #pragma unroll 1
     for (int64_t b = 0; b < s.count; ++b) {
-      moments = moments_merge(moments, whiten_moments_of<Layout::kAny>(args, {n, 0, b}, 1, unit));
+      moments =
+          moments_merge(moments, whiten_moments_of<Layout::kAny>(args, {s, 1, n, 0, b}, unit));
     }
     __syncthreads();  // the parts have been read
     moments = block_moments(moments, true);
@@ -165,51 +152,42 @@ template <Layout kLayout>
 __global__ void __launch_bounds__(kWhitenBlock, kLayout == Layout::kAny ? 4 : 8)
     whiten_apply_kernel(const __grid_constant__ Whiten args, int64_t chunks) {
   wait_for_inputs();
-  const Sequences s = sequences_in<kLayout>(args.sequences);
-  const Part part = block_part(s, chunks);
-  const int64_t size = s.size(part.sequence), to = s.first(args.out, part.objective, part.sequence);
+  const Part part = block_part(args.sequences, chunks);
+  const PackedSequence<kLayout> sequence(args.sequences, part.sequence);
   int64_t start = part.chunk * kChunk;
-  auto tokens = whiten_tokens<kLayout>(args, part, start, size);
+  WhitenTokens<kLayout> tokens(args, sequence, part.objective, start);
   const Whitening map = whiten_map(args, part.objective);
 #pragma unroll 1
-  while (start < size) {
+  while (start < sequence.size) {
 #pragma unroll
     for (int p = 0; p < kWhitenPacks; ++p) {
       double x[kPackTokens];
 #pragma unroll
       for (int k = 0; k < kPackTokens; ++k) {
         const bool here = unmasked_at(args.mask, tokens.mask[p], k);
-        x[k] = here ? map(real_at(args.x, tokens.x[p], k)) : 0;
+        x[k] = here ? map(real_of(args.x, tokens.x[p].at[k])) : 0;
       }
-      store_pack_of<kLayout>(args.out, to + tokens.first[p], tokens.inside[p], x);
+      sequence.store(args.out, part.objective, tokens.first(p), x);
     }
     start += chunks * kChunk;
-    if (start < size) tokens = whiten_tokens<kLayout>(args, part, start, size);
+    if (start < sequence.size) tokens = {args, sequence, part.objective, start};
   }
 }
 
 // --- launching ----------------------------------------------------------------------------------
 
 void find_moments(const Tensor& on, const Whiten& whiten) {
-  const Launcher launch(on);
   const Sequences& s = whiten.sequences;
-  const int64_t chunks = chunks_of(s), blocks = s.count * chunks;
-  Tensor partials = allocate(on, {s.objectives, blocks, 3}, ScalarType::Double);
-  Moments* moments = data_of<Moments>(partials);
   with_layout(layout_of(s, {whiten.x}, whiten.mask), [&](auto layout) {
-    launch(whiten_moments_kernel<layout()>, s.objectives * blocks, kWhitenBlock, 0, whiten, chunks,
-           moments);
+    launch_sums(on, kWhitenBlock, s, whiten_moments_kernel<layout()>, whiten, whiten_merge_kernel,
+                whiten);
   });
-  launch(whiten_merge_kernel, s.objectives, kWhitenBlock, 0, whiten, blocks, moments);
 }
 
 void apply(const Tensor& on, const Whiten& whiten) {
-  const Launcher launch(on);
   const Sequences& s = whiten.sequences;
-  const int64_t chunks = chunks_of(s);
   with_layout(layout_of(s, {whiten.x, whiten.out}, whiten.mask), [&](auto layout) {
-    launch(whiten_apply_kernel<layout()>, s.objectives * s.count * chunks, kWhitenBlock, 0, whiten,
-           chunks);
+    launch_parts(on, kWhitenBlock, s, whiten_apply_kernel<layout()>, whiten);
   });
 }
 

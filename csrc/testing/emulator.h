@@ -33,16 +33,16 @@
 namespace pama::emulator {
 
 struct Index {
-  unsigned x = 0, y = 0, z = 0;
+  unsigned x = 0;
 };
 
+// Of those threads that are not done.
 struct Barrier {
-  int arrived = 0;
+  int alive = 0, arrived = 0;
   uint64_t generation = 0;
 };
 
 struct Fiber {
-  ucontext_t entry;
   jmp_buf point;
   std::unique_ptr<char[]> stack;
   bool started = false, done = false;
@@ -50,7 +50,6 @@ struct Fiber {
 
 struct Warp {
   Barrier barrier;
-  int alive = 0;
   uint64_t slot[32];
 };
 
@@ -60,10 +59,9 @@ struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   Barrier block;
-  int alive = 0, current = 0;
+  int current = 0;
   uint64_t progress = 0;  // counts released barriers and finished threads
   jmp_buf scheduler;
-  ucontext_t home;
   std::function<void()> body;
   std::vector<double> shared;                  // dynamic
   std::vector<std::span<char>> shared_arrays;  // static
@@ -74,36 +72,37 @@ struct Machine {
 inline Machine machine;
 
 inline Warp& warp() { return machine.warps[machine.current / 32]; }
+inline int lane() { return machine.current % 32; }
 
 inline void yield() {
   Fiber& fiber = machine.fibers[machine.current];
   if (_setjmp(fiber.point) == 0) _longjmp(machine.scheduler, 1);
 }
 
+// Lets all go on if they have arrived.
 inline void release(Barrier& barrier) {
+  if (barrier.arrived < barrier.alive) return;
   barrier.arrived = 0;
   ++barrier.generation;
   ++machine.progress;
 }
 
-inline void wait(Barrier& barrier, const int& alive) {
+inline void wait(Barrier& barrier) {
   const uint64_t generation = barrier.generation;
-  if (++barrier.arrived == alive) {
-    release(barrier);
-  } else {
-    while (barrier.generation == generation) yield();
-  }
+  ++barrier.arrived;
+  release(barrier);
+  while (barrier.generation == generation) yield();
 }
 
 // A fiber's life: run the kernel, then leave the barriers, which no longer wait for it.
 inline void live() {
   machine.body();
-  Fiber& fiber = machine.fibers[machine.current];
-  fiber.done = true;
+  machine.fibers[machine.current].done = true;
   ++machine.progress;
-  Warp& mine = warp();
-  if (--mine.alive > 0 && mine.barrier.arrived == mine.alive) release(mine.barrier);
-  if (--machine.alive > 0 && machine.block.arrived == machine.alive) release(machine.block);
+  for (Barrier* barrier : {&warp().barrier, &machine.block}) {
+    --barrier->alive;
+    release(*barrier);
+  }
   _longjmp(machine.scheduler, 1);
 }
 
@@ -113,12 +112,13 @@ inline void resume(int thread) {
   if (_setjmp(machine.scheduler) != 0) return;
   if (fiber.started) _longjmp(fiber.point, 1);
   fiber.started = true;
-  getcontext(&fiber.entry);
-  fiber.entry.uc_stack.ss_sp = fiber.stack.get();
-  fiber.entry.uc_stack.ss_size = kStack;
-  fiber.entry.uc_link = nullptr;
-  makecontext(&fiber.entry, live, 0);
-  setcontext(&fiber.entry);
+  ucontext_t entry;
+  getcontext(&entry);
+  entry.uc_stack.ss_sp = fiber.stack.get();
+  entry.uc_stack.ss_size = kStack;
+  entry.uc_link = nullptr;
+  makecontext(&entry, live, 0);
+  setcontext(&entry);
 }
 
 // Resumes each thread of a warp once, in a random order; whether that let any go on from a barrier.
@@ -133,20 +133,19 @@ inline bool take_turn(std::vector<int>& threads, std::mt19937& random) {
 
 inline void run_block(std::mt19937& random) {
   const int threads = static_cast<int>(machine.block_size.x);
-  machine.block = {};
-  machine.alive = threads;
+  machine.block = {.alive = threads};
   machine.warps.assign((threads + 31) / 32, {});
   std::vector<std::vector<int>> warps(machine.warps.size());
   for (int i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
     fiber.started = fiber.done = false;
-    ++machine.warps[i / 32].alive;
+    ++machine.warps[i / 32].barrier.alive;
     warps[i / 32].push_back(i);
   }
   memset(machine.shared.data(), 0xff, machine.shared.size() * sizeof(double));
   for (const std::span<char> array : machine.shared_arrays)
     memset(array.data(), 0xff, array.size());
-  while (machine.alive > 0) {
+  while (machine.block.alive > 0) {
     const uint64_t before = machine.progress;
     std::shuffle(warps.begin(), warps.end(), random);
     for (std::vector<int>& warp : warps) {
@@ -167,14 +166,14 @@ void run(int64_t grid, int block, int64_t shared_bytes, const Body& body) {
   machine.deleted = deleted ? deleted : "";
   std::mt19937 random(seed ? std::atoi(seed) : 0);
   machine.body = body;
-  machine.block_size = {static_cast<unsigned>(block), 1, 1};
-  machine.grid_size = {static_cast<unsigned>(grid), 1, 1};
+  machine.block_size = {static_cast<unsigned>(block)};
+  machine.grid_size = {static_cast<unsigned>(grid)};
   machine.shared.resize(shared_bytes / sizeof(double) + 2);
   while (machine.fibers.size() < static_cast<size_t>(block)) {
     machine.fibers.emplace_back().stack = std::make_unique<char[]>(kStack);
   }
   for (int64_t i = 0; i < grid; ++i) {
-    machine.block_index = {static_cast<unsigned>(i), 0, 0};
+    machine.block_index = {static_cast<unsigned>(i)};
     run_block(random);
   }
 }
@@ -205,11 +204,11 @@ template <class T>
 T exchange(T value, int source) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   Warp& mine = warp();
-  memcpy(&mine.slot[machine.current % 32], &value, sizeof(T));
-  wait(mine.barrier, mine.alive);
+  memcpy(&mine.slot[lane()], &value, sizeof(T));
+  wait(mine.barrier);
   T taken;
   memcpy(&taken, &mine.slot[source], sizeof(T));
-  wait(mine.barrier, mine.alive);
+  wait(mine.barrier);
   return taken;
 }
 
@@ -223,14 +222,13 @@ T exchange(T value, int source) {
 
 inline void __syncthreads(const std::source_location here = std::source_location::current()) {
   if (pama::emulator::deleted(here)) return;
-  pama::emulator::wait(pama::emulator::machine.block, pama::emulator::machine.alive);
+  pama::emulator::wait(pama::emulator::machine.block);
 }
 
 inline void __syncwarp(unsigned = 0xffffffffu,
                        const std::source_location here = std::source_location::current()) {
   if (pama::emulator::deleted(here)) return;
-  auto& mine = pama::emulator::warp();
-  pama::emulator::wait(mine.barrier, mine.alive);
+  pama::emulator::wait(pama::emulator::warp().barrier);
 }
 
 template <class T>
@@ -240,13 +238,13 @@ T __shfl_sync(unsigned, T value, int source) {
 
 template <class T>
 T __shfl_down_sync(unsigned, T value, int distance) {
-  const int lane = pama::emulator::machine.current % 32, source = lane + distance;
+  const int lane = pama::emulator::lane(), source = lane + distance;
   return pama::emulator::exchange(value, source < 32 ? source : lane);
 }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int bits) {
-  return pama::emulator::exchange(value, (pama::emulator::machine.current % 32) ^ bits);
+  return pama::emulator::exchange(value, pama::emulator::lane() ^ bits);
 }
 
 inline unsigned __ballot_sync(unsigned, bool predicate) {
@@ -262,4 +260,3 @@ inline bool __any_sync(unsigned mask, bool predicate) {
   return __ballot_sync(mask, predicate) != 0;
 }
 inline int __ffs(unsigned x) { return x ? __builtin_ctz(x) + 1 : 0; }
-inline bool __all_sync(unsigned mask, bool predicate) { return !__any_sync(mask, !predicate); }
