@@ -83,7 +83,7 @@ def _whiten_apply(a: Any) -> float:
     """The difference from a mean that R ranks' moments merge into, in units of √(σ² + ε)."""
     merged, unit = merge_moments(a.moments.double())
     deviation = math.hypot(float((merged[:, 2] / unit).min()), math.sqrt(a.eps))
-    return 8 * len(a.moments) * 2 * _largest(a.x, a.moments[..., 1:]) / deviation
+    return 8 * len(a.moments) * 2 * _largest(a.advantages, a.moments[..., 1:]) / deviation
 
 
 def _group_normalize(a: Any) -> float:
@@ -181,7 +181,7 @@ ERRORS: dict[str, Callable[[Any], float]] = {
     "gae": _gae,
     # Means of deviations, which are at most twice the largest number; and the root of a mean of
     # their squares, which errs no more than they do.
-    "whiten_moments": lambda a: 8 * a.x[0].numel() * 2 * _largest(a.x),
+    "whiten_moments": lambda a: 8 * a.advantages[0].numel() * 2 * _largest(a.advantages),
     "whiten_apply": _whiten_apply,
     "group_normalize": _group_normalize,
     "group_informative": lambda _: 0.0,  # compares, and computes nothing
