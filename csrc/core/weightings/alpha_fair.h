@@ -202,21 +202,4 @@ class AlphaFair : public Weighting<Team> {
   double noise_ = 0;  // the square of a unit gradient's part that may be rounding
 };
 
-// nash_mtl: G α = 1/α.
-template <class Team>
-class NashMtl : public AlphaFair<Team> {
- public:
-  PAMA_HD explicit NashMtl(const GramProblem<Team>& problem) : AlphaFair<Team>(problem, 1) {}
-};
-
-// fairgrad: G w = w^(−1/α).
-template <class Team>
-class FairGrad : public AlphaFair<Team> {
- public:
-  static constexpr int kOptions = 1;
-  // Options: α.
-  PAMA_HD explicit FairGrad(const GramProblem<Team>& problem)
-      : AlphaFair<Team>(problem, 1 / problem.options[0]) {}
-};
-
 }  // namespace pama

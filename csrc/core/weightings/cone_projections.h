@@ -1,4 +1,4 @@
-// dualproj and upgrad: sums of argmin vᵀGv over v >= lower, by cone_active_set.h.
+// What dualproj and upgrad share: sums of argmin vᵀGv over v >= lower, by cone_active_set.h.
 #pragma once
 
 #include <cstdint>
@@ -47,36 +47,6 @@ class ConeProjections : public Weighting<Team> {
   double* norm_ = lower_ + n_;
   Workspace rest_{norm_ + n_, problem_.workspace.integers};
   Method method_{team_, n_, problem_.gram, norm_, lower_, problem_.rtol, true, rest_};
-};
-
-// dualproj: argmin vᵀGv over v >= p.
-template <class Team>
-class DualProj : public ConeProjections<Team> {
- public:
-  using ConeProjections<Team>::ConeProjections;
-
-  PAMA_HD void solve() {
-    if (!this->prepare()) return;
-    copy(this->team_, this->n_, this->preference_, this->lower_);
-    this->add_solution();
-  }
-};
-
-// upgrad: Σ_i argmin vᵀGv over v >= p_i e_i, one problem for each objective.
-template <class Team>
-class UpGrad : public ConeProjections<Team> {
- public:
-  using ConeProjections<Team>::ConeProjections;
-
-  PAMA_HD void solve() {
-    if (!this->prepare()) return;
-    for (int i = 0; i < this->n_; ++i) {
-      if (this->preference_[i] == 0) continue;
-      if (this->team_.rank() == 0) this->lower_[i] = this->preference_[i];
-      this->add_solution();
-      if (this->team_.rank() == 0) this->lower_[i] = 0;
-    }
-  }
 };
 
 }  // namespace pama
