@@ -133,6 +133,8 @@ PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* be
 template <class L>
 PAMA_CLONES void combine_columns(const Run& run) {
   using Element = typename L::Element;
+  using InMemory = typename L::InMemory;
+  using Vector = typename L::Vector;
   constexpr int64_t width = kVectors * L::kCount;
   alignas(64) Element result[width];
   Element* out = static_cast<Element*>(run.out);
@@ -140,26 +142,21 @@ PAMA_CLONES void combine_columns(const Run& run) {
   // Fewer columns than a strip, through a copy of them.
   const auto rest = [&](int64_t count) {
     alignas(64) Element row[width] = {};
-    alignas(64) typename L::Real sum[width] = {};
-    using InMemory = typename L::InMemory;
-    using Vector = typename L::Vector;
-    const auto add = [&](typename L::Real w) {
+    Vector sum[kVectors] = {};
+    const auto add = [&](typename L::Real w, const void* from) {
+      std::copy_n(static_cast<const Element*>(from) + at, count, row);
       for (int64_t k = 0; k < kVectors; ++k) {
         Vector x;
         L::widen(reinterpret_cast<const InMemory*>(row)[k], x);
-        reinterpret_cast<Vector*>(sum)[k] += w * x;
+        sum[k] += w * x;
       }
     };
-    if (run.accumulate) {
-      std::copy_n(out + at, count, row);
-      add(1);
-    }
+    if (run.accumulate) add(1, out);
     for (int64_t i = 0; i < run.count; ++i) {
-      std::copy_n(static_cast<const Element*>(run.rows[i]) + at, count, row);
-      add(static_cast<typename L::Real>(run.weights[i]));
+      add(static_cast<typename L::Real>(run.weights[i]), run.rows[i]);
     }
     for (int64_t k = 0; k < kVectors; ++k) {
-      L::narrow(reinterpret_cast<const Vector*>(sum)[k], reinterpret_cast<InMemory*>(result)[k]);
+      L::narrow(sum[k], reinterpret_cast<InMemory*>(result)[k]);
     }
     std::copy_n(result, count, out + at);
     at += count;

@@ -153,31 +153,28 @@ class Stage {
 class Slot {
  public:
   Slot(const GradientList& grads, const Sums& sums)
-      : grads_(grads), sums_(sums), floats_(grads, sums), doubles_(grads, sums) {}
+      : grads_(grads), sums_(sums), stages_({grads, sums}, {grads, sums}) {}
 
-  // Columns [first, last) of parameter p.
+  // Columns [first, last) of parameter p: whole registers where they lie, the rest through the
+  // stage.
   void add(int64_t p, int64_t first, int64_t last) {
-    const DType dtype = grads_.dtype[p];
-    if (dtype == DType::kFloat) return add_in_place<float>(p, first, last, floats_);
-    if (dtype == DType::kDouble) return add_in_place<double>(p, first, last, doubles_);
-    if (dtype == DType::kBFloat16) return add_in_place<BFloat16>(p, first, last, floats_);
-    floats_.append(p, first, last);
+    with_real(grads_.dtype[p], [&](auto element) {
+      using Element = decltype(element);
+      if constexpr (!std::is_same_v<Element, Half>) {  // which no tile reads
+        const int64_t whole = first + (last - first) / kRegister<Element> * kRegister<Element>;
+        if (first < whole) add_whole<Element>(p, first, whole);
+        first = whole;
+      }
+      std::get<Stage<RealOf<Element>>>(stages_).append(p, first, last);
+    });
   }
 
   void finish() {
-    floats_.flush();
-    doubles_.flush();
+    std::get<0>(stages_).flush();
+    std::get<1>(stages_).flush();
   }
 
  private:
-  // Whole registers where they lie, the rest through the stage.
-  template <class Element, class Real>
-  void add_in_place(int64_t p, int64_t first, int64_t last, Stage<Real>& stage) {
-    const int64_t whole = first + (last - first) / kRegister<Element> * kRegister<Element>;
-    if (first < whole) add_whole<Element>(p, first, whole);
-    stage.append(p, whole, last);
-  }
-
   template <class Element>
   void add_whole(int64_t p, int64_t first, int64_t last) {
     std::vector<const Element*> rows;
@@ -197,8 +194,7 @@ class Slot {
 
   const GradientList& grads_;
   const Sums& sums_;
-  Stage<float> floats_;
-  Stage<double> doubles_;
+  std::tuple<Stage<float>, Stage<double>> stages_;
 };
 
 // --- the op --------------------------------------------------------------------------------------

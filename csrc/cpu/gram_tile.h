@@ -17,12 +17,16 @@ inline constexpr int kColumns = 4;    // of a whole tile
 inline constexpr int64_t kChain = 8;  // fused multiply-adds of a chain
 inline constexpr int64_t kChains = 6;
 
+// What an element's products are summed in.
+template <class Element>
+using RealOf = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+
 // What one generation of processors works in: registers of elements as they lie in memory, and the
 // `kParts` vectors of numbers that one of them holds.
 template <class ElementType, int kBytes>
 struct Registers {
   using Element = ElementType;
-  using Real = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+  using Real = RealOf<Element>;
   static constexpr int64_t kLanes = kBytes / sizeof(Real);
   static constexpr int kParts = sizeof(Real) / sizeof(Element);
   typedef Real Vector __attribute__((vector_size(kBytes)));

@@ -37,26 +37,21 @@ void with_reals(const PamaInputs& batch, const Body& body) {
   floats && !batch.rule.ratio_weighted ? body(0.0f) : body(0.0);
 }
 
-// Whether parts are weighted by the ratio, which takes float64.
+// A tile with A and I(A) of some objectives, masked tokens cut out.
 template <class Real>
-PAMA_INLINE bool weighted(const PamaInputs& batch) {
-  return std::is_same_v<Real, double> && batch.rule.ratio_weighted;
-}
-
-// One tile of one sequence: A and I(A) of some objectives, masked tokens cut out.
-template <class Real>
-struct PamaTile {
-  Tile tokens;
+struct PamaTile : Tile {
+  const PamaInputs& batch;
   std::vector<int64_t> objectives;                 // those that are placed
   std::vector<TileTokens<Real>> advantage, parts;  // scratch
   std::vector<const Real*> advantage_at;           // A before Noon
-  std::vector<const Real*> part_at;  // I(A), by `find_parts`; before Noon without a ratio
+  std::vector<const Real*> part_at;  // I(A), by `next_parts`; before Noon without a ratio
   TileTokens<Real> log_ratio;
   TileTokens<Real> upper, lower;  // what the ratio makes of A >= 0 and of A < 0 (see `judge`)
   Real floor;                     // the least A that Noon leaves
 
   PamaTile(const PamaInputs& batch, std::vector<int64_t> which)
-      : tokens(batch.sequences, 0),
+      : Tile(batch.sequences, 0),
+        batch(batch),
         objectives(std::move(which)),
         advantage(objectives.size()),
         parts(objectives.size()),
@@ -70,6 +65,8 @@ struct PamaTile {
   }
 
   int64_t size() const { return static_cast<int64_t>(objectives.size()); }
+  // Whether parts are weighted by the ratio, which takes float64.
+  bool weighted() const { return std::is_same_v<Real, double> && batch.rule.ratio_weighted; }
 };
 
 // A after Noon; NaN stays.
@@ -86,13 +83,14 @@ PAMA_INLINE Real after_noon(Real a, Real floor) {
 inline constexpr int kLive = 1;
 
 template <class Real>
-PAMA_INLINE void judge(const ActivePart& rule, PamaTile<Real>& tile, const Real* log_ratio) {
+PAMA_INLINE void judge(PamaTile<Real>& tile, const Real* log_ratio) {
+  const ActivePart& rule = tile.batch.rule;
   // A float32 exceeds the float64 bound if it exceeds the largest float32 that does not.
   Real high = static_cast<Real>(rule.log_high), low = static_cast<Real>(rule.log_low);
   if (high > rule.log_high) high = std::nextafter(high, Real(-HUGE_VAL));
   if (low < rule.log_low) low = std::nextafter(low, Real(HUGE_VAL));
 #pragma omp simd
-  for (int64_t j = 0; j < tile.tokens.count; ++j) {
+  for (int64_t j = 0; j < tile.count; ++j) {
     const Real l = log_ratio[j], live = l == l ? Real(kLive) : l;
     tile.upper.at[j] = l > high ? Real(0) : live;
     tile.lower.at[j] = l < low ? Real(0) : live;
@@ -110,32 +108,32 @@ PAMA_INLINE Real part_of(const PamaTile<Real>& tile, int64_t j, Real a) {
 
 // Finds where A of the tokens that count are, before Noon.
 template <class Real>
-PAMA_INLINE void place_advantages(const PamaInputs& batch, PamaTile<Real>& tile) {
-  const View& a = batch.advantages;
+PAMA_INLINE void place_advantages(PamaTile<Real>& tile) {
+  const View& a = tile.batch.advantages;
   // Asked once: what the loop of the copies needs is set up in front of it.
-  if (in_place<Real>(a, 0, tile.tokens)) {
+  if (in_place<Real>(a, 0, tile)) {
     for (int64_t k = 0; k < tile.size(); ++k) {
-      tile.advantage_at[k] = in_place<Real>(a, tile.objectives[k], tile.tokens);
+      tile.advantage_at[k] = in_place<Real>(a, tile.objectives[k], tile);
     }
     return;
   }
   for (int64_t k = 0; k < tile.size(); ++k) {
-    gather(a, tile.objectives[k], tile.tokens, tile.advantage[k].at);
+    gather(a, tile.objectives[k], tile, tile.advantage[k].at);
     tile.advantage_at[k] = tile.advantage[k].at;
   }
 }
 
 // Judges by the ratio. Returns log u, null where there is none.
 template <class Real>
-PAMA_INLINE const Real* place_ratio(const PamaInputs& batch, PamaTile<Real>& tile) {
-  const View& ratio = batch.log_ratio;
+PAMA_INLINE const Real* place_ratio(PamaTile<Real>& tile) {
+  const View& ratio = tile.batch.log_ratio;
   if (!ratio.data) return nullptr;
-  const Real* log_ratio = in_place<Real>(ratio, 0, tile.tokens);
+  const Real* log_ratio = in_place<Real>(ratio, 0, tile);
   if (!log_ratio) {
-    gather(ratio, 0, tile.tokens, tile.log_ratio.at);
+    gather(ratio, 0, tile, tile.log_ratio.at);
     log_ratio = tile.log_ratio.at;
   }
-  judge(batch.rule, tile, log_ratio);
+  judge(tile, log_ratio);
   return log_ratio;
 }
 
@@ -149,7 +147,8 @@ PAMA_INLINE void weight_parts(const Real* log_ratio, int64_t count, Real* part) 
 
 // The tokens that are placed at a time: all of a sequence where no scratch is needed.
 template <class Real>
-PAMA_INLINE int64_t tile_length(const PamaInputs& batch) {
+PAMA_INLINE int64_t tile_length(const PamaTile<Real>& tile) {
+  const PamaInputs& batch = tile.batch;
   const View& a = batch.advantages;
   const bool scratch = batch.by_sequence || batch.mask.data || batch.log_ratio.data ||
                        a.token != 1 || a.dtype != kDTypeOf<Real>;
@@ -159,11 +158,11 @@ PAMA_INLINE int64_t tile_length(const PamaInputs& batch) {
 // Goes on to the next tile of up to `most` tokens, and finds A and I(A) there; Noon is left to the
 // reader where there is no ratio. False where there is no next one.
 template <class Real>
-PAMA_INLINE bool next_parts(const PamaInputs& batch, int64_t most, PamaTile<Real>& tile) {
-  if (!tile.tokens.next(batch.mask, most)) return false;
-  place_advantages(batch, tile);
-  const Real* log_ratio = place_ratio(batch, tile);
-  const int64_t count = tile.tokens.count;
+PAMA_INLINE bool next_parts(PamaTile<Real>& tile, int64_t most) {
+  if (!tile.next(tile.batch.mask, most)) return false;
+  place_advantages(tile);
+  const Real* log_ratio = place_ratio(tile);
+  const int64_t count = tile.count;
   for (int64_t k = 0; k < tile.size(); ++k) {
     const Real* a = tile.advantage_at[k];
     tile.part_at[k] = a;
@@ -171,7 +170,7 @@ PAMA_INLINE bool next_parts(const PamaInputs& batch, int64_t most, PamaTile<Real
     Real* part = tile.parts[k].at;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) part[j] = part_of(tile, j, after_noon(a[j], tile.floor));
-    if (weighted<Real>(batch)) weight_parts(log_ratio, count, part);
+    if (tile.weighted()) weight_parts(log_ratio, count, part);
     tile.part_at[k] = part;
   }
   return true;
@@ -179,20 +178,24 @@ PAMA_INLINE bool next_parts(const PamaInputs& batch, int64_t most, PamaTile<Real
 
 // Takes the parts of objectives that their preference drops in this sequence for zeros.
 template <class Real>
-PAMA_INLINE void drop_parts(const PamaInputs& batch, PamaTile<Real>& tile) {
+PAMA_INLINE void drop_parts(PamaTile<Real>& tile) {
+  const PamaInputs& batch = tile.batch;
   if (!batch.by_sequence) return;
   for (int64_t k = 0; k < tile.size(); ++k) {
-    const double preference = preferred(batch.preference, tile.objectives[k], tile.tokens.sequence);
+    const double preference = preferred(batch.preference, tile.objectives[k], tile.sequence);
     if (!(preference > 0)) tile.part_at[k] = kZeros<Real>.at;
   }
 }
 
-// Σ I(A) of one objective.
+// sums[0] += the tokens of the tile, sums[1 + k] += Σ I(A) of its objective k.
 template <class Real>
-PAMA_INLINE double sum_of_parts(const PamaTile<Real>& tile, int64_t k) {
-  const Real *part = tile.part_at[k], floor = tile.floor;
-  return sum_of(tile.tokens.count,
-                [&](int64_t j) { return static_cast<double>(after_noon(part[j], floor)); });
+PAMA_INLINE void add_sums(const PamaTile<Real>& tile, double* sums) {
+  sums[0] += static_cast<double>(tile.count);
+  for (int64_t k = 0; k < tile.size(); ++k) {
+    const Real *part = tile.part_at[k], floor = tile.floor;
+    sums[1 + k] += sum_of(
+        tile.count, [=](int64_t j) { return static_cast<double>(after_noon(part[j], floor)); });
+  }
 }
 
 }  // namespace pama

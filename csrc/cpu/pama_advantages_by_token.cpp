@@ -45,9 +45,9 @@ PAMA_INLINE Real rank_of(Real part, Real preference) {
 // The first pass leaves the rows in the tile: rows of a tensor lie powers of two apart as a rule
 // and share a cache set, and three passes over them where they lie took up to four times as long.
 template <bool kUniform, bool kRatio, class Real>
-PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, TokenTile<Real>& tile) {
+PAMA_INLINE void choose_by_token(const Real* log_ratio, TokenTile<Real>& tile) {
   const Preference& p = tile.preference;
-  const int64_t used = tile.size(), count = tile.tokens.count;
+  const int64_t used = tile.size(), count = tile.count;
   TileTokens<Real> least_row, ties_row, tied_row;
   Real *least = least_row.at, *ties = ties_row.at, *tied = tied_row.at;
   Real *poison = tile.poison.at, *combined = tile.combined_at, *optimum = tile.optimum_at;
@@ -65,7 +65,7 @@ PAMA_INLINE void choose_by_token(const Combine& job, const Real* log_ratio, Toke
         advantage[j] = a;
         part[j] = part_of(tile, j, a);
       }
-      if (weighted<Real>(job.inputs)) weight_parts(log_ratio, count, part);
+      if (tile.weighted()) weight_parts(log_ratio, count, part);
       from = part;
     }
 #pragma omp simd
@@ -119,7 +119,7 @@ constexpr int64_t kFew = 4;
 
 template <bool kRatio, class Real>
 PAMA_INLINE void choose_among_few(TokenTile<Real>& tile) {
-  const int64_t count = tile.tokens.count, last = tile.size() - 1;
+  const int64_t count = tile.count, last = tile.size() - 1;
   const auto row = [last](int64_t k) { return std::min(k, last); };
   const auto counts = [last](int64_t k) { return static_cast<Real>(k <= last ? 1 : 0); };
   const Real *a0 = tile.advantage_at[0], *a1 = tile.advantage_at[row(1)];
@@ -163,7 +163,7 @@ PAMA_INLINE void choose_among_few(TokenTile<Real>& tile) {
 template <class Real>
 PAMA_INLINE void choose_straddling(bool ratio, TokenTile<Real>& tile) {
   const int64_t used = tile.size();
-  for (int64_t j = 0; j < tile.tokens.count; ++j) {
+  for (int64_t j = 0; j < tile.count; ++j) {
     double low = 0, high = 0;
     for (int64_t k = 0; k < used; ++k) {
       tile.values[k] = tile.parts[k].at[j];
@@ -187,34 +187,33 @@ template <class Real>
 PAMA_CLONES void by_token(const Combine& job, int64_t b, TokenTile<Real>& tile) {
   const PamaInputs& batch = job.inputs;
   const Preference& p = tile.preference;
-  const Tile& tokens = tile.tokens;
   const int64_t used = tile.size();
-  tile.tokens.enter(b);
-  while (tile.tokens.next(batch.mask)) {
-    place_advantages(batch, tile);
-    const Real* log_ratio = place_ratio(batch, tile);
+  tile.enter(b);
+  while (tile.next(batch.mask)) {
+    place_advantages(tile);
+    const Real* log_ratio = place_ratio(tile);
     for (int64_t k = 0; k < used; ++k) {
-      tile.weight_at[k] = results_at(job.weights, p.used[k], tokens, tile.weight[k].at);
+      tile.weight_at[k] = results_at(job.weights, p.used[k], tile, tile.weight[k].at);
     }
-    tile.combined_at = results_at(job.advantages, 0, tokens, tile.combined.at);
-    tile.optimum_at = results_at(job.optimum, 0, tokens, tile.optimum.at);
+    tile.combined_at = results_at(job.advantages, 0, tile, tile.combined.at);
+    tile.optimum_at = results_at(job.optimum, 0, tile, tile.optimum.at);
     const bool few = used > 0 && used <= kFew;
-    if (p.uniform && batch.rule.noon && few && !weighted<Real>(batch)) {
+    if (p.uniform && batch.rule.noon && few && !tile.weighted()) {
       log_ratio ? choose_among_few<true>(tile) : choose_among_few<false>(tile);
     } else if (std::is_same_v<Real, float> || p.uniform) {
-      log_ratio ? choose_by_token<true, true>(job, log_ratio, tile)
-                : choose_by_token<true, false>(job, log_ratio, tile);
+      log_ratio ? choose_by_token<true, true>(log_ratio, tile)
+                : choose_by_token<true, false>(log_ratio, tile);
     } else {
-      log_ratio ? choose_by_token<false, true>(job, log_ratio, tile)
-                : choose_by_token<false, false>(job, log_ratio, tile);
+      log_ratio ? choose_by_token<false, true>(log_ratio, tile)
+                : choose_by_token<false, false>(log_ratio, tile);
     }
     if (!batch.rule.noon) choose_straddling(log_ratio != nullptr, tile);
     for (int64_t n = 0, k = 0; n < batch.sequences.objectives; ++n) {
       const bool counts = k < used && p.used[k] == n;
-      scatter(job.weights, n, tokens, counts ? tile.weight_at[k++] : tile.poison.at);
+      finish(job.weights, n, tile, counts ? tile.weight_at[k++] : tile.poison.at);
     }
-    scatter(job.advantages, 0, tokens, tile.combined_at);
-    scatter(job.optimum, 0, tokens, tile.optimum_at);
+    finish(job.advantages, 0, tile, tile.combined_at);
+    finish(job.optimum, 0, tile, tile.optimum_at);
   }
 }
 

@@ -74,8 +74,6 @@ struct Combine : PamaCombination {
   const Preferences& preferences;
 };
 
-void combine_by_token(const Combine& job);     // weights at each token
-void combine_by_sequence(const Combine& job);  // of each sequence
-void combine_by_batch(const Combine& job);     // of all
+void combine_by_token(const Combine& job);  // by weights at each token
 
 }  // namespace pama

@@ -11,24 +11,8 @@ template <class Real>
 PAMA_INLINE bool any_nonzero(const PamaTile<Real>& tile, int64_t k) {
   const Real *part = tile.part_at[k], floor = tile.floor;
   int found = 0;
-  for (int64_t j = 0; j < tile.tokens.count; ++j) found |= after_noon(part[j], floor) != 0;
+  for (int64_t j = 0; j < tile.count; ++j) found |= after_noon(part[j], floor) != 0;
   return found != 0;
-}
-
-// Whether each objective has a nonzero part; a sequence is read only until all have.
-template <class Real>
-PAMA_CLONES bool survey(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile, double* active) {
-  tile.tokens.enter(b);
-  while (next_parts(batch, kTile, tile)) {
-    drop_parts(batch, tile);
-    bool all = true;
-    for (int64_t i = 0; i < tile.size(); ++i) {
-      if (active[i] == 0) active[i] = any_nonzero(tile, i);
-      all &= active[i] != 0;
-    }
-    if (all) return true;
-  }
-  return false;
 }
 
 // gram[i][k] += <part_i, part_k> for four rows from i and four from k: each number that is read and
@@ -44,7 +28,7 @@ PAMA_INLINE void add_tile(const PamaTile<Real>& tile, int64_t i, int64_t k, int6
   double s20 = 0, s21 = 0, s22 = 0, s23 = 0, s30 = 0, s31 = 0, s32 = 0, s33 = 0;
 #pragma omp simd reduction(+ : s00, s01, s02, s03, s10, s11, s12, s13, s20, s21, s22, s23, s30, \
                                s31, s32, s33)
-  for (int64_t j = 0; j < tile.tokens.count; ++j) {
+  for (int64_t j = 0; j < tile.count; ++j) {
     const double a0 = widened(x0[j]), a1 = widened(x1[j]);
     const double a2 = widened(x2[j]), a3 = widened(x3[j]);
     const double b0 = kDiagonal ? a0 : widened(y0[j]);
@@ -75,37 +59,43 @@ PAMA_INLINE void add_gram(const PamaTile<Real>& tile, int64_t n, double* gram) {
   }
 }
 
-inline void count_own_tokens(const PamaInputs& batch, const Tile& tokens, double* own) {
-  for (int64_t i = 0; i < batch.sequences.objectives; ++i) {
-    if (preferred(batch.preference, i, tokens.sequence) > 0) {
-      own[i] += static_cast<double>(tokens.count);
-    }
+template <class Real>
+PAMA_INLINE void count_own_tokens(const PamaTile<Real>& tile, double* own) {
+  const auto tokens = static_cast<double>(tile.count);
+  for (int64_t i = 0; i < tile.size(); ++i) {
+    if (preferred(tile.batch.preference, i, tile.sequence) > 0) own[i] += tokens;
   }
 }
 
 // Adds one sequence: flags, and then the count of tokens and sums, or the Gram matrix's upper half;
-// with a preference by sequence also each objective's own tokens.
+// with a preference by sequence also each objective's own tokens. Where flags are all that is asked
+// for, it is read only until all are set. Returns whether they are.
 template <class Real>
-PAMA_CLONES void add(const PamaInputs& batch, int64_t b, PamaTile<Real>& tile, double* statistics) {
-  const int64_t n = batch.sequences.objectives, most = tile_length<Real>(batch);
-  const bool gram = batch.reduction == Reduction::kGram;
-  double *rest = statistics + n, *own = statistics + statistics_size(n, batch.reduction);
-  tile.tokens.enter(b);
-  while (next_parts(batch, most, tile)) {
-    drop_parts(batch, tile);
-    if (batch.by_sequence) count_own_tokens(batch, tile.tokens, own);
+PAMA_CLONES bool add(int64_t b, PamaTile<Real>& tile, double* statistics) {
+  const PamaInputs& batch = tile.batch;
+  const int64_t n = tile.size(), size = statistics_size(n, batch.reduction);
+  const bool only_flags = size == n, gram = batch.reduction == Reduction::kGram;
+  const int64_t most = only_flags ? kTile : tile_length(tile);
+  double *rest = statistics + n, *own = statistics + size;
+  bool all = false;
+  tile.enter(b);
+  while (!(only_flags && all) && next_parts(tile, most)) {
+    drop_parts(tile);
     if (gram) {
       add_gram(tile, n, rest);
-    } else {
-      rest[0] += static_cast<double>(tile.tokens.count);
-      for (int64_t i = 0; i < n; ++i) rest[1 + i] += sum_of_parts(tile, i);
+    } else if (!only_flags) {
+      add_sums(tile, rest);
     }
-    // A sum that is not 0 says so already; one that is may be of terms that cancel or underflow.
+    if (batch.by_sequence && !only_flags) count_own_tokens(tile, own);
+    all = true;
     for (int64_t i = 0; i < n; ++i) {
-      const double sum = gram ? rest[i * n + i] : rest[1 + i];
+      // A sum that is not 0 says so already; one that is may be of terms that cancel or underflow.
+      const double sum = only_flags ? 0 : gram ? rest[i * n + i] : rest[1 + i];
       if (statistics[i] == 0) statistics[i] = sum != 0 || any_nonzero(tile, i);
+      all &= statistics[i] != 0;
     }
   }
+  return all;
 }
 
 void run(const Tensor&, const PamaInputs& batch) {
@@ -115,10 +105,10 @@ void run(const Tensor&, const PamaInputs& batch) {
   const int64_t n = s.objectives, size = gathered_size(n, reduction, batch.by_sequence);
   double* total = batch.statistics;
   std::fill_n(total, size, 0.0);
-  if (reduction == Reduction::kToken || reduction == Reduction::kSequence) {
+  if (size == n) {
     with_reals(batch, [&](auto real) {
       PamaTile<decltype(real)> tile(batch);
-      for (int64_t b = 0; b < s.count && !survey(batch, b, tile, total); ++b) {
+      for (int64_t b = 0; b < s.count && !add(b, tile, total); ++b) {
       }
     });
     return;
@@ -127,7 +117,7 @@ void run(const Tensor&, const PamaInputs& batch) {
   with_reals(batch, [&](auto real) {
     for_sequences(s, [&](int64_t first, int64_t end) {
       PamaTile<decltype(real)> tile(batch);
-      for (int64_t b = first; b < end; ++b) add(batch, b, tile, partial.data() + b * size);
+      for (int64_t b = first; b < end; ++b) add(b, tile, partial.data() + b * size);
     });
   });
   for (int64_t b = 0; b < s.count; ++b) {

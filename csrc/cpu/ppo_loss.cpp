@@ -30,20 +30,6 @@ PAMA_INLINE bool next(const PpoInputs& ppo, PpoTile& tile) {
   return true;
 }
 
-template <Estimator kind>
-PAMA_INLINE double kl_sum(const double* k, int64_t count) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < count; ++j) sum += kl_estimate<kind>(k[j]);
-  return sum;
-}
-
-template <Estimator kind>
-PAMA_INLINE void add_kl_slope(double weight, const double* k, int64_t count, double* slope) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) slope[j] += weight * kl_slope<kind>(k[j]);
-}
-
 PAMA_CLONES PpoSums ppo_sequence(const PpoInputs& ppo, int64_t b) {
   const Clip clip = ppo.clip;
   PpoTile tile(ppo.sequences, b);
@@ -60,8 +46,12 @@ PAMA_CLONES PpoSums ppo_sequence(const PpoInputs& ppo, int64_t b) {
       ratio += token.ratio;
     }
     if (ppo.ref_logp.data) {
-      kl = with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
-        return kl_sum<kind()>(tile.log_ref_ratio, count);
+      const double* k = tile.log_ref_ratio;
+      kl = with_estimator(ppo.estimator, [=](auto kind) PAMA_INLINED {
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < count; ++j) sum += kl_estimate<kind()>(k[j]);
+        return sum;
       });
     }
     sums = ppo_join(sums, {static_cast<double>(count), value, flat, approx_kl, ratio, kl});
@@ -83,8 +73,9 @@ PAMA_CLONES void ppo_sequence_slope(const PpoSlope& job, int64_t b, double weigh
       slope[j] = -weight * surrogate(clip, tile.log_ratio[j], slope[j]).slope;
     }
     if (ppo.ref_logp.data) {
-      with_estimator(ppo.estimator, [&](auto kind) PAMA_INLINED {
-        add_kl_slope<kind()>(kl_weight, k, count, slope);
+      with_estimator(ppo.estimator, [=](auto kind) PAMA_INLINED {
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) slope[j] += kl_weight * kl_slope<kind()>(k[j]);
       });
     }
     scatter(job.out, 0, tile, slope);

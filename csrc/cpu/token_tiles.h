@@ -57,17 +57,20 @@ void store(const View& view, int64_t first, int64_t count, const Real* x);
 // unseen.
 struct Tile {
   const Sequences* sequences;
-  int64_t sequence, start = 0, length = 0;
+  int64_t sequence, origin;  // and where its first token stands in ragged arrays; else 0
+  int64_t start, length = 0;
   int64_t count;  // of the unmasked tokens
   int64_t begin;  // where they start, if they are neighbours, as padding leaves them; else -1
   int32_t index[kTile];  // where each stands, if they are not
 
   // Of no tokens yet, in front of a sequence or at one of its tokens.
-  Tile(const Sequences& all, int64_t b, int64_t at = 0) : sequences(&all), sequence(b), start(at) {}
+  Tile(const Sequences& all, int64_t b, int64_t at = 0)
+      : sequences(&all), sequence(b), origin(all.begin(b)), start(at) {}
 
   // To the front of another sequence.
   void enter(int64_t b) {
     sequence = b;
+    origin = sequences->begin(b);
     start = length = 0;
   }
 
@@ -84,7 +87,7 @@ struct Tile {
 
   // Where the tile starts in a view.
   PAMA_INLINE int64_t first(const View& view, int64_t objective = 0) const {
-    return sequences->first(view, objective, sequence) + start * view.token;
+    return objective * view.objective + sequence * view.sequence + (origin + start) * view.token;
   }
   bool all() const { return count == length; }
   bool neighbours() const { return begin >= 0; }
@@ -111,24 +114,9 @@ PAMA_INLINE Real* in_place(const View& view, int64_t objective, const Tile& tile
   return dense ? static_cast<Real*>(view.data) + tile.first(view, objective) + tile.begin : nullptr;
 }
 
-// Where results of a tile's tokens are to be written: where they belong if they lie dense there, as
-// those of every objective then do, or else in `scratch`.
-template <class Real>
-PAMA_INLINE Real* results_at(const View& view, int64_t objective, const Tile& tile, Real* scratch) {
-  Real* there = in_place<Real>(view, objective, tile);
-  return there ? there : scratch;
-}
-
-// The inverse of `gather`, of results that may already be where `results_at` says: masked positions
-// become 0.
+// The inverse of `gather`: masked positions of the result become 0.
 template <class In>
 PAMA_INLINE void scatter(const View& view, int64_t objective, const Tile& tile, const In* x) {
-  if (In* there = in_place<In>(view, objective, tile)) {
-    if (x != there) std::copy_n(x, tile.count, there);
-    std::fill(there - tile.begin, there, In(0));
-    std::fill(there + tile.count, there - tile.begin + tile.length, In(0));
-    return;
-  }
   const int64_t first = tile.first(view, objective);
   if (tile.all()) return store(view, first, tile.length, x);
   In whole[kTile];
@@ -139,6 +127,24 @@ PAMA_INLINE void scatter(const View& view, int64_t objective, const Tile& tile, 
     for (int64_t j = 0; j < tile.count; ++j) whole[tile.index[j]] = x[j];
   }
   store(view, first, tile.length, whole);
+}
+
+// Where results of a tile's tokens are to be written: where they belong if they lie dense there, as
+// those of every objective then do, or else in `scratch`.
+template <class Real>
+PAMA_INLINE Real* results_at(const View& view, int64_t objective, const Tile& tile, Real* scratch) {
+  Real* there = in_place<Real>(view, objective, tile);
+  return there ? there : scratch;
+}
+
+// As `scatter`, of results that are where `results_at` says, or elsewhere.
+template <class Real>
+PAMA_INLINE void finish(const View& view, int64_t objective, const Tile& tile, const Real* x) {
+  Real* there = in_place<Real>(view, objective, tile);
+  if (!there) return scatter(view, objective, tile, x);
+  if (x != there) std::copy_n(x, tile.count, there);
+  std::fill(there - tile.begin, there, Real(0));
+  std::fill(there + tile.count, there - tile.begin + tile.length, Real(0));
 }
 
 // Calls body(first, last) on ranges of sequences, each range worth a thread's while.

@@ -14,10 +14,8 @@ struct Gae {
 // `Run`: what a back end does, on the device of a tensor.
 template <void (*Run)(const Tensor& on, const Gae&)>
 std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values,
-                               const std::optional<Tensor>& mask,
-                               const std::optional<Tensor>& last_values,
-                               const std::optional<Tensor>& cu_seqlens, double gamma,
-                               double lambda) {
+                               const OptionalTensor& mask, const OptionalTensor& last_values,
+                               const OptionalTensor& cu_seqlens, double gamma, double lambda) {
   const TokenInputs tokens("rewards", rewards, mask, cu_seqlens);
   const View value = tokens.alike("values", values);
   const View last = tokens.of_sequence("last_values", last_values);

@@ -106,9 +106,8 @@ class GradientList {
   // A tensor in the layout that parameter p is walked in.
   Tensor empty_like(const std::vector<Tensor>& grads, int64_t p) const {
     const Tensor& like = grads[model[p]];
-    const std::vector<int64_t> sizes(like.sizes().begin(), like.sizes().end());
     if (in_place_[p] && !like.is_contiguous()) return torch::stable::empty_like(like);
-    return allocate(like, sizes, like.scalar_type());
+    return allocate(like, like.sizes(), like.scalar_type());
   }
 
   // Whether x lies in that layout.
@@ -227,11 +226,9 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
     const auto first = reinterpret_cast<uintptr_t>(grads.data[k]);
     const int64_t unit = size_of(grads.dtype[p]);
     const Span run{first, first + grads.size[p] * unit, unit, p};
-    auto at = std::upper_bound(dense.begin(), dense.end(), run,
-                               [](const Span& a, const Span& b) { return a.first < b.first; });
-    if (at == dense.end() || at->first >= run.last) {
-      if (at == dense.begin() || (--at)->last <= run.first) continue;
-    }
+    const auto at = std::partition_point(dense.begin(), dense.end(),
+                                         [&](const Span& x) { return x.last <= run.first; });
+    if (at == dense.end() || at->first >= run.last) continue;
     if (at->which == p && at->first == run.first) continue;
     refuse(named(at->which) + " must be a whole gradient of its parameter or share no memory " +
            "with grads, but shares some with grads[" + std::to_string(i) + "][" +

@@ -13,8 +13,8 @@ struct Kl {
 };
 
 template <void (*Run)(const Tensor& on, const Kl&)>
-Tensor kl_of(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor& ref_logp,
-             const std::optional<Tensor>& mask, int64_t estimator) {
+Tensor kl_of(const OptionalTensor& grad, const Tensor& logp, const Tensor& ref_logp,
+             const OptionalTensor& mask, int64_t estimator) {
   check_rows("logp", logp);
   check_reals("ref_logp", ref_logp, logp.sizes(), logp);
   if (grad) check_reals("grad", *grad, logp.sizes(), logp);
@@ -32,14 +32,14 @@ Tensor kl_of(const std::optional<Tensor>& grad, const Tensor& logp, const Tensor
 }
 
 template <void (*Run)(const Tensor& on, const Kl&)>
-Tensor kl_divergence(const Tensor& logp, const Tensor& ref_logp, const std::optional<Tensor>& mask,
+Tensor kl_divergence(const Tensor& logp, const Tensor& ref_logp, const OptionalTensor& mask,
                      int64_t estimator) {
   return kl_of<Run>(std::nullopt, logp, ref_logp, mask, estimator);
 }
 
 template <void (*Run)(const Tensor& on, const Kl&)>
 Tensor kl_divergence_backward(const Tensor& grad, const Tensor& logp, const Tensor& ref_logp,
-                              const std::optional<Tensor>& mask, int64_t estimator) {
+                              const OptionalTensor& mask, int64_t estimator) {
   return kl_of<Run>(grad, logp, ref_logp, mask, estimator);
 }
 

@@ -23,9 +23,8 @@ struct PamaCombination {
 };
 
 inline PamaInputs pama_inputs(const TokenInputs& tokens, const Tensor& advantages,
-                              const std::optional<Tensor>& log_ratio,
-                              const std::optional<Tensor>& preference, int64_t reduction,
-                              double epsilon_low, double epsilon_high, bool noon,
+                              const OptionalTensor& log_ratio, const OptionalTensor& preference,
+                              int64_t reduction, double epsilon_low, double epsilon_high, bool noon,
                               bool ratio_weighted) {
   PamaInputs inputs{.sequences = tokens.sequences,
                     .advantages = tokens.first,
@@ -51,11 +50,10 @@ inline PamaInputs pama_inputs(const TokenInputs& tokens, const Tensor& advantage
 }
 
 template <void (*Run)(const Tensor& on, const PamaInputs&)>
-Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& mask,
-                       const std::optional<Tensor>& log_ratio,
-                       const std::optional<Tensor>& preference,
-                       const std::optional<Tensor>& cu_seqlens, int64_t reduction,
-                       double epsilon_low, double epsilon_high, bool noon, bool ratio_weighted) {
+Tensor pama_statistics(const Tensor& advantages, const OptionalTensor& mask,
+                       const OptionalTensor& log_ratio, const OptionalTensor& preference,
+                       const OptionalTensor& cu_seqlens, int64_t reduction, double epsilon_low,
+                       double epsilon_high, bool noon, bool ratio_weighted) {
   const TokenInputs tokens("advantages", advantages, mask, cu_seqlens);
   PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, epsilon_low,
                                   epsilon_high, noon, ratio_weighted);
@@ -67,22 +65,11 @@ Tensor pama_statistics(const Tensor& advantages, const std::optional<Tensor>& ma
   return statistics;
 }
 
-// The shape of the problems that weights are chosen for.
-inline std::vector<int64_t> pama_problems(const TokenInputs& tokens, const PamaInputs& inputs) {
-  if (inputs.reduction == Reduction::kToken) {
-    const Sizes sizes = tokens.sizes_of_objective();
-    return {sizes.begin(), sizes.end()};
-  }
-  if (inputs.reduction == Reduction::kSequence || inputs.by_sequence) return {tokens.rows};
-  return {};
-}
-
 template <void (*Run)(const Tensor& on, const PamaCombination&)>
 std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
-    const Tensor& advantages, const std::optional<Tensor>& mask,
-    const std::optional<Tensor>& log_ratio, const std::optional<Tensor>& preference,
-    const std::optional<Tensor>& cu_seqlens, const Tensor& statistics, int64_t reduction,
-    double epsilon_low, double epsilon_high, bool noon, bool ratio_weighted) {
+    const Tensor& advantages, const OptionalTensor& mask, const OptionalTensor& log_ratio,
+    const OptionalTensor& preference, const OptionalTensor& cu_seqlens, const Tensor& statistics,
+    int64_t reduction, double epsilon_low, double epsilon_high, bool noon, bool ratio_weighted) {
   const TokenInputs tokens("advantages", advantages, mask, cu_seqlens);
   PamaInputs inputs = pama_inputs(tokens, advantages, log_ratio, preference, reduction, epsilon_low,
                                   epsilon_high, noon, ratio_weighted);
@@ -94,8 +81,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> pama_combine(
   inputs.statistics = static_cast<double*>(const_cast<void*>(statistics.const_data_ptr()));
   const ScalarType dtype = result_dtype(&advantages, log_ratio);
   const bool gram = inputs.reduction == Reduction::kGram;
-  std::vector<int64_t> shape = pama_problems(tokens, inputs);
-  Tensor combined = allocate(advantages, tokens.sizes_of_objective(), dtype);
+  const Sizes tokens_shape = tokens.sizes_of_objective();
+  std::vector<int64_t> shape;  // of the problems that weights are chosen for
+  if (inputs.reduction == Reduction::kToken) {
+    shape.assign(tokens_shape.begin(), tokens_shape.end());
+  } else if (inputs.reduction == Reduction::kSequence || inputs.by_sequence) {
+    shape = {tokens.rows};
+  }
+  Tensor combined = allocate(advantages, tokens_shape, dtype);
   Tensor optimum = allocate(advantages, gram ? std::vector<int64_t>{0} : shape, dtype);
   shape.insert(shape.begin(), n);
   Tensor weights = allocate(advantages, shape, dtype);

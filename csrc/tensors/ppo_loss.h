@@ -29,9 +29,8 @@ struct PpoSlope {
 };
 
 inline PpoInputs ppo_inputs(const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
-                            const std::optional<Tensor>& mask,
-                            const std::optional<Tensor>& ref_logp,
-                            const std::optional<Tensor>& cu_seqlens, double epsilon_low,
+                            const OptionalTensor& mask, const OptionalTensor& ref_logp,
+                            const OptionalTensor& cu_seqlens, double epsilon_low,
                             double epsilon_high, double kl_coef, int64_t estimator) {
   const TokenInputs tokens("logp", logp, mask, cu_seqlens, false);
   return {.sequences = tokens.sequences,
@@ -46,12 +45,13 @@ inline PpoInputs ppo_inputs(const Tensor& logp, const Tensor& old_logp, const Te
 }
 
 template <void (*Run)(const Tensor& on, const PpoLoss&)>
-std::tuple<Tensor, Tensor, Tensor> ppo_loss(
-    const Tensor& logp, const Tensor& old_logp, const Tensor& advantages,
-    const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-    const std::optional<Tensor>& normalizer, const std::optional<Tensor>& cu_seqlens,
-    double epsilon_low, double epsilon_high, int64_t aggregate, double divisor, double kl_coef,
-    int64_t estimator) {
+std::tuple<Tensor, Tensor, Tensor> ppo_loss(const Tensor& logp, const Tensor& old_logp,
+                                            const Tensor& advantages, const OptionalTensor& mask,
+                                            const OptionalTensor& ref_logp,
+                                            const OptionalTensor& normalizer,
+                                            const OptionalTensor& cu_seqlens, double epsilon_low,
+                                            double epsilon_high, int64_t aggregate, double divisor,
+                                            double kl_coef, int64_t estimator) {
   const PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens,
                                       epsilon_low, epsilon_high, kl_coef, estimator);
   const View divides = one_of("normalizer", normalizer, logp);
@@ -66,9 +66,9 @@ std::tuple<Tensor, Tensor, Tensor> ppo_loss(
 template <void (*Run)(const Tensor& on, const PpoSlope&)>
 Tensor ppo_loss_backward(const Tensor& grad, const Tensor& row_weights, const Tensor& logp,
                          const Tensor& old_logp, const Tensor& advantages,
-                         const std::optional<Tensor>& mask, const std::optional<Tensor>& ref_logp,
-                         const std::optional<Tensor>& cu_seqlens, double epsilon_low,
-                         double epsilon_high, double kl_coef, int64_t estimator) {
+                         const OptionalTensor& mask, const OptionalTensor& ref_logp,
+                         const OptionalTensor& cu_seqlens, double epsilon_low, double epsilon_high,
+                         double kl_coef, int64_t estimator) {
   PpoInputs inputs = ppo_inputs(logp, old_logp, advantages, mask, ref_logp, cu_seqlens, epsilon_low,
                                 epsilon_high, kl_coef, estimator);
   // A term that counts nothing is not read, so that it cannot bring a NaN either.

@@ -25,6 +25,7 @@ namespace pama {
 using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 [[noreturn]] inline void refuse(const std::string& message) {
@@ -168,13 +169,6 @@ inline void check_sizes(const char* name, const Tensor& x, Sizes sizes, const Te
 inline void check_reals(const char* name, const Tensor& x, Sizes sizes, const Tensor& like) {
   check_floating(name, x);
   check_sizes(name, x, sizes, like);
-}
-
-inline void check_one(const char* name, const Tensor& x, const Tensor& like) {
-  if (x.numel() != 1)
-    refuse(std::string(name) + " must hold one number, got " + text_of(x.sizes()));
-  dtype_of(x, name);
-  check_device(name, x, like);
 }
 
 }  // namespace pama

@@ -15,17 +15,22 @@ inline View view_of(const Tensor& x, bool ragged = false) {
           ragged || dims < 2 ? 0 : strides[dims - 2], dims < 1 ? 0 : strides[dims - 1]};
 }
 
-inline View view_of(const std::optional<Tensor>& x, bool ragged = false) {
+inline View view_of(const OptionalTensor& x, bool ragged = false) {
   return x ? view_of(*x, ragged) : View{nullptr, DType::kBool, 0, 0, 0};
 }
 
 // A tensor of one number, or none.
-inline View one_of(const char* name, const std::optional<Tensor>& x, const Tensor& like) {
-  if (x) check_one(name, *x, like);
-  return view_of(x);
+inline View one_of(const char* name, const OptionalTensor& x, const Tensor& like) {
+  if (!x) return view_of(x);
+  if (x->numel() != 1) {
+    refuse(std::string(name) + " must hold one number, got " + text_of(x->sizes()));
+  }
+  dtype_of(*x, name);
+  check_device(name, *x, like);
+  return view_of(*x);
 }
 
-inline View mask_of(const std::optional<Tensor>& mask, Sizes sizes, const Tensor& like,
+inline View mask_of(const OptionalTensor& mask, Sizes sizes, const Tensor& like,
                     bool ragged = false) {
   if (!mask) return view_of(mask);
   dtype_of(*mask, "mask");
@@ -35,7 +40,7 @@ inline View mask_of(const std::optional<Tensor>& mask, Sizes sizes, const Tensor
 
 // One number for each sequence, [sequences] or [objectives, sequences]. A dimension that a view has
 // for tokens is the sequence there.
-inline View by_sequence_of(const std::optional<Tensor>& x) {
+inline View by_sequence_of(const OptionalTensor& x) {
   View view = view_of(x);
   view.objective = view.sequence;
   view.sequence = view.token;
@@ -51,8 +56,8 @@ class TokenInputs {
   int64_t rows;         // B
   View first, mask;
 
-  TokenInputs(const char* name, const Tensor& x, const std::optional<Tensor>& mask,
-              const std::optional<Tensor>& cu_seqlens, bool objectives = true)
+  TokenInputs(const char* name, const Tensor& x, const OptionalTensor& mask,
+              const OptionalTensor& cu_seqlens, bool objectives = true)
       : like_(x), objectives_(objectives), ragged_(cu_seqlens.has_value()) {
     check_floating(name, x);
     const Sizes sizes = x.sizes();
@@ -83,15 +88,15 @@ class TokenInputs {
   View view(const Tensor& x) const { return view_of(x, ragged_); }
 
   // Of an array like the first.
-  View alike(const char* name, const std::optional<Tensor>& x) const {
+  View alike(const char* name, const OptionalTensor& x) const {
     return checked(name, x, like_.sizes());
   }
   // Of one for all objectives.
-  View of_objective(const char* name, const std::optional<Tensor>& x) const {
+  View of_objective(const char* name, const OptionalTensor& x) const {
     return checked(name, x, sizes_of_objective());
   }
   // Of one number for each sequence of each objective.
-  View of_sequence(const char* name, const std::optional<Tensor>& x) const {
+  View of_sequence(const char* name, const OptionalTensor& x) const {
     if (x) check_reals(name, *x, {sequences.objectives, rows}, like_);
     return by_sequence_of(x);
   }
@@ -103,7 +108,7 @@ class TokenInputs {
   }
 
  private:
-  View checked(const char* name, const std::optional<Tensor>& x, Sizes sizes) const {
+  View checked(const char* name, const OptionalTensor& x, Sizes sizes) const {
     if (x) check_reals(name, *x, sizes, like_);
     return view_of(x, ragged_);
   }

@@ -23,9 +23,8 @@ struct ValueSlope {
 };
 
 inline ValueInputs value_inputs(const Tensor& values, const Tensor& returns,
-                                const std::optional<Tensor>& mask,
-                                const std::optional<Tensor>& old_values,
-                                const std::optional<Tensor>& cu_seqlens, double clip) {
+                                const OptionalTensor& mask, const OptionalTensor& old_values,
+                                const OptionalTensor& cu_seqlens, double clip) {
   const TokenInputs tokens("values", values, mask, cu_seqlens);
   return {.sequences = tokens.sequences,
           .values = tokens.first,
@@ -37,10 +36,9 @@ inline ValueInputs value_inputs(const Tensor& values, const Tensor& returns,
 
 template <void (*Run)(const Tensor& on, const ValueLoss&)>
 std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& returns,
-                                      const std::optional<Tensor>& mask,
-                                      const std::optional<Tensor>& old_values,
-                                      const std::optional<Tensor>& normalizer,
-                                      const std::optional<Tensor>& cu_seqlens, double clip,
+                                      const OptionalTensor& mask, const OptionalTensor& old_values,
+                                      const OptionalTensor& normalizer,
+                                      const OptionalTensor& cu_seqlens, double clip,
                                       double divisor) {
   const ValueInputs inputs = value_inputs(values, returns, mask, old_values, cu_seqlens, clip);
   const View divides = one_of("normalizer", normalizer, values);
@@ -52,9 +50,9 @@ std::tuple<Tensor, Tensor> value_loss(const Tensor& values, const Tensor& return
 
 template <void (*Run)(const Tensor& on, const ValueSlope&)>
 Tensor value_loss_backward(const Tensor& grad, const Tensor& scale, const Tensor& values,
-                           const Tensor& returns, const std::optional<Tensor>& mask,
-                           const std::optional<Tensor>& old_values,
-                           const std::optional<Tensor>& cu_seqlens, double clip) {
+                           const Tensor& returns, const OptionalTensor& mask,
+                           const OptionalTensor& old_values, const OptionalTensor& cu_seqlens,
+                           double clip) {
   const ValueInputs inputs = value_inputs(values, returns, mask, old_values, cu_seqlens, clip);
   check_reals("grad", grad, {values.size(0)}, values);
   const View scales = one_of("scale", scale, values);

@@ -17,8 +17,8 @@ struct Whiten {
 };
 
 template <void (*Run)(const Tensor& on, const Whiten&)>
-Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
-                      const std::optional<Tensor>& cu_seqlens) {
+Tensor whiten_moments(const Tensor& x, const OptionalTensor& mask,
+                      const OptionalTensor& cu_seqlens) {
   const TokenInputs tokens("x", x, mask, cu_seqlens);
   Tensor moments = allocate(x, {tokens.sequences.objectives, 3}, ScalarType::Double);
   Run(x, {tokens.sequences, tokens.first, tokens.mask, {}, view_of(moments), 1, 0});
@@ -26,8 +26,8 @@ Tensor whiten_moments(const Tensor& x, const std::optional<Tensor>& mask,
 }
 
 template <void (*Run)(const Tensor& on, const Whiten&)>
-Tensor whiten_apply(const Tensor& x, const std::optional<Tensor>& mask,
-                    const std::optional<Tensor>& cu_seqlens, const Tensor& moments, double eps) {
+Tensor whiten_apply(const Tensor& x, const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
+                    const Tensor& moments, double eps) {
   const TokenInputs tokens("x", x, mask, cu_seqlens);
   check_floating("moments", moments);
   const int64_t ranks = moments.dim() > 0 ? std::max<int64_t>(moments.size(0), 1) : 1;
