@@ -93,6 +93,26 @@ __device__ __forceinline__ void load_tokens(const View& view, const Part& part,
             [&](auto element) { load_each<decltype(element)>(view, first, tokens.unmasked, out); });
 }
 
+// `t` is this thread's first token, of a sequence of `size`.
+__device__ __forceinline__ Tokens find_tokens(const View& mask, const Part& part, int64_t t,
+                                              int64_t size) {
+  Tokens tokens;
+  tokens.first = t;
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) {
+    tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
+  }
+  if (!mask.data) return tokens;
+  const int64_t first = part.first(mask) + t * mask.token;
+  double value[kTokens];
+  with_element(mask.dtype, [&](auto element) {
+    load_each<decltype(element)>(mask, first, tokens.inside, value);
+  });
+#pragma unroll
+  for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
+  return tokens;
+}
+
 // Results are contiguous along tokens; masked ones become 0.
 __device__ __forceinline__ void store_tokens(const View& view, const Part& part,
                                              const Tokens& tokens, const double* value) {
@@ -106,24 +126,9 @@ __device__ __forceinline__ void store_tokens(const View& view, const Part& part,
 // Calls body(tokens) on each chunk of the part.
 template <class Body>
 __device__ __forceinline__ void for_tokens(const View& mask, const Part& part, const Body& body) {
-  const int64_t size = part.sequences.size(part.sequence);
+  const int64_t size = part.sequences.size(part.sequence), thread = threadIdx.x;
   for (int64_t start = part.chunk * kChunk; start < size; start += part.chunks * kChunk) {
-    const int64_t t = start + threadIdx.x;
-    Tokens tokens;
-    tokens.first = t;
-#pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
-      tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
-    }
-    if (mask.data) {
-      double value[kTokens];
-      with_element(mask.dtype, [&](auto element) {
-        load_each<decltype(element)>(mask, part.first(mask) + t * mask.token, tokens.inside, value);
-      });
-#pragma unroll
-      for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
-    }
-    body(tokens);
+    body(find_tokens(mask, part, start + thread, size));
   }
 }
 
