@@ -1,9 +1,9 @@
 // Tensors at the border between torch and the kernels: what is refused there, and in which words.
 //
-// These checks keep kernels from reading past the end of a tensor. The public functions check more
-// (pama_ops/_checks.py); these are for callers of the ops themselves. The other headers of this
-// folder turn the arguments of an op into a plain structure that the kernels of both back ends
-// take.
+// These checks keep kernels from reading past the end of a tensor. The public functions rely on
+// them, and ask the checks of pama_ops/_ops.py for better words on what was refused. The other
+// headers of this folder turn the arguments of an op into a plain structure that the kernels of both
+// back ends take.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

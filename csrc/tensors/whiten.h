@@ -19,7 +19,7 @@ struct Whiten {
 template <void (*Run)(const Tensor& on, const Whiten&)>
 Tensor whiten_moments(const Tensor& x, const OptionalTensor& mask,
                       const OptionalTensor& cu_seqlens) {
-  const TokenInputs tokens("x", x, mask, cu_seqlens);
+  const TokenInputs tokens("advantages", x, mask, cu_seqlens);
   Tensor moments = allocate(x, {tokens.sequences.objectives, 3}, ScalarType::Double);
   Run(x, {tokens.sequences, tokens.first, tokens.mask, {}, view_of(moments), 1, 0});
   return moments;
@@ -28,7 +28,7 @@ Tensor whiten_moments(const Tensor& x, const OptionalTensor& mask,
 template <void (*Run)(const Tensor& on, const Whiten&)>
 Tensor whiten_apply(const Tensor& x, const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
                     const Tensor& moments, double eps) {
-  const TokenInputs tokens("x", x, mask, cu_seqlens);
+  const TokenInputs tokens("advantages", x, mask, cu_seqlens);
   check_floating("moments", moments);
   const int64_t ranks = moments.dim() > 0 ? std::max<int64_t>(moments.size(0), 1) : 1;
   check_sizes("moments", moments, {ranks, x.size(0), 3}, x);
