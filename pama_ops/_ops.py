@@ -170,7 +170,9 @@ def _check_groups(rewards: Tensor, group_size: int, **_: Any) -> None:
     checks.rows("rewards", rewards)
     length = rewards.shape[-1]
     if group_size < 1 or length % group_size != 0:
-        raise ValueError(f"group_size must be positive and divide {length}, got {group_size}")
+        raise ValueError(
+            f"group_size must be positive and divide rewards' B = {length}, got {group_size}"
+        )
 
 
 group_normalize = define(

@@ -17,8 +17,8 @@ Tensor by_group(const Tensor& rewards, int64_t group_size, double eps, ScalarTyp
   check_rows("rewards", rewards);
   const int64_t length = rewards.size(rewards.dim() - 1);
   if (group_size < 1 || length % group_size != 0) {
-    refuse("group_size must be positive and divide " + std::to_string(length) + ", got " +
-           std::to_string(group_size));
+    refuse("group_size must be positive and divide rewards' B = " + std::to_string(length) +
+           ", got " + std::to_string(group_size));
   }
   Tensor out = allocate(rewards, rewards.sizes(), dtype);
   const int64_t groups = length / group_size;

@@ -2,8 +2,8 @@
 //
 // These checks keep kernels from reading past the end of a tensor. The public functions rely on
 // them, and ask the checks of pama_ops/_ops.py for better words on what was refused. The other
-// headers of this folder turn the arguments of an op into a plain structure that the kernels of both
-// back ends take.
+// headers of this folder turn the arguments of an op into a plain structure that the kernels of
+// both back ends take.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
