@@ -262,15 +262,15 @@ def gram_matrix(gram: Tensor) -> None:
     square = g.diagonal(dim1=-2, dim2=-1)
     norm = square.abs().sqrt()
     size = torch.maximum(norm[..., None] * norm[..., None, :], torch.maximum(g.abs(), g.mT.abs()))
-    apart = (g - g.mT).abs()
+    info = torch.finfo(gram.dtype)
+    apart = (g - g.mT).abs() > 64 * info.eps * size
     require(
-        ~(apart > 64 * torch.finfo(gram.dtype).eps * size),
+        ~apart,
         "gram must be symmetric to rounding",
-        lambda: f"elements {float(apart.nan_to_num().amax())} apart",
+        lambda: _first_entry(g, apart, "{lower:g} at [{i}, {j}] and {upper:g} at [{j}, {i}]"),
     )
     if gram.shape[-1] == 0:
         return
-    info = torch.finfo(gram.dtype)
     least = info.smallest_normal * info.eps
     largest = square.abs().masked_fill(square.isnan(), 0).amax(-1, keepdim=True)
     slack = 2.0**-20 * largest + least
@@ -280,18 +280,19 @@ def gram_matrix(gram: Tensor) -> None:
     require(
         ~bad,
         "gram must be inner products, none beyond the root of its two squares",
-        lambda: _bad_entry(g, bad),
+        lambda: _first_entry(
+            g, bad, "{lower:g} at [{i}, {j}]", " of squares {first:g} and {other:g}"
+        ),
     )
 
 
-def _bad_entry(gram: Tensor, bad: Tensor) -> str:
-    """The first, in the words of csrc/cpu/weights.cpp."""
+def _first_entry(gram: Tensor, bad: Tensor, entry: str, off_diagonal: str = "") -> str:
+    """The first bad one on or below the diagonal, in these words."""
     n = gram.shape[-1]
     b, i, j = bad.tril().reshape(-1, n, n).nonzero()[0].tolist()
     g = gram.reshape(-1, n, n)[b].tolist()
-    squares = "" if i == j else f" of squares {g[i][i]:g} and {g[j][j]:g}"
-    matrix = f" of matrix {b}" if gram.dim() > 2 else ""
-    return f"{g[i][j]:g} at [{i}, {j}]{squares}{matrix}"
+    words = entry + (off_diagonal if i != j else "") + (f" of matrix {b}" if gram.dim() > 2 else "")
+    return words.format(i=i, j=j, lower=g[i][j], upper=g[j][i], first=g[i][i], other=g[j][j])
 
 
 def preference(

@@ -112,9 +112,9 @@ def call(op: Any, *args: Any, check_values: bool = False) -> Any:
     """Call an op for a public function, which leaves to it what it can refuse by itself.
 
     Kernels behind torch's stable ABI raise no TypeError, and torch says in its own words what is no
-    tensor: what an op refused is asked again of its check, which names it. Beforehand where
-    `check_values` wants values asked too, which a GPU's kernels leave out, and where a program is
-    compiled.
+    tensor: what an op refused is asked again of its checks, which name it and say more. Beforehand
+    where `check_values` wants values asked too, which a GPU's kernels leave out, and where a
+    program is compiled.
     """
     if check_values is not False or torch.compiler.is_compiling():
         refuse, values = REFUSALS[op._opname]
@@ -126,8 +126,8 @@ def call(op: Any, *args: Any, check_values: bool = False) -> Any:
         return op(*args)
     except (RuntimeError, TypeError, ValueError) as error:
         refusal = error
-    refuse, _ = REFUSALS[op._opname]
-    refuse(*args)
+    refuse, values = REFUSALS[op._opname]
+    values(**refuse(*args))
     raise refusal
 
 
