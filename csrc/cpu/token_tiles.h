@@ -61,7 +61,7 @@ struct Tile {
   int64_t start, length = 0;
   int64_t count;  // of the unmasked tokens
   int64_t begin;  // where they start, if they are neighbours, as padding leaves them; else -1
-  int32_t index[kTile];  // where each stands, if they are not
+  alignas(64) int32_t index[kTile];  // where each stands, if they are not
 
   // Of no tokens yet, in front of a sequence or at one of its tokens.
   Tile(const Sequences& all, int64_t b, int64_t at = 0)
