@@ -91,10 +91,17 @@ __global__ void __launch_bounds__(32, 1)
   }
 }
 
+// Blocks that share a multiprocessor, at least: five leave a thread 48 registers, too few where
+// tokens may lie in any way.
+template <bool kOwn, Layout kLayout>
+constexpr int kSequenceBlocks = kOwn                      ? 1
+                                : kLayout == Layout::kAny ? 2
+                                                          : 5;
+
 // One weight vector a sequence, a block each: its own (`kOwn`: for `sequence`) from its means, by
 // the first warp, or those that the solving kernel left.
 template <bool kOwn, Layout kLayout>
-__global__ void __launch_bounds__(kSequenceBlock, kOwn ? 1 : 2)
+__global__ void __launch_bounds__(kSequenceBlock, kSequenceBlocks<kOwn, kLayout>)
     pama_sequence_kernel(const __grid_constant__ CombineArgs args) {
   wait_for_inputs();
   const PamaInputs& inputs = args.inputs;
