@@ -388,13 +388,6 @@ def one_number(name: str, x: object, device: torch.device) -> Tensor:
     return x
 
 
-def rows(name: str, x: object) -> Tensor:
-    x = floating(name, x)
-    if x.dim() not in (1, 2):
-        raise ValueError(f"{name} must have 1 or 2 dimensions, got {list(x.shape)}")
-    return x
-
-
 def normalizer_value(x: Tensor | None) -> None:
     """The check of a normalizer tensor that a CPU kernel makes by itself; synchronises."""
     if x is not None:

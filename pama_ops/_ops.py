@@ -167,7 +167,8 @@ whiten_apply = define(
 
 
 def _check_groups(rewards: Tensor, group_size: int, **_: Any) -> None:
-    checks.rows("rewards", rewards)
+    if checks.floating("rewards", rewards).dim() not in (1, 2):
+        raise ValueError(f"rewards must have the shape [N, B] or [B], got {list(rewards.shape)}")
     length = rewards.shape[-1]
     if group_size < 1 or length % group_size != 0:
         raise ValueError(
@@ -463,7 +464,8 @@ pama_weights = define(
 def _check_kl(
     logp: Tensor, ref_logp: Tensor, mask: Tensor | None, estimator: int, grad: Tensor | None = None
 ) -> None:
-    checks.rows("logp", logp)
+    if checks.floating("logp", logp).dim() not in (1, 2):
+        raise ValueError(f"logp must have 1 or 2 dimensions, got {list(logp.shape)}")
     for name, x in ("ref_logp", ref_logp), ("grad", grad):
         if x is not None:
             checks.match(name, x, logp.shape, "logp", logp.device)

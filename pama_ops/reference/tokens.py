@@ -52,7 +52,7 @@ class Tokens:
 
     def unpad(self, x: Tensor) -> Tensor:
         """The inverse of `pad`, with 0 at masked positions."""
-        x = torch.where(self.mask, x, 0.0)
+        x = x.masked_fill(~self.mask, 0)
         if self._none:
             return x.new_empty((*x.shape[:-2], self._rows, 0))
         if self._index is None:
