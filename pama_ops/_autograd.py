@@ -203,7 +203,7 @@ class _Constant(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.name, _, *tensors = inputs
         ctx.alike = _alike(tensors)
-        ctx.set_materialize_grads(False)  # no gradient that comes is not one of zeros
+        ctx.set_materialize_grads(False)  # where none flows None comes, not zeros
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:

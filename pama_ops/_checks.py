@@ -1,6 +1,7 @@
-"""Checks of arguments: what one can see without reading a tensor's values, said once.
+"""Checks of arguments, each said once.
 
-Every function raises TypeError or ValueError naming the argument, what came and what is wanted.
+They raise TypeError or ValueError naming the argument, what came and what is wanted. Those whose
+names end in `values` or `value`, and `gram_matrix`, read a tensor's values, which waits for a GPU.
 """
 
 from __future__ import annotations
@@ -269,8 +270,6 @@ def gram_matrix(gram: Tensor) -> None:
         "gram must be symmetric to rounding",
         lambda: _first_entry(g, apart, "{lower:g} at [{i}, {j}] and {upper:g} at [{j}, {i}]"),
     )
-    if gram.shape[-1] == 0:
-        return
     least = info.smallest_normal * info.eps
     largest = square.abs().masked_fill(square.isnan(), 0).amax(-1, keepdim=True)
     slack = 2.0**-20 * largest + least

@@ -14,7 +14,8 @@ from pama_ops import reference
 NAMESPACE = "pama_ops"
 SCHEMAS: dict[str, str] = {}
 DEFAULTS: dict[str, Callable[..., Any]] = {}
-# Of an op's arguments raise, and give them by name; and the same of their values.
+# Of each op a function that checks its arguments and returns them by name, and one that checks the
+# values of those.
 REFUSALS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., None]]] = {}
 _library = torch.library.Library(NAMESPACE, "DEF")
 

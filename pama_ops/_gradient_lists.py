@@ -40,7 +40,7 @@ def flattened(name: str, grads: object, *, at_once: bool = False) -> tuple[list[
             )
     rows: Iterable[Sequence[Tensor | None]] = lists
     # The op does not know that tensors stood for lists of one.
-    if single or at_once or not _without_gaps(lists):
+    if single or at_once or not _can_be_handed_over(lists):
 
         def where(i: int, p: int) -> str:
             return f"{name}[{i}]" if single else f"{name}[{i}][{p}]"
@@ -49,10 +49,10 @@ def flattened(name: str, grads: object, *, at_once: bool = False) -> tuple[list[
     return cast("list[Tensor]", list(chain.from_iterable(rows))), len(lists), single
 
 
-def _without_gaps(rows: Sequence[Sequence[object]]) -> bool:
-    """Whether these are tensors that an op can be handed: of which none is empty, as it takes such
-    for None. While a call is being compiled it cannot be asked. Where an objective's first one lies
-    elsewhere than another's, it is not known what the arguments beside them should lie with.
+def _can_be_handed_over(rows: Sequence[Sequence[object]]) -> bool:
+    """Whether an op can be handed these, and says itself what is wrong with them: plain tensors,
+    none of them empty, which it would take for None. Where objectives begin on different devices,
+    so that other arguments had none to be on, and where a call is compiled, all is asked here.
     """
     if torch.compiler.is_compiling() or not rows[0]:
         return False
@@ -80,7 +80,7 @@ def alike(at: str, x: object, of: str, like: Tensor) -> None:
 
 
 def largest(column: Sequence[Tensor]) -> tuple[int, Tensor]:
-    """Of one parameter's gradients the first that stands for none that is missing, and where."""
+    """Of a parameter's gradients the first with elements, or else the first; and its objective."""
     first = 0
     for i, x in enumerate(column):  # Dynamo knows no max(key=)
         first = i if x.numel() > column[first].numel() else first
@@ -147,7 +147,7 @@ def outputs(
     """`out` may be written, and holds one tensor like each of the P gradients. `at_once`: as for
     `flattened`.
     """
-    if not at_once and _without_gaps([out]):
+    if not at_once and _can_be_handed_over([out]):
         for p, x in enumerate(out):
             if x.requires_grad or x.is_neg() or not check.dense(x):
                 check.tensor(f"{name}[{p}]", x)

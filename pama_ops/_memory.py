@@ -16,10 +16,10 @@ from torch import Tensor
 
 
 class Span(NamedTuple):
-    """Where a tensor lies, the which-th of a list: the bytes from its first to its last."""
+    """Where a tensor lies, the which-th of a list: from its first byte to before `end`."""
 
     first: int
-    last: int
+    end: int
     which: int
 
 
@@ -139,7 +139,7 @@ def sharing(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     """Two of the tensors that share memory, the lower index first; None if none do."""
     reaching: list[Span] = []  # to the one at hand
     for b in spans(tensors):
-        reaching = [a for a in reaching if a.last > b.first]
+        reaching = [a for a in reaching if a.end > b.first]
         for a in reaching:
             if _meet(a, tensors[a.which], b, tensors[b.which]):
                 return min(a.which, b.which), max(a.which, b.which)
@@ -152,11 +152,11 @@ def _meet(a: Span, x: Tensor, b: Span, y: Tensor) -> bool:
     one back.
     """
     inside = Steps(1, x.itemsize - 1 + y.itemsize - 1)
-    return _makes([*_steps(x, x.itemsize), *_steps(y, y.itemsize), inside], b.last - 1 - a.first)
+    return _makes([*_steps(x, x.itemsize), *_steps(y, y.itemsize), inside], b.end - 1 - a.first)
 
 
 def meeting(run: Span, apart: Sequence[Span]) -> Span | None:
     """The one of some spans, in order and apart from each other, that shares bytes with `run`."""
     after = bisect_right(apart, run.first, key=lambda x: x.first)
     near = [*apart[after : after + 1], *apart[max(after - 1, 0) : after]]
-    return next((x for x in near if x.first < run.last and run.first < x.last), None)
+    return next((x for x in near if x.first < run.end and run.first < x.end), None)

@@ -119,7 +119,8 @@ def _walked(x: Tensor, cu_seqlens: Tensor | None) -> Any:
 
 
 def _token_values(**arguments: Any) -> None:
-    """Of an op on tokens: one of its arguments that have them all in the last dimension."""
+    """The values of an op on tokens. Its first argument of these names has all tokens of a ragged
+    batch in its last dimension."""
     of_tokens = ("rewards", "advantages", "logp", "values")
     tokens: Tensor = next(arguments[name] for name in of_tokens if name in arguments)
     checks.token_values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
@@ -424,9 +425,9 @@ def _check_objective_values(values: Tensor, preference: Tensor | None) -> None:
         checks.match("preference", preference, values.shape[-1:], "values", values.device)
 
 
-# `vector`: what an op takes beside the matrix, a preference, weights, or random numbers, of which a
-# seed is an int64 or travels as the bits of a float64; `options`: its scalars (reference.TAKES);
-# `rtol`: the relative error of the matrix's entries, the eps of its dtype if None.
+# `vector`: what an op takes beside the matrix, a preference, weights, or a seed, as an int64 or as
+# the bits of a float64 before target cosines; `options`: its scalars (reference.TAKES); `rtol`: the
+# relative error of the matrix's entries, the eps of its dtype if None.
 PROBLEM = "(Tensor gram, Tensor? vector, float[] options, float? rtol=None) -> Tensor"
 
 duality_gap = define(

@@ -98,7 +98,7 @@ def gae(
         TypeError, ValueError: naming the argument, what came and what is wanted.
         RuntimeError: on `backward()` through the result, which is not differentiable.
 
-    Complexity: O(N B T) time; on a GPU one launch, O(T / 128) steps.
+    Complexity: O(N B T) time; on a GPU one launch, O(T / 1024) steps.
     Source: Schulman et al., arXiv 1506.02438, eq. 16.
 
     >>> rewards = torch.tensor([[[0.0, 0.0, 1.0]]])

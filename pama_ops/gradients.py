@@ -43,15 +43,16 @@ def gram(
 
     float32 and half gradients are multiplied and summed in float32, where a product is rounded at
     most L + 2 times, and these sums in float64: |ΔG_ij| <= (L + 2)·2⁻²⁴ Σ_k |g_ik g_jk|, with
-    L = 16 on a CPU and 64 on a GPU. Half gradients never accumulate in half precision; sums of up
-    to 1024 products beyond 1e38 (entries beyond 1e17) and products below 1e-38 (entries below
-    1e-19) leave float32's range. float64 gradients stay in float64.
+    L = 16 on a CPU and 64 on a GPU, where halves of 9 objectives or more go to tensor cores, which
+    err by up to 10⁻⁵ ‖g_i‖ ‖g_j‖. Half gradients never accumulate in half precision; sums of up to
+    1024 products beyond 1e38 (entries beyond 1e17) and products below 1e-38 (entries below 1e-19)
+    leave float32's range. float64 gradients stay in float64.
 
     Args:
         grads: n >= 1 tensors, or n lists of P tensors or None, of float64, float32, float16 or
             bfloat16; shape, dtype and device of the p-th gradient are those of all objectives.
             Or DTensors (FSDP2, tensor parallel): G is that of the whole gradients, summed over the
-            mesh dimensions along which they are are_dtensors. Not differentiable then.
+            mesh dimensions along which they are sharded. Not differentiable then.
         group: process group whose ranks hold disjoint parts of the parameters (shards): the Gram
             matrices of the parts are added. Not differentiable then. Every rank gets the same
             bits. On a CPU, and on a GPU with `check_finite`, ranks first exchange a header of two

@@ -445,8 +445,7 @@ def config(gram: Tensor, *, rtol: float | None = None, check_values: bool = Fals
 
     With Ĝ the Gram matrix of unit gradients: v = Ĝ⁺ 1, ‖x‖² = vᵀ Ĝ v, L = Σ ‖g_i‖ (Ĝ v)_i / ‖x‖,
     w_i = L v_i / (‖g_i‖ ‖x‖). The combination is as long as the gradients' projections on it add up
-    to. If G is regular, ⟨g_i, Σ w g⟩ / ‖g_i‖ is the same positive number for
-    all i.
+    to. If G is regular, ⟨g_i, Σ w g⟩ / ‖g_i‖ is the same positive number for all i.
 
     Eigenvalues of Ĝ up to n · rtol of the largest count as 0. Zero gradients are left out and have
     weight 0; where x = 0, so that no direction ascends evenly, all weights are 0. Multiplying G by

@@ -116,7 +116,9 @@ def test_fairgrad_of_no_alpha_is_nan_and_ends(ops, alpha):
 def test_ops_refuse_numbers_that_their_loops_rely_on(ops):
     x = torch.ones(2, 4)
     for size in (0, -1, 3):
-        with pytest.raises(ValueError, match="group_size must be positive and divide rewards' B = 4"):
+        with pytest.raises(
+            ValueError, match="group_size must be positive and divide rewards' B = 4"
+        ):
             ops.group_normalize(x, size, 1e-8)
     for n in (0, -1, 2):
         with pytest.raises(ValueError, match="grads must hold"):

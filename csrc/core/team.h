@@ -1,4 +1,4 @@
-// Who solves a problem: one thread of a CPU (here) or a warp (csrc/cuda/warp_team.cuh).
+// Who solves a problem: one thread of a CPU (here), or lanes of a warp (csrc/cuda/warp_team.cuh).
 //
 // A solver is written once against this policy. Every lane of a team runs the same code and takes
 // the same branches, since each branch depends on values that a reduction made equal on all lanes;

@@ -86,7 +86,7 @@ struct Lanes<Half> : Vectors<uint16_t, float> {
 };
 
 // Columns of one parameter that a thread combines.
-struct Run {
+struct Columns {
   const void* const* rows;
   const double* weights;
   int64_t count, first, last;
@@ -98,7 +98,7 @@ constexpr int64_t kVectors = 4;  // summed in registers at a time
 
 // `kVectors` vectors of the result, from column `at` of rows and of `before` on.
 template <class L>
-PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* before,
+PAMA_INLINE void strip(const Columns& run, int64_t at, const typename L::Element* before,
                        typename L::Element* to) {
   using InMemory = typename L::InMemory;
   typename L::Vector s0{}, s1{}, s2{}, s3{}, x;
@@ -131,7 +131,7 @@ PAMA_INLINE void strip(const Run& run, int64_t at, const typename L::Element* be
 }
 
 template <class L>
-PAMA_CLONES void combine_columns(const Run& run) {
+PAMA_CLONES void combine_columns(const Columns& run) {
   using Element = typename L::Element;
   using InMemory = typename L::InMemory;
   using Vector = typename L::Vector;
@@ -206,14 +206,14 @@ void run(const Tensor&, const GradientList& grads, const View& weights,
             if (grads.at(i, p)) rows.push_back(grads.at(i, p)), used.push_back(w[i]);
           }
           const int64_t until = std::min(end, start[p + 1]);
-          const Run columns{rows.data(),
-                            used.data(),
-                            static_cast<int64_t>(rows.size()),
-                            at - start[p],
-                            until - start[p],
-                            accumulate,
-                            bytes >= kStreamed,
-                            out[p]};
+          const Columns columns{rows.data(),
+                                used.data(),
+                                static_cast<int64_t>(rows.size()),
+                                at - start[p],
+                                until - start[p],
+                                accumulate,
+                                bytes >= kStreamed,
+                                out[p]};
           with_real(grads.dtype[p],
                     [&](auto element) { combine_columns<Lanes<decltype(element)>>(columns); });
           at = until;

@@ -6,6 +6,7 @@
 // of them, for that which PAMA_ONE_CLONE and -march ask for.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__SANITIZE_THREAD__) && !defined(PAMA_ONE_CLONE)
+#define PAMA_CLONED
 #define PAMA_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define PAMA_CLONES

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
-#include <string>
 
 #include "core/weightings/list.h"
 #include "core/weightings/pama_weights.h"

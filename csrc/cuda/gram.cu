@@ -1,9 +1,10 @@
 // Gram matrices on a GPU: partial sums of a fixed grid, then a second kernel that adds them.
 //
-// On tensor cores where those of float64 are fast (gram_fragments.cuh), and for more than 8 rows of
-// halves (gram_mma.cuh). Elsewhere up to n = 8 a thread holds all pairs in registers and takes 16
-// bytes of each row at a time: float32 products are chained for at most 64 columns, then added in
-// float64. More rows of float32 and float64 go to gram_tiles.cuh.
+// On tensor cores where those of float64 are fast (gram_fragments.cuh, of up to 32 rows of float32
+// and float64), and for more than 8 rows of halves (gram_mma.cuh). Elsewhere up to n = 8 a thread
+// holds all pairs in registers and takes 16 bytes of each row at a time: float32 products are
+// chained for at most 64 columns, then added in float64. More rows of float32 and float64 go to
+// gram_tiles.cuh.
 #include <cstdlib>
 
 #include "cuda/gradient_launch.h"

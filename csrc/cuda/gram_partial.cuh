@@ -1,4 +1,4 @@
-// The partial sums of a Gram matrix: who computes them writes one of two layouts, [block][entry].
+// The partial sums of a Gram matrix: who computes them writes one of these layouts, [block][entry].
 #pragma once
 
 #include "cuda/mma.cuh"
@@ -58,14 +58,15 @@ constexpr int64_t mma_shared_bytes(int bands) {
   return int64_t{mma_count(bands)} * 4 * kMmaBlock * 8;
 }
 
-// The lane's row of each band of 8, from where the chunk begins; null past the last one.
-template <class Element, int64_t Columns, int Bands>
+// The lane's row of each half of a band, 8 rows, from where the chunk begins; null past the last
+// one.
+template <class Element, int64_t Columns, int Halves>
 __device__ __forceinline__ void mma_rows(const PointerTable& table, const ChunkWalk<Columns>& walk,
-                                         const Element* (&row)[Bands]) {
+                                         const Element* (&row)[Halves]) {
 #pragma unroll
-  for (int band = 0; band < Bands; ++band) {
-    const int i = band * 8 + lane() / 4;
-    row[band] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
+  for (int half = 0; half < Halves; ++half) {
+    const int i = half * 8 + lane() / 4;
+    row[half] = i < table.rows ? table.row<Element>(walk.piece, i) + walk.first() : nullptr;
   }
 }
 

@@ -15,8 +15,7 @@
 // 64 cycles of a multiprocessor for a warp's 16 loads of 512 bytes, as for its 256 multiply-adds,
 // and the copies' writes besides, 53 and 86 % of its time at n = 16 and 32. Two blocks of 6
 // (n = 16) or 5 (n = 32) warps share a multiprocessor, with 64 or 32 KB in flight; 25 KB are
-// needed at 700 ns. Measured on an H200, which has gram_fragments.cuh for them since: 69 and 42 %
-// of the copy bandwidth, bound by shared memory.
+// needed at 700 ns.
 #pragma once
 
 #include "cuda/async_copy.cuh"

@@ -10,12 +10,12 @@ __global__ void __launch_bounds__(kBlock, 4)
   wait_for_inputs();
   const Part part = block_part(args.sequences, chunks);
   for_tokens(args.mask, part, [&](const Tokens& tokens) {
-    double k[kTokens], ref[kTokens], grad[kTokens];
+    double k[kChunkTokens], ref[kChunkTokens], grad[kChunkTokens];
     load_tokens(args.logp, part, tokens, k);
     load_tokens(args.ref_logp, part, tokens, ref);
     if (args.grad.data) load_tokens(args.grad, part, tokens, grad);
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < kChunkTokens; ++i) {
       const double log_ratio = k[i] - ref[i];
       k[i] = args.grad.data ? grad[i] * kl_slope(args.estimator, log_ratio)
                             : kl_estimate(args.estimator, log_ratio);

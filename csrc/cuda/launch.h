@@ -62,7 +62,7 @@ class Launcher {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // Whether the device's double precision is half as fast as single.
+  // Whether the device's double precision is at least half as fast as single.
   bool double_is_fast() const {
     int ratio = 0;
     check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device_));

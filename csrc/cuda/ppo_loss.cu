@@ -10,19 +10,19 @@ namespace pama {
 namespace {
 
 struct PpoTokens {
-  double log_ratio[kTokens], advantage[kTokens], log_ref_ratio[kTokens];
+  double log_ratio[kChunkTokens], advantage[kChunkTokens], log_ref_ratio[kChunkTokens];
 };
 
 __device__ __forceinline__ PpoTokens ppo_load(const PpoInputs& args, const Part& part,
                                               const Tokens& tokens) {
-  double logp[kTokens];
+  double logp[kChunkTokens];
   PpoTokens out;
   load_tokens(args.logp, part, tokens, logp);
   load_tokens(args.old_logp, part, tokens, out.log_ratio);
   load_tokens(args.advantages, part, tokens, out.advantage);
   if (args.ref_logp.data) load_tokens(args.ref_logp, part, tokens, out.log_ref_ratio);
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) {
+  for (int k = 0; k < kChunkTokens; ++k) {
     out.log_ratio[k] = logp[k] - out.log_ratio[k];
     out.log_ref_ratio[k] = args.ref_logp.data ? logp[k] - out.log_ref_ratio[k] : 0;
   }
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   for_tokens(args.mask, part, [&](const Tokens& tokens) {
     const PpoTokens x = ppo_load(args, part, tokens);
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
+    for (int k = 0; k < kChunkTokens; ++k) {
       if (!tokens.unmasked[k]) continue;
       const Surrogate token = surrogate(args.clip, x.log_ratio[k], x.advantage[k]);
       const double kl = args.ref_logp.data ? kl_estimate(args.estimator, x.log_ref_ratio[k]) : 0;
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(kBlock, 4)
   const double kl_weight = weight * inputs.kl_coef;
   for_tokens(inputs.mask, part, [&](const Tokens& tokens) {
     const PpoTokens x = ppo_load(inputs, part, tokens);
-    double slope[kTokens];
+    double slope[kChunkTokens];
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
+    for (int k = 0; k < kChunkTokens; ++k) {
       slope[k] = -weight * surrogate(inputs.clip, x.log_ratio[k], x.advantage[k]).slope;
       if (inputs.ref_logp.data) {
         slope[k] += kl_weight * kl_slope(inputs.estimator, x.log_ref_ratio[k]);

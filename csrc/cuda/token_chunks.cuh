@@ -1,5 +1,5 @@
-// How a block walks the tokens of a sequence: threads side by side on neighbouring tokens, four
-// tokens a thread in flight, each dtype told apart once for the four.
+// Parts of a batch, a block each, and how a block walks the tokens of its one: threads side by side
+// on neighbouring tokens, four tokens a thread in flight, each dtype told apart once for the four.
 #pragma once
 
 #include "core/view.h"
@@ -8,8 +8,8 @@
 namespace pama {
 
 inline constexpr int kBlock = 256;
-inline constexpr int kTokens = 4;
-inline constexpr int64_t kChunk = kBlock * kTokens;
+inline constexpr int kChunkTokens = 4;
+inline constexpr int64_t kChunk = kBlock * kChunkTokens;
 
 // A long sequence is shared by `chunks` blocks: block c takes every chunks-th chunk, from the c-th.
 // The number follows from the shapes alone, and with it the order of every sum.
@@ -69,7 +69,7 @@ void launch_sums(const Tensor& on, int block, const Sequences& s,
 // The tokens of one thread in one chunk: `first`, `first` + kBlock, ...
 struct Tokens {
   int64_t first;
-  bool inside[kTokens], unmasked[kTokens];
+  bool inside[kChunkTokens], unmasked[kChunkTokens];
 };
 
 // out[k] of the tokens to take, 0 for the others, which are not read.
@@ -78,11 +78,11 @@ __device__ __forceinline__ void load_each(const View& view, int64_t first, const
                                           double* out) {
   const Element* from = static_cast<const Element*>(view.data) + first;
   const int64_t step = kBlock * view.token;
-  Element element[kTokens];
+  Element element[kChunkTokens];
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) element[k] = take[k] ? from[k * step] : Element{};
+  for (int k = 0; k < kChunkTokens; ++k) element[k] = take[k] ? from[k * step] : Element{};
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) out[k] = static_cast<double>(number(element[k]));
+  for (int k = 0; k < kChunkTokens; ++k) out[k] = static_cast<double>(number(element[k]));
 }
 
 // The same of real numbers, of the unmasked tokens.
@@ -99,17 +99,17 @@ __device__ __forceinline__ Tokens find_tokens(const View& mask, const Part& part
   Tokens tokens;
   tokens.first = t;
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) {
+  for (int k = 0; k < kChunkTokens; ++k) {
     tokens.unmasked[k] = tokens.inside[k] = t + k * kBlock < size;
   }
   if (!mask.data) return tokens;
   const int64_t first = part.first(mask) + t * mask.token;
-  double value[kTokens];
+  double value[kChunkTokens];
   with_element(mask.dtype, [&](auto element) {
     load_each<decltype(element)>(mask, first, tokens.inside, value);
   });
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) tokens.unmasked[k] = value[k] != 0;
+  for (int k = 0; k < kChunkTokens; ++k) tokens.unmasked[k] = value[k] != 0;
   return tokens;
 }
 
@@ -118,7 +118,7 @@ __device__ __forceinline__ void store_tokens(const View& view, const Part& part,
                                              const Tokens& tokens, const double* value) {
   const int64_t first = part.first(view) + tokens.first;
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) {
+  for (int k = 0; k < kChunkTokens; ++k) {
     if (tokens.inside[k]) store(view, first + k * kBlock, tokens.unmasked[k] ? value[k] : 0);
   }
 }

@@ -20,13 +20,13 @@ PAMA_INLINE ValueSums operator+(const ValueSums& a, const ValueSums& b) {
 // errors[k] of the tokens in the mask.
 __device__ __forceinline__ void value_errors(const ValueInputs& args, const Part& part,
                                              const Tokens& tokens, ValueError* errors) {
-  double value[kTokens], target[kTokens], old[kTokens];
+  double value[kChunkTokens], target[kChunkTokens], old[kChunkTokens];
   load_tokens(args.values, part, tokens, value);
   load_tokens(args.returns, part, tokens, target);
   const bool clips = args.old_values.data != nullptr;
   if (clips) load_tokens(args.old_values, part, tokens, old);
 #pragma unroll
-  for (int k = 0; k < kTokens; ++k) {
+  for (int k = 0; k < kChunkTokens; ++k) {
     errors[k] = clips ? value_error(value[k], target[k], old[k], args.clip)
                       : value_error(value[k], target[k]);
   }
@@ -39,10 +39,10 @@ __global__ void __launch_bounds__(kBlock)
   const Part part = block_part(args.sequences, chunks);
   ValueSums sums{};
   for_tokens(args.mask, part, [&](const Tokens& tokens) {
-    ValueError errors[kTokens];
+    ValueError errors[kChunkTokens];
     value_errors(args, part, tokens, errors);
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) {
+    for (int k = 0; k < kChunkTokens; ++k) {
       if (!tokens.unmasked[k]) continue;
       sums.squares += errors[k].error * errors[k].error;
       sums.tokens += 1;
@@ -74,11 +74,11 @@ __global__ void __launch_bounds__(kBlock)
   const Part part = block_part(args.inputs.sequences, chunks);
   const double weight = load(args.grad, part.objective * args.grad.token) * load(args.scale, 0);
   for_tokens(args.inputs.mask, part, [&](const Tokens& tokens) {
-    ValueError errors[kTokens];
+    ValueError errors[kChunkTokens];
     value_errors(args.inputs, part, tokens, errors);
-    double slope[kTokens];
+    double slope[kChunkTokens];
 #pragma unroll
-    for (int k = 0; k < kTokens; ++k) slope[k] = weight * errors[k].slope;
+    for (int k = 0; k < kChunkTokens; ++k) slope[k] = weight * errors[k].slope;
     store_tokens(args.out, part, tokens, slope);
   });
 }

@@ -1,7 +1,7 @@
 // Small problems, a warp for each: the lanes load a matrix into the warp's workspace as float64,
 // and the solver's source is that of the CPU. The workspace lies in shared memory up to n = 64,
-// where a warp is a block; beyond that in a scratch tensor that the warps of a bounded grid reuse.
-// A kernel for either: a pointer to one or the other would make each access a generic one.
+// where few warps are a block; beyond that in a scratch tensor that the warps of a bounded grid
+// reuse. A kernel for either: a pointer to one or the other would make each access a generic one.
 #include "core/weightings/list.h"
 #include "core/weightings/pama_weights.h"
 #include "cuda/device.cuh"
@@ -96,14 +96,14 @@ void launch_stack(const Tensor& on, Kernel in_shared, Kernel in_scratch,
 
 // Solvers that have kernels of their own for no more objectives than a warp has lanes.
 template <template <class> class Solver>
-constexpr bool kHasWide = false;
+constexpr bool kHasSmallTeams = false;
 template <>
-constexpr bool kHasWide<MinNorm> = true;
+constexpr bool kHasSmallTeams<MinNorm> = true;
 
 template <template <class> class Solver>
 Kernel shared_kernel(int64_t n) {
   const auto kernel = [](auto team) -> Kernel { return gram_kernel<Solver, decltype(team), true>; };
-  if constexpr (kHasWide<Solver>) {
+  if constexpr (kHasSmallTeams<Solver>) {
     return with_team(n, kernel);
   } else {  // the other kernels are not even compiled
     return kernel(WarpTeam{});

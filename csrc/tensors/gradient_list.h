@@ -58,18 +58,18 @@ class GradientList {
   }
 
   // Of some of the objectives and parameters of another list, which must outlive it.
-  GradientList(const GradientList& from, const std::vector<int64_t>& rows,
-               const std::vector<int64_t>& columns)
-      : objectives(static_cast<int64_t>(rows.size())),
-        parameters(static_cast<int64_t>(columns.size())) {
-    for (const int64_t p : columns) {
+  GradientList(const GradientList& from, const std::vector<int64_t>& which,
+               const std::vector<int64_t>& of_which)
+      : objectives(static_cast<int64_t>(which.size())),
+        parameters(static_cast<int64_t>(of_which.size())) {
+    for (const int64_t p : of_which) {
       size.push_back(from.size[p]);
       dtype.push_back(from.dtype[p]);
       model.push_back(from.model[p]);
       in_place_.push_back(from.in_place_[p]);
     }
-    for (const int64_t i : rows) {
-      for (const int64_t p : columns) data.push_back(from.at(i, p));
+    for (const int64_t i : which) {
+      for (const int64_t p : of_which) data.push_back(from.at(i, p));
     }
   }
 
@@ -227,8 +227,8 @@ inline void check_apart(const GradientList& grads, const std::vector<Tensor>& ou
     const int64_t unit = size_of(grads.dtype[p]);
     const Span run{first, first + grads.size[p] * unit, unit, p};
     const auto at = std::partition_point(dense.begin(), dense.end(),
-                                         [&](const Span& x) { return x.last <= run.first; });
-    if (at == dense.end() || at->first >= run.last) continue;
+                                         [&](const Span& x) { return x.end <= run.first; });
+    if (at == dense.end() || at->first >= run.end) continue;
     if (at->which == p && at->first == run.first) continue;
     refuse(named(at->which) + " must be a whole gradient of its parameter or share no memory " +
            "with grads, but shares some with grads[" + std::to_string(i) + "][" +

@@ -18,13 +18,13 @@ Tensor kl_of(const OptionalTensor& grad, const Tensor& logp, const Tensor& ref_l
   check_rows("logp", logp);
   check_reals("ref_logp", ref_logp, logp.sizes(), logp);
   if (grad) check_reals("grad", *grad, logp.sizes(), logp);
-  const View unmasked = mask_of(mask, logp.sizes(), logp);
+  const View mask_view = mask_of(mask, logp.sizes(), logp);
   Tensor out = allocate(logp, logp.sizes(), result_dtype(&logp, &ref_logp));
   const int64_t length = logp.size(logp.dim() - 1), rows = length == 0 ? 0 : rows_in(logp);
   Run(logp, {{1, rows, length, nullptr, false, length, 0},
              view_of(logp),
              view_of(ref_logp),
-             unmasked,
+             mask_view,
              view_of(grad),
              view_of(out),
              static_cast<Estimator>(estimator)});

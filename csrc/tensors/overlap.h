@@ -13,10 +13,10 @@
 
 namespace pama {
 
-// Where a tensor lies, the which-th of a list: the bytes from its first to its last, and how many
-// of them an element has.
+// Where a tensor lies, the which-th of a list: from its first byte to before `end`, and how many
+// bytes an element has.
 struct Span {
-  uintptr_t first, last;
+  uintptr_t first, end;
   int64_t unit, which;
 
   bool operator<(const Span& other) const {
@@ -32,9 +32,9 @@ struct Steps {
 };
 
 // The sums that some steps, each in any number it allows, can make.
-class Sums {
+class StepSums {
  public:
-  explicit Sums(std::vector<Steps> given) {
+  explicit StepSums(std::vector<Steps> given) {
     std::sort(given.begin(), given.end());
     for (const Steps& x : given) {
       if (x.step == 0 || x.most == 0) continue;
@@ -110,7 +110,7 @@ inline bool overlaps_itself(const Tensor& x) {
     std::vector<Steps> walk = steps;
     for (Steps& each : walk) each.most *= 2;  // from as far back as can be
     walk[d].most = steps[d].most - 1;         // from one step on
-    if (Sums(walk).hold(reach - steps[d].step * (steps[d].most + 1))) return true;
+    if (StepSums(walk).hold(reach - steps[d].step * (steps[d].most + 1))) return true;
   }
   return false;
 }
@@ -121,7 +121,7 @@ inline bool meet(const Span& a, const Tensor& x, const Span& b, const Tensor& y)
   std::vector<Steps> steps = steps_of(x, a.unit), others = steps_of(y, b.unit);
   steps.insert(steps.end(), others.begin(), others.end());
   steps.push_back({1, a.unit - 1 + b.unit - 1});
-  return Sums(steps).hold(static_cast<int64_t>(b.last - 1 - a.first));
+  return StepSums(steps).hold(static_cast<int64_t>(b.end - 1 - a.first));
 }
 
 // Two of the tensors that spans are of which share memory, the lower index first.
@@ -131,7 +131,7 @@ inline std::optional<std::pair<int64_t, int64_t>> sharing(std::vector<Span> span
   std::vector<Span> open;  // that reach to the one at hand
   for (const Span& b : spans) {
     open.erase(
-        std::remove_if(open.begin(), open.end(), [&](const Span& a) { return a.last <= b.first; }),
+        std::remove_if(open.begin(), open.end(), [&](const Span& a) { return a.end <= b.first; }),
         open.end());
     for (const Span& a : open) {
       if (meet(a, tensors[a.which], b, tensors[b.which])) return std::minmax(a.which, b.which);

@@ -51,23 +51,23 @@ def _surgery(gram: Tensor, seed: Tensor, targets: Tensor, meet: Callable[..., fl
 
 @weighting(vector=lambda _: 1)
 def pcgrad(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+    gram: Tensor, vector: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
-    """`preference` holds the seed, int64: [] or [..., 1]."""
+    """`vector` holds the seed, int64: [] or [..., 1]."""
 
     def meet(cur: Tensor, j: int, g: Tensor, _targets: Tensor, _i: int) -> float:
         return max(-float(g[j] @ cur), 0.0) / float(g[j, j])
 
-    assert preference is not None
-    seed = preference[..., 0] if preference.dim() else preference
+    assert vector is not None
+    seed = vector[..., 0] if vector.dim() else vector
     return _surgery(gram, seed, gram.new_empty(1), meet)
 
 
 @weighting(vector=lambda n: 1 + n * n)
 def gradvac(
-    gram: Tensor, preference: Tensor | None, options: list[float], rtol: float | None = None
+    gram: Tensor, vector: Tensor | None, options: list[float], rtol: float | None = None
 ) -> Tensor:
-    """`preference` holds the bits of the seed and the n x n target cosines."""
+    """`vector` holds the bits of the seed and the n x n target cosines."""
 
     def meet(cur: Tensor, j: int, g: Tensor, targets: Tensor, i: int) -> float:
         target, length = float(targets[i * len(g) + j]), math.sqrt(max(float(cur @ g @ cur), 0.0))
@@ -80,6 +80,6 @@ def gradvac(
         rest = math.sqrt(1 - target**2)
         return length * (target * math.sqrt(1 - cosine**2) - cosine * rest) / (norm * rest)
 
-    assert preference is not None
-    seed = preference[..., 0].contiguous().view(torch.int64)
-    return _surgery(gram, seed, preference[..., 1:], meet)
+    assert vector is not None
+    seed = vector[..., 0].contiguous().view(torch.int64)
+    return _surgery(gram, seed, vector[..., 1:], meet)

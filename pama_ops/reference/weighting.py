@@ -34,7 +34,7 @@ TAKES: dict[str, Takes] = {}
 def weighting(
     options: int = 0, *, preference: bool = False, vector: Callable[[int], int] | None = None
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Makes a function (gram, preference, options, rtol) -> weights the default of its op."""
+    """Makes a function (gram, vector, options, rtol) -> weights the default of its op."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name = function.__name__
