@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -127,9 +128,13 @@ def call(op: Any, *args: Any, check_values: bool = False) -> Any:
         return op(*args)
     except (RuntimeError, TypeError, ValueError) as error:
         refusal = error
-    refuse, values = REFUSALS[op._opname]
-    values(**refuse(*args))
-    raise refusal
+    try:
+        refuse, values = REFUSALS[op._opname]
+        with suppress(RuntimeError):  # what cannot be asked, as out of memory, is as the op said
+            values(**refuse(*args))
+        raise refusal
+    finally:
+        del refusal  # its traceback holds this frame, and with it the arguments
 
 
 def of_lists(op: Any, *args: Any) -> Any:

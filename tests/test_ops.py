@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -204,3 +207,33 @@ def test_lists_not_alike_are_refused_while_a_program_is_traced():
                 _ops.gram([x, other], 2)
             with pytest.raises((TypeError, ValueError), match=r"^out\[0\] must have the"):
                 _ops.combine_into([other], [x, x], torch.ones(2), False)
+
+
+def out_of_memory(*_: Tensor) -> None:
+    raise torch.OutOfMemoryError
+
+
+out_of_memory._opname = "group_informative"  # whose checks find nothing wrong
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: po.gae(x, x[..., 1:]),  # by the kernel, and its check
+        lambda x: po.gae(x, x, x[0] / 2),  # by its values
+        lambda x: _dispatch.call(out_of_memory, x[0], 3),  # by neither
+    ],
+)
+def test_a_refusal_keeps_no_argument_alive(function):
+    """No cycle of its traceback does, on which whoever goes on without memory relies."""
+    x = torch.ones(1, 2, 3)
+    freed = weakref.ref(x)
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError, torch.OutOfMemoryError):
+            function(x)
+            pytest.fail("taken")
+        del x
+        assert freed() is None
+    finally:
+        gc.enable()
