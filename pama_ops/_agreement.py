@@ -104,8 +104,11 @@ class all_ranks_raise:  # noqa: N801, as contextlib's own
         groups = groups_of_all_ranks(tensors, *self.groups)
         if error is None and self.facts is not None:
             heard = _hear_all([(over, self.facts(over)) for over in groups], device, None)
-            if heard is not None:
-                raise heard
+            try:
+                if heard is not None:
+                    raise heard
+            finally:
+                del heard  # its traceback holds this frame, and with it the arguments
         elif isinstance(error, Exception) and not (self.unless and self.unless()):
             able = all(serves(over, device.type) for over in groups)
             _hear_all([(over, {}) for over in groups if able], device, error)
