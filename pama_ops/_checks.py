@@ -120,8 +120,13 @@ def require(good: Tensor, message: str, got: Callable[[], object] | None = None)
 def token_values(mask: Tensor | None, cu_seqlens: Tensor | None, total: int) -> None:
     """The checks of tensors' values that a CPU kernel makes by itself; synchronises on a GPU."""
     if mask is not None and mask.dtype != torch.bool:
-        good = ((mask == 0) | (mask == 1)).all()
-        require(good, "mask must hold only 0 and 1", lambda: "other values")
+        good = (mask == 0) | (mask == 1)
+
+        def found() -> str:
+            row = (~good).reshape(-1, good.shape[-1]).any(-1).nonzero()[0]
+            return f"other values in row {int(row)}"
+
+        require(good.all(), "mask must hold only 0 and 1", found)
     if cu_seqlens is not None:
         rises = (cu_seqlens.diff() >= 0).all()
         ends = (cu_seqlens[:1] == 0).all() & (cu_seqlens[-1:] == total).all()

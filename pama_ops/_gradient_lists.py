@@ -108,10 +108,10 @@ def all_alike(
                     )
             elif not (
                 isinstance(x, Tensor)
+                and check.dense(x)  # a nested one has no shape to ask for
                 and x.shape == shape
                 and x.dtype is dtype
                 and x.device == device
-                and check.dense(x)
             ):
                 alike(where(i, p), x, of, first)  # raises
     return device

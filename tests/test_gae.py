@@ -139,10 +139,10 @@ def test_gae_names_the_bad_argument(backend, change, error, message):
 
 def test_gae_checks_values_before_it_writes(backend):
     x = torch.ones(1, 2, 2, device=backend.device)
-    bad_mask = torch.tensor([[1.0, 0.5], [1.0, 1.0]], device=backend.device)
+    bad_mask = torch.tensor([[1.0, 1.0], [1.0, 0.5]], device=backend.device)
     bad_offsets = torch.tensor([0, 3, 2], device=backend.device)
     by_itself = {} if backend.checks_values else {"check_values": True}
-    with pytest.raises(ValueError, match="mask must hold only 0 and 1"):
+    with pytest.raises(ValueError, match="mask must hold only 0 and 1, got other values in row 1"):
         po.gae(x, x, bad_mask, **by_itself)
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the 2 tokens"):
         po.gae(x[0], x[0], cu_seqlens=bad_offsets, **by_itself)

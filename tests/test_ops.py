@@ -237,3 +237,14 @@ def test_a_refusal_keeps_no_argument_alive(function):
         assert freed() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_gradient_beside_a_dense_one_is_refused_by_name():
+    """It has no shape to be asked for."""
+    nested = torch.nested.nested_tensor([X[0], X[1]])
+    for grads, at in (([X, nested], "grads[1]"), ([[X], [nested]], "grads[1][0]")):
+        words = re.escape(f"{at} must be a dense tensor, got a nested tensor")
+        for call in (lambda g: po.gram(g), lambda g: po.combine(g, torch.ones(2))):
+            with pytest.raises(TypeError, match=words):
+                call(grads)

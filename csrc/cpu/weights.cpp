@@ -25,6 +25,20 @@ void for_problems(int64_t count, int64_t n, const Body& body) {
   }
 }
 
+// The norms that a Gram matrix's entries are bounded by. False if a square is negative.
+template <class At>
+bool bounding_norms(const At& at, int64_t n, DType dtype, double* norm) {
+  const double least = precision_of(dtype).least;
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = fmax(largest, std::fabs(at(i, i)));
+  bool positive = true;
+  for (int64_t i = 0; i < n; ++i) {
+    norm[i] = longest_norm(at(i, i), largest, least);
+    positive &= !(at(i, i) < -norm[i] * norm[i]);
+  }
+  return positive;
+}
+
 // The dtype is told once a matrix, not once an element. Returns whether the matrix is a Gram matrix
 // to rounding: symmetric, and no entry beyond the product of its norms. `norm` is room.
 bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm) {
@@ -35,25 +49,48 @@ bool load_gram(const Stack& gram, int64_t b, int64_t n, double* to, double* norm
       for (int64_t j = 0; j < n; ++j) to[i * n + j] = number(row[j * gram.column]);
     }
   });
-  const auto square = [&](int64_t i) { return to[i * n + i]; };
-  const Precision precision = precision_of(gram.dtype);
-  double largest = 0;
-  for (int64_t i = 0; i < n; ++i) largest = fmax(largest, std::fabs(square(i)));
-  bool good = true;
-  for (int64_t i = 0; i < n; ++i) {
-    norm[i] = longest_norm(square(i), largest, precision.least);
-    good &= !(square(i) < -norm[i] * norm[i]);
-  }
+  const auto at = [&](int64_t i, int64_t j) { return to[i * n + j]; };
+  bool good = bounding_norms(at, n, gram.dtype, norm);
+  const double unit = precision_of(gram.dtype).roundoff;
   for (int64_t i = 1; i < n; ++i) {
     for (int64_t j = 0; j < i; ++j) {
       double &lower = to[i * n + j], &upper = to[j * n + i];
       good &= bounded_by_norms(lower, norm[i], norm[j]);
       if (lower == upper) continue;
-      good &= symmetric_to_rounding(lower, upper, square(i), square(j), precision.roundoff);
+      good &= symmetric_to_rounding(lower, upper, at(i, i), at(j, j), unit);
       lower = upper = 0.5 * lower + 0.5 * upper;
     }
   }
   return good;
+}
+
+// What is wrong with a matrix that load_gram found bad.
+std::string fault_of(const Stack& gram, int64_t b, int64_t n) {
+  const int64_t start = gram.offset(b);
+  const auto at = [&](int64_t i, int64_t j) {
+    return load(gram, start + i * gram.row + j * gram.column);
+  };
+  const auto entry = [&](int64_t i, int64_t j) {
+    return text_of(at(i, j)) + " at [" + std::to_string(i) + ", " + std::to_string(j) + "]";
+  };
+  const double unit = precision_of(gram.dtype).roundoff;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < i; ++j) {
+      if (symmetric_to_rounding(at(i, j), at(j, i), at(i, i), at(j, j), unit)) continue;
+      return "symmetric to rounding, got " + entry(i, j) + " and " + entry(j, i);
+    }
+  }
+  std::vector<double> norm(n);
+  bounding_norms(at, n, gram.dtype, norm.data());
+  std::string fault = "inner products, none beyond the root of its two squares, got ";
+  for (int64_t i = 0; i < n; ++i) {
+    if (at(i, i) < -norm[i] * norm[i]) return fault + entry(i, i);
+    for (int64_t j = 0; j < i; ++j) {
+      if (bounded_by_norms(at(i, j), norm[i], norm[j])) continue;
+      return fault + entry(i, j) + " of squares " + text_of(at(i, i)) + " and " + text_of(at(j, j));
+    }
+  }
+  return fault;
 }
 
 void check_preferences(const ProblemStack& problems) {
@@ -72,14 +109,17 @@ template <template <class> class Solver>
 void run(const Tensor&, const ProblemStack& problems) {
   using Method = Solver<SerialTeam>;
   if (Method::kTakes == Takes::kPreference) check_preferences(problems);
+  const Stack& matrices = problems.input;
   const int64_t n = problems.n, outputs = Method::kScalar ? 1 : n;
-  std::atomic<bool> good = true;
+  std::atomic<int64_t> bad{problems.count};
   for_problems(problems.count, n, [&](int64_t first, int64_t last) {
     const std::unique_ptr<double[]> memory(new double[memory_of<Method>(n)]);
     const auto problem = problem_in<Method, SerialTeam>(memory.get(), problems);
     for (int64_t b = first; b < last; ++b) {
-      if (!load_gram(problems.input, b, n, problem.gram, problem.out)) {
-        good = false;
+      if (!load_gram(matrices, b, n, problem.gram, problem.out)) {
+        int64_t least = bad;
+        while (b < least && !bad.compare_exchange_weak(least, b)) {
+        }
         return;
       }
       load_vector(SerialTeam{}, problems.vector, b, Method::vector(n), problem.gram + n * n);
@@ -87,8 +127,9 @@ void run(const Tensor&, const ProblemStack& problems) {
       for (int64_t i = 0; i < outputs; ++i) store(problems.out, b * outputs + i, problem.out[i]);
     }
   });
-  if (!good) {
-    refuse("gram must be symmetric to rounding, with no entry beyond the root of its two squares");
+  if (bad < problems.count) {
+    refuse("gram must be " + fault_of(matrices, bad, n) +
+           (matrices.lead > 0 ? " of matrix " + std::to_string(bad) : ""));
   }
 }
 
