@@ -46,28 +46,31 @@ def _kl_divergence_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
     return ours, theirs, None, None
 
 
-def _ppo_loss_backward(
-    ctx: Any, grad: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    constants = (None,) * 12
-    if grad is None or not ctx.needs_input_grad[0]:
-        return None, *constants
-    *tokens, _normalizer, cu, low, high, _, _, kl_coef, estimator, _, row_weights = _kept(ctx)
+def _in_the_first(slope: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The backward of an op with a derivative in its first argument alone, slope(grad, *kept)."""
+
+    def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        first, *constants = ctx.needs_input_grad
+        mine = slope(grad, *_kept(ctx)) if grad is not None and first else None
+        return mine, *(None for _ in constants)
+
+    return backward
+
+
+@_in_the_first
+def _ppo_loss_backward(grad: Tensor, *kept: Any) -> Tensor:
+    *tokens, _normalizer, cu, low, high, _, _, kl_coef, estimator, _, row_weights = kept
     forward_mode.refuse("ppo_loss's gradient", grad, row_weights, *tokens, cu)
     slope = ops.ppo_loss_backward(grad, row_weights, *tokens, cu, low, high, kl_coef, estimator)
-    return slope.to(tokens[0].dtype), *constants
+    return cast("Tensor", slope.to(tokens[0].dtype))
 
 
-def _value_loss_backward(
-    ctx: Any, grad: Tensor | None, *_: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    constants = (None,) * 7
-    if grad is None or not ctx.needs_input_grad[0]:
-        return None, *constants
-    *tokens, _normalizer, cu, clip, _, scale = _kept(ctx)
+@_in_the_first
+def _value_loss_backward(grad: Tensor, *kept: Any) -> Tensor:
+    *tokens, _normalizer, cu, clip, _, scale = kept
     forward_mode.refuse("value_loss's gradient", grad, scale, *tokens)
     slope = ops.value_loss_backward(grad, scale, *tokens, cu, clip)
-    return slope.to(tokens[0].dtype), *constants
+    return cast("Tensor", slope.to(tokens[0].dtype))
 
 
 def _gram_backward(ctx: Any, grad: Tensor | None) -> tuple[list[Tensor | None] | None, None]:

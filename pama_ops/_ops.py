@@ -19,6 +19,7 @@ from pama_ops import _gradient_lists as lists
 from pama_ops import reference
 from pama_ops._dispatch import define
 from pama_ops.reference.gradients import walked_in_place
+from pama_ops.reference.pama import by_sequence
 
 
 def result_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -126,7 +127,7 @@ def _token_values(**arguments: Any) -> None:
     checks.token_values(arguments["mask"], arguments.get("cu_seqlens"), tokens.shape[-1])
     checks.normalizer_value(arguments.get("normalizer"))
     preference = arguments.get("preference")
-    checks.preference_values(preference, by_sequence=_by_sequence(preference))
+    checks.preference_values(preference, by_sequence=by_sequence(preference))
 
 
 gae = define(
@@ -192,11 +193,6 @@ group_informative = define(
 )
 
 
-def _by_sequence(preference: Tensor | None) -> bool:
-    """Whether a preference is [N, B]."""
-    return preference is not None and preference.dim() == 2
-
-
 def _check_pama(advantages: Tensor, preference: Tensor | None, **given: Any) -> None:
     _check_tokens("advantages", of_objective=["log_ratio"])(advantages=advantages, **given)
     if not 0 <= given["reduction"] <= reference.BATCH:
@@ -216,7 +212,7 @@ def _fake_pama_statistics(
 ) -> Tensor:
     n = advantages.shape[0]
     size = statistics_size(n, reduction)
-    if _by_sequence(preference) and size > n:
+    if by_sequence(preference) and size > n:
         size += n
     return advantages.new_empty((size,), dtype=torch.float64)
 
@@ -252,7 +248,7 @@ def _fake_pama_combine(
     problems: tuple[int, ...] = ()
     if reduction == reference.TOKEN:
         problems = tuple(tokens)
-    elif reduction == reference.SEQUENCE or _by_sequence(preference):
+    elif reduction == reference.SEQUENCE or by_sequence(preference):
         problems = (checks.rows_of(advantages, cu_seqlens),)
     optimum = (0,) if reduction == reference.GRAM else problems
     return (

@@ -15,8 +15,7 @@ from pama_ops.reference.pama import active_part
 from pama_ops.reference.tokens import Tokens, merge_moments
 
 U64, U32 = 2.0**-53, 2.0**-24
-CHAIN = 64  # float32 products that `gram` may chain before it adds in float64, or as good as
-# that: tensor cores chain up to 256 of halves, of numbers drawn as here within it
+CHAIN = 64  # float32 products that `gram` may chain before it adds in float64, but on tensor cores
 
 
 def bound(name: str, args: Sequence[Any], want: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ from pama_ops import _checks as check
 from pama_ops import _ops as ops
 from pama_ops._autograd import constant
 from pama_ops._dispatch import call
-from pama_ops.reference import of_own_tokens
+from pama_ops.reference.pama import by_sequence, of_own_tokens
 
 REDUCTIONS = ("token", "sequence", "gram", "batch")
 
@@ -151,8 +151,8 @@ def whiten(
     with agreement.all_ranks_raise(advantages, group, wait=check_values) as ranks:
         check_values = check.flag("check_values", check_values)
         x = check.floating("advantages", advantages)
-        by_sequence = x.dim() == 2 and cu_seqlens is None
-        if by_sequence:  # one row of B scores per objective
+        of_scores = x.dim() == 2 and cu_seqlens is None
+        if of_scores:  # one row of B scores per objective
             if mask is not None:
                 check.token_mask(mask, x.shape[1:], "advantages", x.device)
                 mask = mask.unsqueeze(0)
@@ -175,7 +175,7 @@ def whiten(
             )  # fmt: skip
     moments = moments.unsqueeze(0) if group is None else agreement.gathered(moments, group)
     out: Tensor = ops.whiten_apply(x, mask, cu_seqlens, moments, eps)
-    return constant("whiten", out.squeeze(1) if by_sequence else out, advantages, mask)
+    return constant("whiten", out.squeeze(1) if of_scores else out, advantages, mask)
 
 
 @overload
@@ -348,7 +348,7 @@ def pama_advantages(
             )
     if group is not None:
         statistics = agreement.gathered(statistics, group).sum(0)
-    if p is not None and p.dim() == 2 and reduction in ("gram", "batch"):
+    if by_sequence(p) and reduction in ("gram", "batch"):
         statistics = of_own_tokens(statistics, n, kind)
     combined, weights, optimum, active = ops.pama_combine(*tokens, statistics, *rule)
     by_gram = reduction == "gram"
